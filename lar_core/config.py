@@ -1,0 +1,229 @@
+"""What is run: a *condition* (what is masked, reconstructed, predicted) at a *profile* (how big) with a *seed*.
+
+Everything that changes a result is a field here, is validated here, and is written to `config.yaml` in the run folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .errors import LarError, unknown
+from .files import write_text
+
+MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze")
+RECONSTRUCTORS = ("none", "mae")
+HEADS = ("parallel",)
+PLACEMENTS = ("official", "wide", "counterfactual")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One point of the product space mask source × reconstructor × action head."""
+
+    name: str = "attention_mask"
+    mask_source: str = "attention"
+    reconstructor: str = "mae"
+    head: str = "parallel"
+    lambda_recon: float = 0.5  # L = L_action + lambda_recon * L_recon
+    mask_ratio: float = 0.25
+    mask_grid: str = "native"  # "native": the backbone's patches; "essay": the literal 14x14 grid with k = 49
+    mask_input: bool = False  # a second pass that cannot see the masked patches feeds the decoder
+    recon_target: str = "normalised"  # per-patch normalised pixels (MAE, section 4.1), or "raw" pixels
+    saliency_layers: int = 3  # the last so many layers of the language model
+    blind: bool = False  # every image is replaced by grey: the control that cannot see
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How big: model, data, training and evaluation. One profile is one column of the README's table."""
+
+    name: str = "tiny"
+    # Backbone. "tiny" builds a PaliGemma of these widths offline; anything else is a hub id or a folder.
+    backbone: str = "tiny"
+    image_size: int = 128  # pixels, agentview
+    wrist_size: int = 64  # pixels, eye-in-hand camera; 0 switches it off
+    patch_size: int = 16  # pixels
+    vision_width: int = 128
+    vision_layers: int = 3
+    text_width: int = 128
+    text_layers: int = 4
+    attention_heads: int = 4
+    # MAE decoder
+    decoder_width: int = 64
+    decoder_layers: int = 4
+    decoder_heads: int = 4
+    # Actions
+    proprio: bool = True
+    chunk: int = 8  # K actions predicted at once; K = 1 is the essay's literal setting
+    execute: int = 8  # how many of them are executed before the next inference
+    # Data
+    tasks: tuple[int, ...] = (5,)
+    placement: str = "official"
+    demos_per_task: int = 50
+    heldout_fraction: float = 0.1  # of episodes
+    recovery_noise: float = 0.3  # expert's action noise while recording; the clean action is the label
+    # Optimisation
+    samples: int = 24_000  # training samples seen; steps = samples / batch_size
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_fraction: float = 0.03
+    clip_norm: float = 1.0
+    checkpoint_every: int = 250  # steps
+    # Evaluation
+    episodes_per_task: int = 20
+    max_steps: int = 220
+    wait_steps: int = 10
+    environments: int = 2  # simulated at the same time, one process each
+    videos_per_task: int = 2
+    grounding_frames: int = 200
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A condition at a profile with a seed: everything that determines a run folder."""
+
+    condition: Condition = field(default_factory=Condition)
+    profile: Profile = field(default_factory=Profile)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def name(self) -> str:
+        return f"{self.condition.name}-{self.profile.name}-s{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.profile.samples // self.profile.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of every field: two runs with the same fingerprint were asked for the same thing."""
+        text = json.dumps(asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def save(self, path: Path | str) -> None:
+        """Write as YAML, atomically."""
+        write_text(path, yaml.safe_dump(json.loads(json.dumps(asdict(self))), sort_keys=False))
+
+    @classmethod
+    def load(cls, path: Path | str) -> RunConfig:
+        """Read what `save` wrote. Raises LarError for a file that is not a run configuration."""
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            return cls(condition=_build(Condition, data["condition"]), profile=_build(Profile, data["profile"]),
+                       seed=data["seed"])
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise LarError(f"{path} is not a run configuration ({error}): "
+                           "choose another --run-dir, or delete this file.") from error
+
+
+CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
+    Condition(name="action_only", mask_source="none", reconstructor="none"),
+    Condition(name="random_mask", mask_source="random"),
+    Condition(name="attention_mask", mask_source="attention"),
+    Condition(name="attention_mask_l01", mask_source="attention", lambda_recon=0.1),
+    Condition(name="attention_mask_l10", mask_source="attention", lambda_recon=1.0),
+    Condition(name="inverse_mask", mask_source="inverse_attention"),
+    Condition(name="gaze_mask", mask_source="gaze"),
+    Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
+)}
+
+_TINY = Profile()
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
+    replace(_TINY, name="micro", vision_width=32, vision_layers=2, text_width=32, text_layers=3, attention_heads=2,
+            decoder_width=32, decoder_layers=2, decoder_heads=2, image_size=64, wrist_size=32, demos_per_task=2,
+            heldout_fraction=0.5, samples=128, batch_size=8, checkpoint_every=8, episodes_per_task=2, max_steps=24,
+            videos_per_task=1, grounding_frames=16),
+    _TINY,
+    replace(_TINY, name="small", vision_width=256, vision_layers=4, text_width=192, text_layers=6,
+            attention_heads=6, decoder_width=128, decoder_heads=8, tasks=(2, 5, 8), samples=400_000, batch_size=64,
+            checkpoint_every=500, episodes_per_task=20, grounding_frames=600),
+)}
+
+
+def make_config(condition: str = "attention_mask", profile: str = "tiny", seed: int = 0, **changes: Any) -> RunConfig:
+    """Combine two presets and change single fields of either, e.g. `make_config("gaze_mask", samples=1000)`.
+
+    Raises LarError for an unknown preset or field, naming the nearest valid one.
+    """
+    if condition not in CONDITIONS:
+        raise unknown("condition", condition, CONDITIONS)
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    parts = {Condition: CONDITIONS[condition], Profile: PROFILES[profile]}
+    for name, value in changes.items():
+        owner = next((part for part in parts if name in _field_names(part) - {"name"}), None)
+        if owner is None:
+            raise unknown("setting", name, (_field_names(Condition) | _field_names(Profile)) - {"name"})
+        parts[owner] = replace(parts[owner], **{name: value})
+    return RunConfig(condition=parts[Condition], profile=parts[Profile], seed=seed)
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse, in one sentence, every value or combination that cannot mean anything."""
+    condition, profile = config.condition, config.profile
+    _check_types(condition), _check_types(profile)
+    for kind, name, choices in (
+        ("mask source", condition.mask_source, MASK_SOURCES),
+        ("reconstructor", condition.reconstructor, RECONSTRUCTORS),
+        ("action head", condition.head, HEADS),
+        ("mask grid", condition.mask_grid, ("native", "essay")),
+        ("reconstruction target", condition.recon_target, ("normalised", "raw")),
+        ("placement", profile.placement, PLACEMENTS),
+        *(("task", task, range(10)) for task in profile.tasks),
+    ):
+        if name not in choices:
+            raise unknown(kind, name, choices)
+    for wrong, sentence in _impossible(condition, profile):
+        if wrong:
+            raise LarError(sentence)
+
+
+def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
+    return [
+        ((condition.mask_source == "none") != (condition.reconstructor == "none"),
+         f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
+         f"{condition.reconstructor!r}: a reconstructor needs a mask, and a mask needs a reconstructor."),
+        (condition.blind and condition.reconstructor != "none",
+         "A blind policy has no image to reconstruct: set reconstructor and mask_source to 'none'."),
+        (not 0 < condition.mask_ratio < 1, f"mask_ratio is {condition.mask_ratio}, but must lie between 0 and 1."),
+        (condition.lambda_recon < 0, f"lambda_recon is {condition.lambda_recon}, but must not be negative."),
+        (profile.image_size % profile.patch_size != 0 or profile.wrist_size % profile.patch_size != 0,
+         f"image_size {profile.image_size} and wrist_size {profile.wrist_size} must be multiples of the patch size "
+         f"{profile.patch_size}."),
+        (not 1 <= profile.execute <= profile.chunk,
+         f"execute is {profile.execute}, but must be between 1 and the chunk length {profile.chunk}."),
+        (not profile.tasks, "No task was named: give at least one of the ten LIBERO-Spatial tasks, 0 to 9."),
+        (profile.demos_per_task < 2, "demos_per_task must be at least 2: one to train on and one to hold out."),
+        (not 1 <= condition.saliency_layers <= profile.text_layers,
+         f"saliency_layers is {condition.saliency_layers}, but the language model has {profile.text_layers} layers."),
+    ]
+
+
+def _check_types(part: Condition | Profile) -> None:
+    kinds = {"str": str, "int": int, "float": (int, float), "bool": bool, "tuple[int, ...]": tuple}
+    for spec in fields(part):
+        value = getattr(part, spec.name)
+        is_bool = isinstance(value, bool)
+        if not isinstance(value, kinds[spec.type]) or is_bool != (spec.type == "bool"):
+            raise LarError(f"{spec.name} is {value!r}, but must be of type {spec.type}.")
+
+
+def _field_names(part: type) -> set[str]:
+    return {spec.name for spec in fields(part)}
+
+
+def _build(part: type, values: dict) -> Any:
+    foreign = set(values) - _field_names(part)
+    if foreign:
+        raise unknown("setting", sorted(foreign)[0], _field_names(part))
+    return part(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -1,0 +1,147 @@
+"""From demonstration files to training batches.
+
+All frames are kept in memory as uint8 (about 80 KB a frame with both cameras and segmentation), so that a batch is one
+fancy index and no worker processes are needed. Which frames make batch number `step` is a function of (seed, step)
+alone, so a resumed run needs no sampler state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import LarError
+from .demos import PER_STEP, Episode, read_episodes
+from .stats import Stats, proprio
+
+_NOT_IN_SCENE = 255  # a segmentation number that no object has
+
+
+def load_split(paths: Sequence[Path | str], heldout_fraction: float, seed: int) -> tuple[list[Episode], list[Episode]]:
+    """Read demonstration files and split their episodes into (training, held-out), without no-op steps.
+
+    Of every file the same fraction is held out, but at least one episode, chosen by (seed, position of the file).
+    Raises LarError for a malformed file, and for one with fewer than two episodes.
+    """
+    train, heldout = [], []
+    for number, path in enumerate(paths):
+        episodes = [drop_noops(episode) for episode in read_episodes(path)]
+        if len(episodes) < 2:
+            raise LarError(f"{path} has {len(episodes)} episode, but one to train on and one to hold out are needed: "
+                           "record more with `lar demos`.")
+        count = min(max(1, round(heldout_fraction * len(episodes))), len(episodes) - 1)
+        chosen = set(np.random.default_rng([seed, number]).permutation(len(episodes))[:count].tolist())
+        for index, episode in enumerate(episodes):
+            (heldout if index in chosen else train).append(episode)
+    return train, heldout
+
+
+def drop_noops(episode: Episode) -> Episode:
+    """Leave out steps that neither move the hand (|a[:6]| < 1e-4) nor change the gripper command, as OpenVLA does."""
+    gripper = episode.actions[:, 6]
+    changed = np.diff(gripper, prepend=gripper[:1]) != 0
+    keep = (np.linalg.norm(episode.actions[:, :6], axis=1) >= 1e-4) | changed
+    if not keep.any():
+        raise LarError(f"A demonstration of {episode.instruction!r} never moves the robot: record it again.")
+    arrays = {name: getattr(episode, name) for name in PER_STEP}
+    return replace(episode, **{name: array[keep] for name, array in arrays.items() if array is not None})
+
+
+class DemoDataset:
+    """The frames of some episodes, in memory, each with the K actions that follow it.
+
+    stats: scales of the *training* episodes, for held-out episodes too. wrist_size 0 leaves the wrist camera out.
+    Raises LarError when there are no episodes, or when their images have another size than asked for: nothing is
+    resized silently.
+    """
+
+    def __init__(self, episodes: Sequence[Episode], stats: Stats, *, image_size: int, wrist_size: int, chunk: int):
+        if not episodes:
+            raise LarError("There are no demonstrations to make a data set of: record some with `lar demos`.")
+        self.chunk = chunk
+        self.images = _frames(episodes, "agentview_rgb", image_size, "image_size")  # (N, H, W, 3)
+        self.wrist = _frames(episodes, "eye_in_hand_rgb", wrist_size, "wrist_size") if wrist_size else None
+        self.actions = stats.normalise_actions(np.concatenate([episode.actions for episode in episodes]))  # (N, 7)
+        self.proprio = stats.normalise_proprio(np.concatenate(
+            [proprio(episode.ee_pos, episode.ee_ori, episode.gripper_states) for episode in episodes]))  # (N, 8)
+        self.instructions = [episode.instruction for episode in episodes]  # one an episode
+        lengths = [len(episode) for episode in episodes]
+        self.episode = np.repeat(np.arange(len(episodes)), lengths)  # (N,) which episode a frame belongs to
+        self.end = np.cumsum(lengths)[self.episode]  # (N,) the frame after the last one of the same episode
+        self.segmentation = None  # (N, H, W), only if every episode has it
+        if all(episode.segmentation is not None for episode in episodes):
+            self.segmentation = np.concatenate([episode.segmentation for episode in episodes])
+            self.region_numbers = np.array([_region_numbers(episode) for episode in episodes], dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor | list[str]]:
+        """The frames `indices` as tensors, B of them:
+
+        images (B,3,H,W) uint8; wrist (B,3,h,w) uint8 (absent if off); proprio (B,8) float32, normalised;
+        instructions: list of B sentences; actions (B,K,7) float32 in [-1,1]; action_pad (B,K) bool, True = beyond the
+        end of the episode, where the last action is repeated; regions (B,2,H,W) uint8, 0/1: the named object, the
+        other one of its kind (absent if an episode has no segmentation).
+        """
+        indices = np.asarray(indices)
+        steps, end = indices[:, None] + np.arange(self.chunk), self.end[indices][:, None]
+        batch: dict[str, Tensor | list[str]] = {
+            "images": _channels_first(self.images[indices]),
+            "proprio": torch.from_numpy(self.proprio[indices]),
+            "instructions": [self.instructions[episode] for episode in self.episode[indices]],
+            "actions": torch.from_numpy(self.actions[np.minimum(steps, end - 1)]),
+            "action_pad": torch.from_numpy(steps >= end),
+        }
+        if self.wrist is not None:
+            batch["wrist"] = _channels_first(self.wrist[indices])
+        if self.segmentation is not None:
+            numbers = self.region_numbers[self.episode[indices]][:, :, None, None]
+            batch["regions"] = torch.from_numpy((self.segmentation[indices][:, None] == numbers).astype(np.uint8))
+        return batch
+
+
+class FrameSampler:
+    """Endless epochs over n frames, each in a new order; batches may run across the border of two epochs."""
+
+    def __init__(self, n: int, batch_size: int, seed: int):
+        self.n, self.batch_size, self.seed = n, batch_size, seed
+        self._order = (-1, np.arange(0))  # (epoch, its order), only to save time
+
+    def batch_indices(self, step: int) -> list[int]:
+        """Frames of batch number `step` (0-based): a pure function of (seed, step)."""
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return [int(self._epoch(place // self.n)[place % self.n]) for place in places]
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n))
+        return self._order[1]
+
+
+def _frames(episodes: Sequence[Episode], name: str, size: int, setting: str) -> np.ndarray:
+    for episode in episodes:
+        frames = getattr(episode, name)
+        if frames is None:
+            raise LarError(f"The demonstrations have no {name} images: record them again, or set {setting} to 0.")
+        if frames.shape[1:3] != (size, size):
+            height, width = frames.shape[1:3]
+            raise LarError(f"The demonstrations' {name} images have {height}x{width} pixels, but {setting} is {size}: "
+                           f"record demonstrations of that size, or choose a profile with {setting} {height}.")
+    return np.concatenate([getattr(episode, name) for episode in episodes])
+
+
+def _region_numbers(episode: Episode) -> list[int]:
+    """Segmentation numbers of (named object, other one of its kind); _NOT_IN_SCENE where there is none."""
+    objects = list(episode.objects)
+    return [objects.index(name) + 1 if name in objects else _NOT_IN_SCENE
+            for name in (episode.target, episode.distractor)]
+
+
+def _channels_first(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

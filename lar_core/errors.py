@@ -1,0 +1,18 @@
+"""The one exception that is meant for people: a sentence that says what was wrong and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class LarError(Exception):
+    """Raised for every foreseeable failure; the command line prints it as one sentence and exits with code 2."""
+
+
+def unknown(kind: str, name: object, choices: Iterable[object]) -> LarError:
+    """Return (not raise) the error for a misspelt `name`, with the nearest valid choice."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return LarError(f"Unknown {kind} {str(name)!r}: {hint}Choose one of: {', '.join(names)}.")

@@ -1,0 +1,49 @@
+"""Latency: how long one policy step takes (image and instruction in, a chunk of actions out), saliency included.
+
+Neither this method nor its rivals reconstruct anything at inference: the decoder is a cost of training alone, and no
+speed-up of control follows from replacing a diffusion decoder by a single-pass one.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+
+from ..files import write_json
+from ..model.policy import Policy
+from ..run import Run
+from ..runtime import device_name
+
+WARM_UP = 5
+REPEATS = 50
+
+
+def measure_latency(run: Run, policy: Policy, repeats: int = REPEATS) -> dict:
+    """Time `policy.act` on one observation; writes and returns `latency.json` (milliseconds, per second)."""
+    profile = run.config.profile
+    batch = _one_observation(policy)
+    times = []
+    for _ in range(WARM_UP + repeats):
+        began = time.perf_counter()
+        policy.act(batch)
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - began))
+    p50, p95 = np.percentile(times[WARM_UP:], [50, 95])
+    result = {"device": device_name(), "dtype": str(policy.backbone.vlm.dtype).removeprefix("torch."), "n": repeats,
+              "p50_ms": float(p50), "p95_ms": float(p95), "replans_per_s": 1000 / float(p50),
+              "actions_per_s": 1000 / float(p50) * profile.execute, "chunk": profile.chunk,
+              "execute": profile.execute}
+    write_json(run.path / "latency.json", result)
+    return result
+
+
+def _one_observation(policy: Policy) -> dict:
+    profile, device = policy.profile, policy.device
+    def noise(size: int) -> torch.Tensor:
+        return torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device)
+    batch = {"images": noise(policy.backbone.image_size), "proprio": torch.zeros(1, 8, device=device),
+             "instructions": ["pick up the black bowl on the ramekin and place it on the plate"]}
+    return batch | ({"wrist": noise(profile.wrist_size)} if profile.wrist_size else {})

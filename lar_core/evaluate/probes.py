@@ -1,0 +1,195 @@
+"""What the trained policy knows about held-out demonstrations: actions, saliency, reconstruction, each beside baselines.
+
+Intervals are bootstrapped over episodes, because the frames of one episode are not independent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.dataset import DemoDataset, load_split
+from ..data.stats import Stats
+from ..files import atomic_path, write_json
+from ..model.actions import decode
+from ..model.losses import action_loss
+from ..model.mae import denormalise_patches, reconstruction_loss, unpatchify
+from ..model.masking import pixel_mask
+from ..model.policy import Policy, Reconstruction
+from ..run import Run
+from ..train import make_dataset, to_device
+from . import grounding
+from .statistics import bootstrap_mean
+
+BATCH = 32
+GALLERY = 6  # pictures
+
+
+@torch.no_grad()
+def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> dict:
+    """Measure `policy` on up to `grounding_frames` frames, evenly spread over the held-out episodes.
+
+    Writes `heldout.json` (returned) and `gallery.npz` (pictures for the report). Reconstruction is None for conditions
+    that reconstruct nothing, grounding is None for demonstrations without segmentation.
+    """
+    train_episodes, heldout_episodes = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
+    train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
+    frames = np.linspace(0, len(heldout) - 1, min(run.config.profile.grounding_frames, len(heldout))).round().astype(int)
+    measured = _measure(policy, heldout, frames)
+    mean_action = _mean_action(train)
+    result = {
+        "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
+        "action": _action(measured, mean_action, heldout.episode[frames]),
+        "reconstruction": _reconstruction(measured) if policy.decoder is not None else None,
+        "grounding": _grounding(measured, _object_prior(train, policy), heldout.episode[frames])
+        if "target" in measured else None,
+    }
+    write_json(run.path / "heldout.json", result)
+    _save_gallery(run, policy, heldout, frames[np.linspace(0, len(frames) - 1, GALLERY).round().astype(int)])
+    return result
+
+
+def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Run the policy over `frames`; every array has one row a frame, N in all."""
+    rows: dict[str, list] = {}
+    generator = torch.Generator().manual_seed(0)
+    grid = round(policy.backbone.patches**0.5)
+    for start in range(0, len(frames), BATCH):
+        batch = to_device(dataset.batch(frames[start : start + BATCH]), policy.device)
+        encoding = policy.encode(batch)
+        logits = policy.head(encoding.suffix)
+        values = {"predicted": decode(logits), "actions": batch["actions"], "padded": batch["action_pad"],
+                  "saliency": encoding.saliency,
+                  "entropy": torch.stack([action_loss(logits[i : i + 1], batch["actions"][i : i + 1],
+                                                      batch["action_pad"][i : i + 1]) for i in range(len(logits))])}
+        if policy.decoder is not None:
+            values |= _recon_losses(policy.reconstruct(batch, encoding, generator))
+        if "regions" in batch:
+            regions = batch["regions"].cpu().numpy()
+            values["target"] = grounding.patch_coverage(regions[:, 0], (grid, grid))
+            values["distractor"] = grounding.patch_coverage(regions[:, 1], (grid, grid))
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
+    return {name: np.concatenate(value) for name, value in rows.items()}
+
+
+def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
+    """Loss (N,) of the decoder, of the image's mean visible patch, and of interpolation between visible patches."""
+    guesses = {"recon": recon.prediction, "recon_mean_patch": mean_patch(recon.target, recon.mask),
+               "recon_neighbours": neighbours(recon.target, recon.mask)}
+    return {name: torch.stack([reconstruction_loss(guess[i], recon.target[i], recon.mask[i])
+                               for i in range(len(guess))]) for name, guess in guesses.items()}
+
+
+def mean_patch(target: Tensor, mask: Tensor) -> Tensor:
+    """Guess every patch as the mean of the image's visible patches; target (B, P, C), mask (B, P), True = masked."""
+    visible = (~mask).to(target.dtype)[..., None]
+    return ((target * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)).expand_as(target)
+
+
+def neighbours(target: Tensor, mask: Tensor) -> Tensor:
+    """Guess every patch by interpolating between the visible ones, weighted by 1 / distance^4 (in patches)."""
+    grid = round(mask.shape[1] ** 0.5)
+    line = torch.arange(grid, device=mask.device, dtype=target.dtype)
+    places = torch.cartesian_prod(line, line)  # (P, 2)
+    weight = torch.cdist(places, places).clamp_min(0.5) ** -4  # (P, P)
+    weight = weight[None] * (~mask)[:, None].to(target.dtype)  # (B, P to guess, P visible)
+    return weight @ target / weight.sum(dim=-1, keepdim=True)
+
+
+def _mean_action(train: DemoDataset) -> np.ndarray:
+    """The mean normalised action of the training frames, (7,); the gripper takes the commoner command."""
+    mean = train.actions.mean(axis=0)
+    mean[6] = np.sign(mean[6]) or 1.0
+    return mean
+
+
+def _action(measured: dict, mean_action: np.ndarray, episode: np.ndarray) -> dict:
+    """Mean absolute error of the normalised actions over the chunk, beside that of the mean training action."""
+    valid = ~measured["padded"][..., None]
+    def error(guess: np.ndarray) -> np.ndarray:  # (N,)
+        absolute = np.abs(guess - measured["actions"]) * valid
+        return absolute.sum(axis=(1, 2)) / (valid.sum(axis=(1, 2)) * measured["actions"].shape[-1])
+    return {"frames": len(episode), "episodes": len(np.unique(episode)),
+            "l1": _interval(error(measured["predicted"]), episode),
+            "l1_mean_action": _interval(error(mean_action), episode),
+            "cross_entropy": float(measured["entropy"].mean())}
+
+
+def _reconstruction(measured: dict) -> dict:
+    return {"frames": len(measured["recon"]), "loss": float(measured["recon"].mean()),
+            "mean_patch": float(measured["recon_mean_patch"].mean()),
+            "neighbours": float(measured["recon_neighbours"].mean())}
+
+
+def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
+    """Where the named object was in the training frames on average, (P,)."""
+    grid = round(policy.backbone.patches**0.5)
+    frames = np.linspace(0, len(train) - 1, min(500, len(train))).round().astype(int)
+    regions = train.batch(frames)["regions"][:, 0].numpy()
+    return grounding.mean_map(grounding.patch_coverage(regions, (grid, grid)))
+
+
+def _grounding(measured: dict, prior: np.ndarray, episode: np.ndarray) -> dict:
+    """Each metric for the model's saliency and for three maps that never look at the image."""
+    target, distractor = measured["target"], measured["distractor"]
+    grid = (round(target.shape[1] ** 0.5),) * 2
+    shape = target.shape
+    maps = {"model": measured["saliency"], "uniform": np.full(shape, 1 / shape[1]),
+            "centre": np.broadcast_to(grounding.centre_map(grid), shape), "mean_map": np.broadcast_to(prior, shape)}
+    metrics = {"aos": grounding.aos, "auc": grounding.auc,
+               "pointing": lambda saliency, cover: grounding.pointing(saliency, cover, grid),
+               "target_minus_distractor": lambda saliency, cover: grounding.target_minus_distractor(
+                   saliency, cover, distractor)}
+    def score(metric: str, name: str) -> np.ndarray:
+        if (metric, name) == ("aos", "uniform"):
+            return grounding.aos_uniform(target)
+        return metrics[metric](maps[name], target)
+    return {"frames": shape[0], "episodes": len(np.unique(episode)),
+            **{metric: {name: _interval(score(metric, name), episode) for name in maps} for metric in metrics}}
+
+
+def _interval(values: np.ndarray, episode: np.ndarray) -> dict[str, float] | None:
+    """Mean of episode means with its bootstrap interval; None where no frame could be measured."""
+    means = [np.nanmean(values[episode == e]) for e in np.unique(episode) if not np.isnan(values[episode == e]).all()]
+    if not means:
+        return None
+    interval = bootstrap_mean(means)
+    low, high = (interval.low, interval.high) if np.isfinite(interval.low) else (None, None)
+    return {"mean": interval.value, "low": low, "high": high}
+
+
+def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:
+    """Pictures for the report; see docs/results.md for the arrays."""
+    batch = to_device(dataset.batch(frames), policy.device)
+    encoding = policy.encode(batch)
+    saliency = encoding.saliency.cpu().numpy()
+    arrays = {"saliency_images": dataset.images[frames], "saliency_maps": saliency,
+              "saliency_instructions": np.array(batch["instructions"]),
+              "saliency_masks": grounding.top_patches(saliency)}
+    if "regions" in batch:
+        arrays["saliency_regions"] = batch["regions"].cpu().numpy()
+    if policy.decoder is not None:
+        recon = policy.reconstruct(batch, encoding, torch.Generator().manual_seed(0))
+        arrays["panels"] = reconstruction_panels(policy, recon)
+    with atomic_path(run.path / "gallery.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def reconstruction_panels(policy: Policy, recon: Reconstruction) -> np.ndarray:
+    """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8.
+
+    A decoder of normalised targets does not predict a patch's brightness and contrast: they are taken from the original.
+    """
+    predicted = recon.prediction
+    if policy.condition.recon_target == "normalised":
+        predicted = denormalise_patches(predicted, recon.pixels)
+    original, predicted = unpatchify(recon.pixels, policy.grid), unpatchify(predicted, policy.grid)
+    hidden = pixel_mask(recon.mask, original.shape[-1])
+    panels = torch.stack([original, original.masked_fill(hidden, 0.0), predicted,
+                          torch.where(hidden, predicted, original)], dim=1)  # (B, 4, 3, H, W)
+    pixels = ((panels + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()

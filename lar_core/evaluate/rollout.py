@@ -1,0 +1,197 @@
+"""Rollouts: the trained policy acts in the scene, on the init states kept for evaluation.
+
+Protocol: 10 wait steps, at most 220 control steps at 20 Hz, `execute` actions of each predicted chunk before the next
+inference, success by LIBERO's own predicate. Several environments run at once, one process each; one JSON line an
+episode. An exception stops the evaluation with its traceback (it is never counted as a failure); what was done is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode
+from tqdm import tqdm
+
+from ..config import Profile
+from ..data.stats import Stats, proprio
+from ..errors import LarError
+from ..files import append_jsonl, atomic_path, read_jsonl
+from ..model.policy import Policy
+from ..run import Run
+from ..sim.env import SpatialEnv, instruction
+from ..sim.placements import evaluation_scenes, success
+from ..view.figures import frame_with_saliency
+
+INSTRUCTIONS = ("right", "blank", "swapped")
+BLANK = "."  # the shortest sentence that is not empty
+FPS = 20
+
+
+class EpisodeEnv(gymnasium.Wrapper):
+    """A SpatialEnv whose `reset(seed=i)` sets up evaluation scene number i and whose success is that scene's own.
+
+    After success it stands still, so that the environments beside it can finish their episodes.
+    """
+
+    def __init__(self, task: int, placement: str, profile: Profile):
+        super().__init__(SpatialEnv(task, image_size=profile.image_size, wrist_size=profile.wrist_size))
+        self.scenes = evaluation_scenes(task, placement)
+        self.wait_steps = profile.wait_steps
+
+    def reset(self, *, seed: int, options: dict | None = None):
+        """Start evaluation scene number `seed`."""
+        self.scene = self.scenes[seed]
+        self.done = False
+        self.last, info = self.env.reset(seed=self.scene.seed, options={"init_state": self.scene.init_state,
+                                                                       "wait_steps": self.wait_steps})
+        return self.last, info
+
+    def step(self, action: np.ndarray):
+        """Move until success, then stand still."""
+        if not self.done:
+            self.last, *_ = self.env.step(action)
+            self.done = success(self.env, self.scene)
+        return self.last, float(self.done), self.done, False, {}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One policy under one instruction at one task: a row of the results table."""
+
+    policy: str
+    instruction: str  # one of INSTRUCTIONS
+    placement: str
+    task: int
+
+    def sentence(self, scene_instruction: str) -> str:
+        """What the policy is told. `swapped` names the bowl of the task three further on."""
+        if self.instruction == "blank":
+            return BLANK
+        return instruction((self.task + 3) % 10) if self.instruction == "swapped" else scene_instruction
+
+
+def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str, ...] = ("right",),
+             placement: str | None = None) -> list[dict]:
+    """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
+
+    Returns all rows of `rollouts.jsonl`.
+    """
+    profile = run.config.profile
+    placement = placement or profile.placement
+    path = run.path / "rollouts.jsonl"
+    for task in profile.tasks:
+        trials = [Trial(run.config.condition.name, kind, placement, task) for kind in instructions]
+        scenes = evaluation_scenes(task, placement)
+        if profile.episodes_per_task > len(scenes):
+            raise LarError(f"episodes_per_task is {profile.episodes_per_task}, but task {task} has {len(scenes)} "
+                           f"evaluation scenes with {placement} placements: ask for at most that many.")
+        todo = [(trial, episodes) for trial in trials
+                if (episodes := missing_episodes(path, trial, profile.episodes_per_task))]
+        if not todo:
+            continue
+        with vector_env(task, placement, profile) as envs:
+            for trial, episodes in todo:
+                _run_trial(run, Actor(policy, stats, profile), envs, trial, scenes, episodes)
+    return read_jsonl(path)
+
+
+def missing_episodes(path: Path, trial: Trial, episodes: int) -> list[int]:
+    """Episode numbers of `trial` that `rollouts.jsonl` does not have yet."""
+    key = vars(trial)
+    done = {row["episode"] for row in read_jsonl(path) if key.items() <= row.items()}
+    return [episode for episode in range(episodes) if episode not in done]
+
+
+@contextmanager
+def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVectorEnv]:
+    """Several EpisodeEnvs, one process each."""
+    envs = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * profile.environments, context="spawn",
+                          autoreset_mode=AutoresetMode.DISABLED)
+    try:
+        yield envs
+    finally:
+        envs.close()
+
+
+class Actor:
+    """Holds, for every environment, the rest of the chunk that it is executing."""
+
+    def __init__(self, policy: Policy, stats: Stats, profile: Profile):
+        self.policy, self.stats, self.profile = policy, stats, profile
+
+    def plan(self, observation: dict, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Predict for n environments: actions as commanded (n, K, 7), saliency (n, P)."""
+        actions, saliency = self.policy.act(observation_batch(observation, sentences, self.stats, self.policy))
+        return self.stats.denormalise_actions(actions.cpu().numpy()), saliency.cpu().numpy()
+
+
+def observation_batch(observation: dict, sentences: list[str], stats: Stats, policy: Policy) -> dict:
+    """Observations of n environments -> the policy's batch (see `lar_core.model.policy`)."""
+    def pixels(name: str) -> torch.Tensor:
+        return torch.from_numpy(observation[name]).permute(0, 3, 1, 2).to(policy.device)
+    own = proprio(observation["ee_pos"], observation["ee_ori"], observation["gripper_states"])
+    batch = {"images": pixels("agentview_rgb"), "instructions": sentences,
+             "proprio": torch.from_numpy(stats.normalise_proprio(own)).to(policy.device)}
+    if "eye_in_hand_rgb" in observation:
+        batch["wrist"] = pixels("eye_in_hand_rgb")
+    return batch
+
+
+def _run_trial(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes: list, episodes: list[int]) -> None:
+    label = f"{trial.policy}, {trial.instruction} instruction, task {trial.task}"
+    with tqdm(total=len(episodes), desc=label, unit="episode") as bar:
+        for start in range(0, len(episodes), envs.num_envs):
+            wave = episodes[start : start + envs.num_envs]
+            for row in _run_wave(run, actor, envs, trial, scenes, wave):
+                append_jsonl(run.path / "rollouts.jsonl", row)
+                bar.update()
+
+
+def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes: list, wave: list[int]) -> list[dict]:
+    """Run up to `num_envs` episodes side by side; surplus environments repeat the last one and are not counted."""
+    began = time.perf_counter()
+    padded = wave + wave[-1:] * (envs.num_envs - len(wave))
+    sentences = [trial.sentence(scenes[episode].instruction) for episode in padded]
+    observation, _ = envs.reset(seed=padded)
+    steps = np.full(len(padded), actor.profile.max_steps)
+    finished = np.zeros(len(padded), dtype=bool)
+    films: list[list[np.ndarray]] = [[] for _ in padded]
+    for step in range(actor.profile.max_steps):
+        place = step % actor.profile.execute
+        if place == 0:
+            chunk, saliency = actor.plan(observation, sentences)
+        observation, _, done, _, _ = envs.step(chunk[:, place])
+        steps[done & ~finished] = step + 1
+        for i, episode in enumerate(wave):
+            if episode < actor.profile.videos_per_task and not finished[i]:
+                films[i].append(_frame(observation, i, saliency[i], sentences[i]))
+        finished |= done
+        if finished[: len(wave)].all():
+            break
+    seconds = (time.perf_counter() - began) / len(wave)
+    return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(finished[i]),
+             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i],
+             "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
+
+
+def _frame(observation: dict, i: int, saliency: np.ndarray, sentence: str) -> np.ndarray:
+    wrist = observation["eye_in_hand_rgb"][i] if "eye_in_hand_rgb" in observation else None
+    return frame_with_saliency(observation["agentview_rgb"][i], saliency, wrist, sentence)
+
+
+def _save_film(run: Run, trial: Trial, episode: int, frames: list[np.ndarray]) -> str | None:
+    if not frames:
+        return None
+    name = f"rollouts/{trial.policy}-{trial.instruction}-{trial.placement}-task{trial.task}-{episode:02d}.mp4"
+    with atomic_path(run.path / name) as temporary:
+        imageio.mimsave(temporary, frames, fps=FPS, macro_block_size=2)
+    return name

@@ -1,0 +1,88 @@
+"""How sure one may be: intervals, paired tests, and what a comparison of this size could have detected at all.
+
+Thin wrappers round scipy. A difference is called *detected* or *not detected*, never "none": an interval always says
+what remains possible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+Z_POWER_80 = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)  # two-sided alpha 0.05, power 0.8
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % confidence interval from n observations."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Success rate with Wilson's interval. Raises ValueError unless 0 <= successes <= n and n > 0."""
+    low, high = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    return Interval(successes / n, float(low), float(high), n)
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
+    """Mean with a percentile bootstrap interval over independent units (pass episode means, not frames).
+
+    With fewer than two values there is nothing to resample: the interval is then infinite.
+    """
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return Interval(float(values.mean()), -np.inf, np.inf, len(values))
+    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def difference_unpaired(successes_a: int, n_a: int, successes_b: int, n_b: int) -> Interval:
+    """Rate a - rate b with Newcombe's interval (1998, method 10: built from the two Wilson intervals)."""
+    a, b = wilson(successes_a, n_a), wilson(successes_b, n_b)
+    value = a.value - b.value
+    low = value - np.hypot(a.value - a.low, b.high - b.value)
+    high = value + np.hypot(a.high - a.value, b.value - b.low)
+    return Interval(value, float(low), float(high), min(n_a, n_b))
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
+    """Exact two-sided p value of McNemar's test on paired outcomes (same init states, same order).
+
+    Raises ValueError for unequal lengths. Only pairs with different outcomes count; without any, p = 1.
+    """
+    a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if a.shape != b.shape:
+        raise ValueError(f"Paired outcomes must have equal lengths, not {len(a)} and {len(b)}.")
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def detectable_unpaired(n: int, p: float = 0.5) -> float:
+    """Smallest difference of two rates near p that n rollouts an arm detect (80 % power, alpha .05, normal approx.)."""
+    return float(min(1.0, Z_POWER_80 * np.sqrt(2 * p * (1 - p) / n)))
+
+
+def detectable_paired(n: int, discordant: float = 0.2) -> float:
+    """The same for n pairs, if a share `discordant` of the pairs has different outcomes (normal approximation)."""
+    return float(min(1.0, Z_POWER_80 * np.sqrt(discordant / n)))
+
+
+def describe_difference(name_a: str, a: Sequence[bool], name_b: str, b: Sequence[bool]) -> str:
+    """One plain sentence on paired outcomes a and b (same init states, same order): detected or not, n, interval, p."""
+    difference, p = bootstrap_mean(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)), mcnemar(a, b)
+    counts = f"{int(np.sum(a))}/{len(a)} against {int(np.sum(b))}/{len(b)}"
+    numbers = (f"{counts}, difference {difference.value:+.0%}, 95 % interval {difference.low:+.0%} to "
+               f"{difference.high:+.0%}, exact McNemar p = {p:.2g}, {difference.n} paired rollouts")
+    if p < 0.05:
+        return f"{name_a} is {'more' if difference.value > 0 else 'less'} successful than {name_b}: {numbers}."
+    least = detectable_unpaired(len(a))
+    return (f"A difference between {name_a} and {name_b} was not detected: {numbers}; "
+            f"so few rollouts can miss differences of up to about {least:.0%}.")

@@ -1,0 +1,75 @@
+"""Files that are either whole or absent: every write goes to a temporary name first and is then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import LarError
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path (for a file or a folder) beside `path`; on success it replaces `path`, on any failure it is removed.
+
+    Raises LarError when the disk is full, so that the cause is named instead of half a file being left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept because writers such as imageio choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise LarError(f"The disk is full while writing {path}: free some space and run the same command again; "
+                           "what was finished before is kept.") from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write `text` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: object) -> None:
+    """Write `value` as indented JSON, atomically; NaN is refused because other readers would choke on it."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def append_jsonl(path: Path | str, row: dict) -> None:
+    """Append one JSON line and flush it to disk, so that a kill loses at most the line being written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_jsonl(path: Path | str) -> list[dict]:
+    """Read JSON lines; a last line cut short by a kill is dropped, any other damage is an error."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise LarError(f"{path}, line {number}, is not JSON ({error.msg}): remove that line or the file.") from error
+    return rows

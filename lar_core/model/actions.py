@@ -1,0 +1,42 @@
+"""Actions as tokens: 256 equal bins per degree of freedom over the normalised range [-1, 1] (as in RT-2 and OpenVLA).
+
+Order of the seven: dx, dy, dz, droll, dpitch, dyaw, gripper (-1 opens, +1 closes). Normalisation by quantiles happens
+in `lar_core.data.stats`; this file only bins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+DOF = 7
+BINS = 256
+GRIPPER = 6
+
+
+def to_bins(actions: Tensor) -> Tensor:
+    """actions (..., 7) in [-1, 1] -> bins (..., 7), int64 in [0, 256)."""
+    return ((actions + 1) * (BINS / 2)).floor().long().clamp(0, BINS - 1)
+
+
+def bin_centres(bins: Tensor) -> Tensor:
+    """bins (..., 7) -> actions (..., 7), at most half a bin (1/256) from what was binned; the gripper is -1 or +1."""
+    actions = (bins.float() + 0.5) * (2 / BINS) - 1
+    return _with_binary_gripper(actions)
+
+
+def decode(logits: Tensor, window: int = 6) -> Tensor:
+    """logits (B, K, 7, 256) -> actions (B, K, 7): the mean over the bins within `window` of the likeliest one.
+
+    Finer than the likeliest bin alone, and unlike the mean over all bins it does not average two modes.
+    """
+    best = logits.argmax(dim=-1, keepdim=True)  # (B, K, 7, 1)
+    index = torch.arange(BINS, device=logits.device)
+    near = (index - best).abs() <= window
+    weight = logits.float().masked_fill(~near, float("-inf")).softmax(dim=-1)
+    return _with_binary_gripper((weight * (index + 0.5)).sum(-1) * (2 / BINS) - 1)
+
+
+def _with_binary_gripper(actions: Tensor) -> Tensor:
+    gripper = torch.where(actions[..., GRIPPER:] < 0, -1.0, 1.0)
+    return torch.cat([actions[..., :GRIPPER], gripper.to(actions.dtype)], dim=-1)

@@ -1,0 +1,140 @@
+"""The policy: backbone -> saliency -> mask -> decoder -> loss, and backbone -> head -> actions.
+
+Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); wrist uint8 (B, 3, h, w); proprio
+(B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
+(B, 2, H, W), pixels of the named object and of the other bowl.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..config import Condition, Profile, RunConfig
+from ..errors import LarError
+from .actions import decode
+from .backbone import Backbone, Encoding, load_backbone
+from .heads import HEADS
+from .losses import action_loss
+from .mae import MAEDecoder, normalise_patches, patchify, reconstruction_loss
+from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
+
+
+@dataclass
+class Reconstruction:
+    """mask (B, P) bool, True = masked; prediction and target (B, P, 3pp); pixels (B, P, 3pp), the raw target."""
+
+    mask: Tensor
+    prediction: Tensor
+    target: Tensor
+    pixels: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return reconstruction_loss(self.prediction, self.target, self.mask)
+
+
+class Policy(nn.Module):
+    """A backbone, an action head and, where the condition asks for one, a reconstruction decoder."""
+
+    def __init__(self, backbone: Backbone, condition: Condition, profile: Profile):
+        super().__init__()
+        self.condition, self.profile = condition, profile
+        self.backbone = backbone
+        self.head = HEADS[condition.head](width=backbone.width, chunk=profile.chunk, proprio=profile.proprio)
+        self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
+        self.patch_size = ESSAY_PATCH if condition.mask_grid == "essay" else backbone.image_size // self.grid
+        self.decoder = None
+        if condition.reconstructor == "mae":
+            self.decoder = MAEDecoder(grid=self.grid, patch_size=self.patch_size, feature_width=backbone.width,
+                                      width=profile.decoder_width, layers=profile.decoder_layers,
+                                      heads=profile.decoder_heads)
+
+    @property
+    def device(self) -> torch.device:
+        return self.backbone.vlm.device
+
+    def forward(self, batch: dict, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Losses of a batch: `loss` = L_action + lambda * L_recon, with `action` and `recon` (0 without a decoder)."""
+        encoding = self.encode(batch, saliency=self.decoder is not None)
+        action = action_loss(self.head(encoding.suffix), batch["actions"], batch["action_pad"])
+        if self.decoder is None:
+            return {"loss": action, "action": action, "recon": torch.zeros_like(action)}
+        recon = self.reconstruct(batch, encoding, generator).loss
+        return {"loss": action + self.condition.lambda_recon * recon, "action": action, "recon": recon}
+
+    def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None) -> Encoding:
+        """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey."""
+        images = self.see(batch["images"])
+        if hidden is not None:
+            images = images.masked_fill(hidden, 0.0)
+        wrist = self.backbone.image_tokens(self.see(batch["wrist"])) if "wrist" in batch else None
+        suffix = self.head.suffix(wrist, batch["proprio"], len(images))
+        return self.backbone.encode(images, batch["instructions"], suffix, saliency=saliency)
+
+    def see(self, images: Tensor) -> Tensor:
+        """uint8 pixels -> [-1, 1], as SigLIP's processor does; a blind policy gets mid-grey (0) everywhere."""
+        images = images.to(torch.float32) / 127.5 - 1
+        return torch.zeros_like(images) if self.condition.blind else images
+
+    def reconstruct(self, batch: dict, encoding: Encoding, generator: torch.Generator | None = None) -> Reconstruction:
+        """Choose the mask and reconstruct what it hides."""
+        mask = make_mask(self.condition.mask_source, saliency=area_resample(encoding.saliency, self.grid),
+                         coverage=self.coverage(batch), ratio=self.condition.mask_ratio, generator=generator)
+        if self.condition.mask_input:
+            hidden = pixel_mask(mask, self.backbone.image_size)
+            encoding = self.encode(batch, saliency=False, hidden=hidden)
+        prediction = self.decoder(area_resample(encoding.patches, self.grid), mask)
+        pixels = self.target_pixels(batch["images"])
+        target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
+        return Reconstruction(mask, prediction, target, pixels)
+
+    def target_pixels(self, images: Tensor) -> Tensor:
+        """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""
+        size = self.grid * self.patch_size
+        images = self.see(images)
+        if images.shape[-1] != size:
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return patchify(images, self.grid)
+
+    def coverage(self, batch: dict) -> Tensor | None:
+        """Share of each mask-grid patch (B, P) that the named object covers; None without segmentation."""
+        if "regions" not in batch:
+            return None
+        pixels = batch["regions"][:, 0].flatten(1).float()  # (B, H*W)
+        return area_resample(pixels, self.grid)
+
+    @torch.no_grad()
+    def act(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
+        encoding = self.encode(batch)
+        return decode(self.head(encoding.suffix)), encoding.saliency
+
+    def save(self, path: Path) -> None:
+        """Write all weights as safetensors."""
+        tied = {"backbone.vlm.lm_head.weight"}  # the same tensor as the token embedding
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items() if name not in tied}
+        save_file(state, path)
+
+    def load(self, path: Path) -> None:
+        """Read what `save` wrote. Raises LarError when the file is damaged or of another model."""
+        try:
+            state = load_file(path)
+            state["backbone.vlm.lm_head.weight"] = state["backbone.vlm.model.language_model.embed_tokens.weight"]
+            self.load_state_dict(state)
+        except (SafetensorError, KeyError, RuntimeError, OSError) as error:
+            raise LarError(f"The checkpoint {path} is damaged or belongs to another model "
+                           f"({str(error).splitlines()[0]}): delete its folder to go on from the one before.") from error
+
+
+def make_policy(config: RunConfig, backbone: str | Path) -> Policy:
+    """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Policy(load_backbone(backbone, config.condition.saliency_layers), config.condition, config.profile)

@@ -1,0 +1,117 @@
+"""Saliency: where the instruction looks.
+
+PaliGemma is a prefix language model: image and instruction tokens attend to each other freely. The slice
+[instruction rows x image columns] of that self-attention plays the part of cross-attention, and it exists before any
+action is decoded. `SaliencyTap` reads this slice, and only this slice, beside the fused SDPA kernel:
+
+    with SaliencyTap(layers=(15, 16, 17), image_tokens=256, text_tokens=12) as tap:
+        model(...)
+    saliency = mean_attention(tap.attention, instruction_mask)        # (B, P), every row sums to 1
+
+A differentiable tap must stay on until the backward pass is done when gradient checkpointing is used: the recomputed
+layer has to run the same operations as the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+ATTENTION = "sdpa_with_saliency_tap"
+_active: SaliencyTap | None = None
+
+
+class SaliencyTap:
+    """Put on around a forward pass; captures softmax(QK^T) of the text rows and image columns of the chosen layers.
+
+    Args:
+        layers: indices of the language model's layers to read.
+        image_tokens: P; image tokens are the first P positions of the sequence.
+        text_tokens: L; text tokens are the L positions after them (padding included).
+        differentiable: keep the graph, so that a loss on the saliency reaches the weights.
+    """
+
+    def __init__(self, *, layers: Iterable[int], image_tokens: int, text_tokens: int, differentiable: bool = False):
+        self.layers = tuple(layers)
+        self.image_tokens = image_tokens
+        self.text_tokens = text_tokens
+        self.differentiable = differentiable
+        self._captured: dict[int, Tensor] = {}
+
+    def __enter__(self) -> SaliencyTap:
+        global _active
+        if _active is not None:
+            raise RuntimeError("A SaliencyTap is already on: leave it before entering another.")
+        _active = self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        global _active
+        _active = None
+
+    @property
+    def attention(self) -> Tensor:
+        """Captured attention (B, N layers, H heads, L text rows, P image columns), fp32."""
+        missing = set(self.layers) - set(self._captured)
+        if missing:
+            raise RuntimeError(f"Layers {sorted(missing)} did not run while the tap was on (or are not tapped: load "
+                               f"the model with attn_implementation={ATTENTION!r}).")
+        return torch.stack([self._captured[layer] for layer in self.layers], dim=1)
+
+    def read(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+        """Capture one layer. A layer recomputed by gradient checkpointing runs again but is not stored again."""
+        if layer not in self.layers:
+            return
+        with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+            attention = text_rows(query, key, mask, scaling, self.image_tokens, self.text_tokens)
+        self._captured.setdefault(layer, attention)
+
+
+def text_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, image_tokens: int,
+              text_tokens: int) -> Tensor:
+    """softmax over *all* keys for the text rows only, image columns kept: (B, H, L, P) in fp32.
+
+    query (B, H, S, d), key (B, H_kv, S, d) with H a multiple of H_kv (grouped-query attention), mask (B, 1, S, S):
+    bool with True = may attend, or additive float.
+    """
+    if mask is None:
+        raise RuntimeError("The tap needs the prefix mask: pass token_type_ids and attention_mask to the model.")
+    rows = slice(image_tokens, image_tokens + text_tokens)
+    batch, heads, _, width = query.shape
+    groups = key.shape[1]
+    q = query[:, :, rows].float().reshape(batch, groups, heads // groups, text_tokens, width)
+    scores = torch.einsum("bgrld,bgsd->bgrls", q, key.float()) * scaling
+    allowed = mask[:, :, rows, : key.shape[2]].unsqueeze(2)  # (B, 1, 1, L, S)
+    if allowed.dtype == torch.bool:
+        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + allowed.float()
+    attention = scores.softmax(dim=-1)[..., :image_tokens]
+    return attention.reshape(batch, heads, text_tokens, image_tokens)
+
+
+def mean_attention(attention: Tensor, instruction_mask: Tensor) -> Tensor:
+    """The literal aggregation: mean over layers, heads and instruction tokens, then normalised.
+
+    attention (B, N, H, L, P); instruction_mask (B, L), True for the instruction's own tokens (BOS, newline and padding
+    are attention sinks and left out). Returns saliency (B, P), every row sums to 1.
+    """
+    weight = instruction_mask.to(attention.dtype)
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    saliency = torch.einsum("bnhlp,bl->bp", attention, weight)
+    return saliency / saliency.sum(dim=1, keepdim=True)
+
+
+def _sdpa_with_tap(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    if _active is not None:
+        _active.read(module.layer_idx, query, key, attention_mask, scaling)
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+
+AttentionInterface.register(ATTENTION, _sdpa_with_tap)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,140 @@
+"""The run folder: the one thing that passes between commands, notebooks, sessions and machines.
+
+    config.yaml                what was asked for
+    backbone/                  the untrained backbone (tiny profiles only), in transformers' own format
+    stats.json                 normalisation of actions and proprioception
+    checkpoints/step_000250/   model.safetensors, trainer.pt (optimiser and step), complete only when renamed
+    metrics.jsonl              one line a logged training step
+    rollouts.jsonl, rollouts/  one line an episode; videos
+    results.json, report.html
+
+Each step reads what it needs from here and skips what is already done.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+from .config import RunConfig
+from .errors import LarError
+
+RUNS = Path("runs")
+DATA = Path("data")
+
+
+class Run:
+    """A run folder and its configuration."""
+
+    def __init__(self, path: Path, config: RunConfig):
+        self.path = path
+        self.config = config
+
+    @classmethod
+    def open(cls, config: RunConfig, path: Path | str | None = None) -> Run:
+        """Open or create the folder for `config` (default: runs/<name>).
+
+        Raises LarError when the folder belongs to another configuration, naming the first difference.
+        """
+        path = Path(path) if path else RUNS / config.name
+        existing = path / "config.yaml"
+        if existing.exists():
+            _refuse_other(RunConfig.load(existing), config, path)
+        elif path.exists() and any(path.iterdir()):
+            raise LarError(f"{path} is not empty and has no config.yaml: choose another --run-dir.")
+        else:
+            config.save(existing)
+        return cls(path, config)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Run:
+        """Open an existing run folder. Raises LarError when there is none."""
+        path = Path(path)
+        if not (path / "config.yaml").exists():
+            raise LarError(f"There is no run in {path}: make one with `lar train --run-dir {path}`.")
+        return cls(path, RunConfig.load(path / "config.yaml"))
+
+    @property
+    def backbone(self) -> Path:
+        return self.path / "backbone"
+
+    @property
+    def stats(self) -> Path:
+        return self.path / "stats.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(path for path in (self.path / "checkpoints").glob("step_*") if path.is_dir())
+
+    @property
+    def final_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / f"step_{self.config.steps:06d}"
+
+    @property
+    def trained(self) -> bool:
+        return self.final_checkpoint.exists()
+
+
+def provenance() -> dict[str, str]:
+    """Versions, machine and commit that a result was made with."""
+    packages = ("torch", "transformers", "numpy", "mujoco", "robosuite", "libero")
+    versions = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
+    return {"commit": _commit(), "python": platform.python_version(), "machine": _processor(), **versions}
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _processor() -> str:
+    """The processor's model name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The checkout's commit, with '+' when files differ from it; 'unknown' outside a checkout."""
+    here = Path(__file__).parent
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _refuse_other(old: RunConfig, new: RunConfig, path: Path) -> None:
+    if old == new:
+        return
+    before, after = _flat(old), _flat(new)
+    name = next(name for name in after if before[name] != after[name])
+    raise LarError(f"{path} holds a run of another configuration ({name} is {before[name]!r} there and {after[name]!r} "
+                   "now): choose another --run-dir, or the same settings as before.")
+
+
+def _flat(config: RunConfig) -> dict[str, object]:
+    parts = asdict(config)
+    return {"seed": config.seed, **{f"{part}.{name}": value for part in ("condition", "profile")
+                                    for name, value in parts[part].items()}}

@@ -1,0 +1,213 @@
+"""A scripted expert for the ten LIBERO-Spatial tasks: it reads the simulator's state and answers with actions.
+
+The Panda pinches the bowl's wall: one finger inside, one outside. A motion is a *funnel*: the hand flies at a safe
+height while it is far from its goal in the plane, and sinks as it comes closer. One attempt is approach, close, lift,
+carry, release; a bowl that slipped is tried again from another side. Lengths are metres in the world frame, angles
+radians, actions OSC_POSE deltas (x, y, z, rx, ry, rz, gripper) in [-1, 1] with gripper -1 open, +1 closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from ..data.demos import Episode
+from .placements import BOWLS, RADII, Scene, success
+
+if TYPE_CHECKING:
+    from .env import SpatialEnv
+
+OPEN, CLOSED = -1.0, 1.0
+POSITION_GAIN, ROTATION_GAIN, ROTATION_CLIP = 0.05, 0.5, 0.6  # OSC_POSE's own scales; rotation at most 0.6 of its range
+RIM_HEIGHT = 0.053  # of the bowl's rim above its origin
+PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.022  # where the hand aims: from the bowl's axis, below the rim
+FINGER_REACH = 0.045  # from the hand's axis to the outside of an open finger
+HOVER, LIFT, DROP = 0.10, 0.07, 0.01  # safe height over a goal; how high to lift; how high above rest to let go
+BOWL_ON_PLATE = 0.006  # the bowl's origin above the plate's, at rest
+DIRECTIONS = 16  # candidate sides of the bowl
+ATTEMPTS = 3
+STEP_LIMIT = 300  # of a recorded episode
+NOISE_MEMORY = 0.9  # correlation of the recovery noise from one step to the next
+CAREFUL_NOISE = 0.3  # the part of the noise that remains while the fingers are at the bowl
+IDLE = np.array([0, 0, 0, 0, 0, 0, OPEN])
+
+
+class Expert:
+    """Solves `scene` in `env`, which must have been reset to it: `while not expert.done: env.step(expert.act())`.
+
+    Closed-loop: every action is computed from the state of that moment, so disturbances are corrected.
+    """
+
+    def __init__(self, env: SpatialEnv, scene: Scene) -> None:
+        self.env, self.scene = env, scene
+        self.done = False  # the plan has ended, in success or after the last attempt
+        self.careful = False  # the fingers are at the bowl
+        self._plan = self._attempts()
+
+    def act(self) -> np.ndarray:
+        """Return the next clean action (7,), float64 in [-1, 1]; at the end of the plan an idle one."""
+        try:
+            return next(self._plan)
+        except StopIteration:
+            self.done = True
+            return IDLE.copy()
+
+    # --- the plan -------------------------------------------------------------------------------------------------
+
+    def _attempts(self) -> Iterator[np.ndarray]:
+        for attempt in range(ATTEMPTS):
+            yield from self._grasp(self._best_directions()[attempt])
+            if self._held:
+                yield from self._carry_and_release()
+            else:
+                yield from self._rise(OPEN)
+            if success(self.env, self.scene):
+                return
+
+    def _grasp(self, direction: float) -> Iterator[np.ndarray]:
+        turn = self._hand_rotation(direction)
+        self.careful = False
+        yield from self._funnel(lambda: self._pinch_point(direction), turn, OPEN, tolerance=0.006)
+        self.careful = True
+        yield from self._hold(turn, CLOSED, steps=12)
+        self._resting_height = self._bowl[2]
+        yield from self._rise(CLOSED)
+
+    def _carry_and_release(self) -> Iterator[np.ndarray]:
+        turn = self._hand()[1]
+        self.careful = False
+        height = self._carry_height()
+        yield from self._go(lambda: np.array([*self._hand()[0][:2], height - self._grip[2]]), turn, CLOSED, 0.02)
+        yield from self._funnel(lambda: self._plate + [0, 0, BOWL_ON_PLATE + DROP] - self._grip, turn, CLOSED,
+                                tolerance=0.01, hover=height - self._plate[2] - BOWL_ON_PLATE - DROP)
+        self.careful = True
+        yield from self._hold(turn, OPEN, steps=8)
+        yield from self._rise(OPEN)
+
+    # --- motions: each yields actions until it has arrived or run out of time -------------------------------------
+
+    def _funnel(self, goal: Callable[[], np.ndarray], turn: Rotation, gripper: float, tolerance: float,
+                hover: float = HOVER) -> Iterator[np.ndarray]:
+        def waypoint() -> np.ndarray:
+            hand, rotation = self._hand()
+            away = np.linalg.norm((goal() - hand)[:2]) + 0.1 * (turn * rotation.inv()).magnitude()
+            self.careful = away < 0.02
+            return goal() + [0, 0, np.clip(3 * (away - 0.015), 0, hover)]
+        yield from self._go(waypoint, turn, gripper, tolerance)
+
+    def _rise(self, gripper: float) -> Iterator[np.ndarray]:
+        hand, turn = self._hand()
+        yield from self._go(lambda: hand + [0, 0, LIFT], turn, gripper, tolerance=0.015, limit=25)
+
+    def _hold(self, turn: Rotation, gripper: float, steps: int) -> Iterator[np.ndarray]:
+        hand = self._hand()[0]
+        for _ in range(steps):
+            yield self._towards(hand, turn, gripper)
+
+    def _go(self, goal: Callable[[], np.ndarray], turn: Rotation, gripper: float, tolerance: float,
+            limit: int = 90) -> Iterator[np.ndarray]:
+        for _ in range(limit):
+            if np.linalg.norm(goal() - self._hand()[0]) < tolerance:
+                return
+            yield self._towards(goal(), turn, gripper)
+
+    def _towards(self, position: np.ndarray, turn: Rotation, gripper: float) -> np.ndarray:
+        hand, rotation = self._hand()
+        move = np.clip((position - hand) / POSITION_GAIN, -1, 1)
+        twist = np.clip((turn * rotation.inv()).as_rotvec() / ROTATION_GAIN, -ROTATION_CLIP, ROTATION_CLIP)
+        return np.concatenate([move, twist, [gripper]])
+
+    # --- what the expert knows ------------------------------------------------------------------------------------
+
+    def _hand(self) -> tuple[np.ndarray, Rotation]:
+        robot, data = self.env.stock.robots[0], self.env.stock.sim.data
+        site = robot.eef_site_id
+        return data.site_xpos[site].copy(), Rotation.from_matrix(data.site_xmat[site].reshape(3, 3))
+
+    @property
+    def _bowl(self) -> np.ndarray:
+        return self.env.body_pose(self.scene.target)[0]
+
+    @property
+    def _plate(self) -> np.ndarray:
+        return self.env.body_pose("plate_1")[0]
+
+    @property
+    def _grip(self) -> np.ndarray:
+        """The bowl's origin as seen from the hand (3,): measured, because a pinched bowl shifts."""
+        return self._bowl - self._hand()[0]
+
+    @property
+    def _held(self) -> bool:
+        return self._bowl[2] > self._resting_height + LIFT / 2
+
+    def _pinch_point(self, direction: float) -> np.ndarray:
+        position, quaternion = self.env.body_pose(self.scene.target)
+        spin_free = _upright_axis(quaternion)
+        local = [PINCH_RADIUS * np.cos(direction), PINCH_RADIUS * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH]
+        return position + spin_free.apply(local)
+
+    def _hand_rotation(self, direction: float) -> Rotation:
+        """Palm down, fingers along `direction`; of the two ways to do that, the one nearer to the resting wrist."""
+        fingers = np.array([np.cos(direction), np.sin(direction), 0.0])
+        fingers = fingers if fingers[1] >= 0 else -fingers
+        down = np.array([0.0, 0.0, -1.0])
+        return Rotation.from_matrix(np.stack([fingers, np.cross(down, fingers), down], axis=1))
+
+    def _best_directions(self) -> list[float]:
+        if self.scene.relation == ("fixed", "drawer"):
+            return self._drawer_directions()
+        angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
+        return sorted(angles, key=self._cost)
+
+    def _drawer_directions(self) -> list[float]:
+        _, quaternion = self.env.body_pose("wooden_cabinet_1")
+        along = Rotation.from_quat(quaternion, scalar_first=True).apply([1, 0, 0])
+        angle = float(np.arctan2(along[1], along[0]))
+        return [angle, angle + np.pi, angle]
+
+    def _cost(self, direction: float) -> float:
+        outward = np.array([np.cos(direction), np.sin(direction)])
+        outer_finger = self._bowl[:2] + (PINCH_RADIUS + FINGER_REACH) * outward
+        crowded = max(0.0, 0.015 - self._clearance(outer_finger))
+        wrist_turn = np.arccos(abs(outward[1]))
+        reach = np.linalg.norm(outer_finger - self.env.stock.robots[0].base_pos[:2])
+        return 100 * crowded + 0.3 * wrist_turn + 2 * max(0.0, reach - 0.75) + 0.05 * outward[1]
+
+    def _clearance(self, point: np.ndarray) -> float:
+        """Distance (m) from a fingertip at `point` (2,) to the nearest thing standing as high as the bowl's wall."""
+        gaps = [1.0]
+        for name, radius in RADII.items():
+            position = self.env.body_pose(name)[0]
+            if name != self.scene.target and abs(position[2] - self._bowl[2]) < 0.03:
+                gaps.append(np.linalg.norm(position[:2] - point) - radius)
+        return min(gaps)
+
+    def _carry_height(self) -> float:
+        """The height (m) of the bowl's origin that clears whatever stands between it and the plate."""
+        start, end = self._bowl, self._plate
+        tops = [self.env.body_pose(name)[0][2] + RIM_HEIGHT for name in BOWLS if name != self.scene.target
+                and _distance_to_segment(self.env.body_pose(name)[0][:2], start[:2], end[:2]) < 0.13]
+        return max([start[2], self._plate[2] + 0.08, *(top + 0.03 for top in tops)])
+
+
+def run_expert(env: SpatialEnv, scene: Scene, noise: float, seed: int) -> Episode | None:
+    pass
+
+
+def _upright_axis(quaternion: np.ndarray) -> Rotation:
+    """The part of an orientation (w, x, y, z) that tilts the vertical, without its spin about it."""
+    axis = Rotation.from_quat(quaternion, scalar_first=True).apply([0, 0, 1])
+    tilt = np.cross([0, 0, 1], axis)
+    sine = np.linalg.norm(tilt)
+    return Rotation.from_rotvec(tilt / max(sine, 1e-9) * np.arctan2(sine, axis[2]))
+
+
+def _distance_to_segment(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
+    along = end - start
+    share = np.clip(np.dot(point - start, along) / max(np.dot(along, along), 1e-9), 0, 1)
+    return float(np.linalg.norm(start + share * along - point))

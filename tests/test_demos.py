@@ -1,0 +1,217 @@
+"""Demonstration files: LIBERO's own layout, exact round trip, crash-safe writing, and a sentence for every defect."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+
+from lar_core.data.demos import (
+    PER_STEP,
+    Episode,
+    check_file,
+    episode_count,
+    merge_episodes,
+    read_episode,
+    read_episodes,
+    write_episode,
+)
+from lar_core.errors import LarError
+
+SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
+
+
+def make_episode(steps=6, seed=0, size=16) -> Episode:
+    rng = np.random.default_rng(seed)
+    return Episode(
+        instruction=SENTENCE, actions=rng.uniform(-1, 1, (steps, 7)),
+        agentview_rgb=rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8),
+        eye_in_hand_rgb=rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8),
+        ee_pos=rng.normal(size=(steps, 3)), ee_ori=rng.normal(size=(steps, 3)),
+        gripper_states=rng.normal(size=(steps, 2)), joint_states=rng.normal(size=(steps, 7)),
+        states=rng.normal(size=(steps, 92)), segmentation=rng.integers(0, 4, (steps, size, size), dtype=np.uint8),
+        objects=["akita_black_bowl_1", "akita_black_bowl_2", "plate_1"], target="akita_black_bowl_1",
+        distractor="akita_black_bowl_2", init_state=rng.normal(size=92), model_file="<mujoco/>",
+        provenance={"seed": seed, "assets": {"name": "stand-in"}})
+
+
+@pytest.fixture
+def bddl(tmp_path):
+    path = tmp_path / "libero_spatial" / "task.bddl"
+    path.parent.mkdir()
+    path.write_text("(define (problem LIBERO_Tabletop_Manipulation))")
+    return path
+
+
+@pytest.fixture
+def demo_file(tmp_path, bddl):
+    path = tmp_path / "demo.hdf5"
+    write_episode(path, make_episode(), bddl_file=bddl)
+    return path
+
+
+@pytest.fixture
+def official_file(tmp_path):
+    """What LIBERO's scripts/create_dataset.py writes: nothing of ours, uncompressed, seen after acting."""
+    episode, path = make_episode(steps=5), tmp_path / "official.hdf5"
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["problem_info"] = json.dumps({"language_instruction": f'"{SENTENCE}"'})
+        data.attrs.update(num_demos=1, total=5, macros_image_convention="opengl")
+        demo = data.create_group("demo_0")
+        demo.attrs.update(num_samples=5, init_state=episode.states[0], model_file="<mujoco/>")
+        demo["actions"], demo["states"] = episode.actions, episode.states
+        for name in ("ee_pos", "ee_ori", "gripper_states", "joint_states"):
+            demo[f"obs/{name}"] = getattr(episode, name)
+        for name in ("agentview_rgb", "eye_in_hand_rgb"):
+            demo[f"obs/{name}"] = getattr(episode, name)[:, ::-1, ::-1]
+    return path, episode
+
+
+def test_an_episode_comes_back_exactly(demo_file):
+    wanted, found = make_episode(), read_episode(demo_file, 0)
+    for name in (*PER_STEP, "init_state"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
+    for name in ("instruction", "target", "distractor", "objects", "provenance", "model_file"):
+        assert getattr(found, name) == getattr(wanted, name)
+
+
+def test_the_file_has_the_official_keys_shapes_and_orientation(demo_file):
+    episode = make_episode()
+    with h5py.File(demo_file) as file:
+        data, demo = file["data"], file["data/demo_0"]
+        assert set(data.attrs) >= {"env_name", "env_args", "problem_info", "bddl_file_name", "bddl_file_content",
+                                   "num_demos", "total", "tag", "macros_image_convention"}
+        assert json.loads(data.attrs["problem_info"])["language_instruction"] == SENTENCE
+        assert data.attrs["bddl_file_name"] == "bddl_files/libero_spatial/task.bddl"  # no path of this machine
+        assert set(demo) == {"actions", "states", "robot_states", "rewards", "dones", "obs"}
+        assert set(demo["obs"]) == {"agentview_rgb", "eye_in_hand_rgb", "ee_pos", "ee_ori", "ee_states",
+                                    "gripper_states", "joint_states", "agentview_segmentation"}
+        assert demo["robot_states"].shape == (6, 9) and demo["obs/ee_states"].shape == (6, 6)
+        assert demo["dones"][()].tolist() == [0, 0, 0, 0, 0, 1]
+        np.testing.assert_array_equal(demo["obs/agentview_rgb"][2], episode.agentview_rgb[2, ::-1, ::-1])
+        assert demo["obs/agentview_rgb"].chunks == (1, 16, 16, 3)
+
+
+def test_an_official_file_is_read_upright_and_each_frame_paired_with_the_next_action(official_file):
+    path, raw = official_file
+    episode = read_episode(path, 0)
+    assert (episode.instruction, episode.segmentation, len(episode)) == (SENTENCE, None, 4)
+    np.testing.assert_array_equal(episode.agentview_rgb, raw.agentview_rgb[:-1])
+    np.testing.assert_array_equal(episode.ee_pos, raw.ee_pos[:-1])
+    np.testing.assert_array_equal(episode.actions, raw.actions[1:])
+    np.testing.assert_array_equal(episode.states, raw.states[1:])
+
+
+def test_parts_merge_in_order_even_beyond_ten(tmp_path, bddl):
+    parts = [tmp_path / "parts" / f"{i}.hdf5" for i in range(11)]
+    for seed, part in enumerate(parts):
+        write_episode(part, make_episode(seed=seed, steps=3), bddl_file=bddl)
+    merge_episodes(parts, tmp_path / "all.hdf5")
+    episodes = list(read_episodes(tmp_path / "all.hdf5"))
+    assert [episode.provenance["seed"] for episode in episodes] == list(range(11))
+    assert check_file(tmp_path / "all.hdf5") == episode_count(tmp_path / "all.hdf5") == 11
+    with h5py.File(tmp_path / "all.hdf5") as file:
+        assert (file["data"].attrs["num_demos"], file["data"].attrs["total"]) == (11, 33)
+    assert all(part.exists() for part in parts)
+
+
+def test_a_failed_write_leaves_the_old_file_whole_and_no_rest(tmp_path, bddl, demo_file, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_episode(demo_file, make_episode(seed=1), bddl_file=bddl)
+    assert read_episode(demo_file, 0).provenance["seed"] == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [demo_file.name]
+
+
+def test_parts_of_two_tasks_and_no_parts_are_refused(tmp_path, bddl, demo_file):
+    other = tmp_path / "other.hdf5"
+    write_episode(other, make_episode(), bddl_file=bddl.rename(bddl.with_name("other.bddl")))
+    with pytest.raises(LarError, match="another task"):
+        merge_episodes([demo_file, other], tmp_path / "all.hdf5")
+    with pytest.raises(LarError, match="no recorded episodes"):
+        merge_episodes([], tmp_path / "all.hdf5")
+    assert not (tmp_path / "all.hdf5").exists()
+
+
+def test_an_episode_without_wrist_camera_and_segmentation_is_whole(tmp_path, bddl):
+    bare = replace(make_episode(), eye_in_hand_rgb=None, segmentation=None, init_state=None)
+    write_episode(tmp_path / "bare.hdf5", bare, bddl_file=bddl)
+    found = read_episode(tmp_path / "bare.hdf5", 0)
+    assert found.eye_in_hand_rgb is None and found.segmentation is None
+    np.testing.assert_array_equal(found.init_state, bare.states[0])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"actions": np.full((6, 7), np.nan)}, "actions is not a finite number .* at step 0"),
+    ({"actions": np.zeros((5, 7))}, "has 6 steps, but 5 are expected"),
+    ({"actions": np.zeros((6, 6))}, r"actions has shape \(6, 6\), but \(T, 7\)"),
+    ({"agentview_rgb": np.zeros((6, 16, 16, 3))}, "agentview_rgb holds float64 numbers, but uint8"),
+    ({"segmentation": np.zeros((6, 8, 8), np.uint8)}, "agentview_segmentation has shape"),
+    ({"segmentation": np.full((6, 16, 16), 9, np.uint8)}, "only 3 objects are named"),
+    ({"instruction": "  "}, "instruction .* is empty"),
+    ({"ee_pos": None}, "obs/ee_pos is missing"),
+])
+def test_a_wrong_episode_is_not_written(tmp_path, bddl, change, message):
+    with pytest.raises(LarError, match=message):
+        write_episode(tmp_path / "x.hdf5", replace(make_episode(), **change), bddl_file=bddl)
+    assert not (tmp_path / "x.hdf5").exists()
+
+
+def _replace(file, key, value):
+    del file[key]
+    file[key] = value
+
+
+@pytest.mark.parametrize(("damage", "message"), [
+    (lambda f: f.__delitem__("data"), "group data is missing"),
+    (lambda f: f.__delitem__("data/demo_0"), "has no episode"),
+    (lambda f: f.__delitem__("data/demo_0/obs/agentview_rgb"), "demo_0: obs/agentview_rgb is missing"),
+    (lambda f: f.__delitem__("data/demo_0/actions"), "demo_0: actions is missing"),
+    (lambda f: _replace(f, "data/demo_0/actions", np.full((6, 7), np.inf)), "demo_0, actions is not a finite"),
+    (lambda f: _replace(f, "data/demo_0/actions", np.zeros((6, 7), int)), "actions holds int64 numbers"),
+    (lambda f: _replace(f, "data/demo_0/obs/ee_pos", np.zeros((4, 3))), "ee_pos has 4 steps, but 6"),
+    (lambda f: _replace(f, "data/demo_0/obs/agentview_rgb", np.zeros((6, 3, 16), np.uint8)), "agentview_rgb has shape"),
+    (lambda f: f["data"].attrs.update(num_demos=7), "num_demos is 7, but there are 1"),
+    (lambda f: f["data/demo_0"].attrs.update(num_samples=7), "num_samples is 7"),
+    (lambda f: f["data/demo_0"].attrs.update(objects="{"), "attribute objects is not JSON"),
+    (lambda f: (f["data/demo_0"].attrs.__delitem__("instruction"), f["data"].attrs.__delitem__("problem_info")),
+     "problem_info .* missing"),
+])
+def test_a_malformed_file_is_named_with_its_key(demo_file, damage, message):
+    with h5py.File(demo_file, "a") as file:
+        damage(file)
+    with pytest.raises(LarError, match=message) as error:
+        check_file(demo_file)
+    assert str(demo_file) in str(error.value)
+
+
+def test_a_truncated_a_foreign_and_a_missing_file_are_named(tmp_path, demo_file):
+    whole = demo_file.read_bytes()
+    demo_file.write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "text.hdf5").write_text("not HDF5")
+    for path, message in ((demo_file, "not a readable HDF5 file"), (tmp_path / "text.hdf5", "not a readable HDF5"),
+                          (tmp_path / "none.hdf5", "no demonstration file")):
+        with pytest.raises(LarError, match=message):
+            check_file(path)
+
+
+def test_damaged_pixels_are_noticed(demo_file):
+    with h5py.File(demo_file) as file:
+        place = file["data/demo_0/obs/agentview_rgb"].id.get_chunk_info(3)
+    content = bytearray(demo_file.read_bytes())
+    content[place.byte_offset:place.byte_offset + 40] = bytes(40)
+    demo_file.write_bytes(content)
+    with pytest.raises(LarError, match="obs/agentview_rgb cannot be read, the file is damaged"):
+        check_file(demo_file)
+
+
+def test_an_episode_out_of_range_is_refused(demo_file):
+    with pytest.raises(LarError, match="there is no episode 1"):
+        read_episode(demo_file, 1)

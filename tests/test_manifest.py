@@ -1,0 +1,64 @@
+"""The manifest says for every outside file which version is meant, and is refused when it does not."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from lar_core.data.manifest import entry, load_manifest
+from lar_core.errors import LarError
+
+GOOD = {"key": "x", "kind": "weights", "id": "a/b", "repo_type": "model", "purpose": "p", "licence": "MIT",
+        "revision": "0" * 40, "size_bytes": 3}
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "manifest.yaml"
+    path.write_text(yaml.safe_dump({"files": list(rows)}))
+    return path
+
+
+def test_the_projects_manifest_is_valid_and_names_the_backbone():
+    backbone = entry("paligemma-3b-pt-224")
+    assert backbone.id == "google/paligemma-3b-pt-224" and backbone.gated
+    assert {found.kind for found in load_manifest().values()} == {"weights", "demonstrations", "assets", "package data"}
+
+
+def test_the_demonstrations_of_three_spatial_tasks_are_listed():
+    files = entry("libero-spatial-demonstrations").files
+    assert len(files) == 3 and all(name.startswith("libero_spatial/") for name in files)
+
+
+def test_an_unpinned_entry_cannot_be_downloaded():
+    with pytest.raises(LarError, match="lerobot/libero_spatial_image has no pinned revision"):
+        entry("libero-spatial-lerobot").pinned_revision()
+    assert len(entry("libero-assets").pinned_revision()) == 40
+
+
+def test_a_misspelt_key_suggests_the_nearest():
+    with pytest.raises(LarError, match="did you mean 'libero-assets'"):
+        entry("libero-asset")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"kind": "wights"}, "kind is 'wights'"),
+    ({"revision": "main"}, "full commit"),
+    ({"revision": None}, "must say why"),
+    ({"size_bytes": "big"}, "size_bytes is 'big'"),
+    ({"licence": " "}, "licence is empty"),
+    ({"sha256": {"a.bin": "12"}}, "sha256 of a.bin"),
+    ({"licens": "MIT"}, "did you mean 'licence'"),
+])
+def test_a_wrong_field_is_named(tmp_path, change, message):
+    with pytest.raises(LarError, match=message):
+        load_manifest(write(tmp_path, {**GOOD, **change}))
+
+
+def test_a_file_of_another_kind_or_a_double_key_is_refused(tmp_path):
+    assert load_manifest(write(tmp_path, GOOD))["x"].size_bytes == 3
+    with pytest.raises(LarError, match="same key 'x'"):
+        load_manifest(write(tmp_path, GOOD, GOOD))
+    other = tmp_path / "other.yaml"
+    other.write_text("- 1")
+    with pytest.raises(LarError, match="not a manifest"):
+        load_manifest(other)
