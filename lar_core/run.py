@@ -6,6 +6,8 @@
     checkpoints/step_000250/   model.safetensors, trainer.pt (optimiser and step), complete only when renamed
     metrics.jsonl              one line a logged training step
     rollouts.jsonl, rollouts/  one line an episode; videos
+    heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json
+    control/                   the blind control, a run folder of its own
     results.json, report.html
 
 Each step reads what it needs from here and skips what is already done.
@@ -60,6 +62,11 @@ class Run:
     @property
     def backbone(self) -> Path:
         return self.path / "backbone"
+
+    @property
+    def control(self) -> Path:
+        """The run folder of this run's blind control."""
+        return self.path / "control"
 
     @property
     def stats(self) -> Path:

@@ -1,4 +1,4 @@
-"""Batches: right shapes, right frames, padding at the end of an episode, and the same batch for the same (seed, step)."""
+"""Batches: right shapes and frames, padding at the end of an episode, the same batch for the same (seed, step)."""
 
 from __future__ import annotations
 

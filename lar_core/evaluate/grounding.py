@@ -16,12 +16,9 @@ MIN_COVERAGE = 0.2
 
 
 def patch_coverage(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Pool object masks (B, H, W) of 0/1 by area to (B, P). Raises ValueError if the grid does not divide H, W."""
-    B, H, W = mask.shape
-    rows, columns = grid
-    if H % rows or W % columns:
-        raise ValueError(f"A grid of {rows}x{columns} patches does not divide an image of {H}x{W} pixels.")
-    return mask.reshape(B, rows, H // rows, columns, W // columns).mean(axis=(2, 4), dtype=float).reshape(B, -1)
+    """Pool object masks (B, H, W) of 0/1 by area to (B, P); a pixel on a patch border is shared out exactly."""
+    rows, columns = (_overlap(cells, pixels) for cells, pixels in zip(grid, mask.shape[1:]))
+    return (rows @ mask.astype(float) @ columns.T).reshape(len(mask), -1)
 
 
 def object_patches(coverage: np.ndarray) -> np.ndarray:
@@ -66,7 +63,7 @@ def aos_uniform(coverage: np.ndarray, ratio: float = 0.25) -> np.ndarray:
     k = max(1, round(ratio * P))
     hits = np.arange(k + 1)
     chance = hypergeom.pmf(hits[None, :], P, m[:, None], k)  # probability of so many hits
-    return _where_seen((chance * hits / (k + m[:, None] - hits)).sum(1), own)
+    return _where_seen((chance * hits / np.maximum(1, k + m[:, None] - hits)).sum(1), own)
 
 
 def centre_map(grid: tuple[int, int], sigma: float = 0.25) -> np.ndarray:
@@ -112,6 +109,13 @@ def auc(saliency: np.ndarray, coverage: np.ndarray) -> np.ndarray:
     own = object_patches(coverage)
     return np.array([roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else np.nan
                      for truth, score in zip(own, saliency)])
+
+
+def _overlap(cells: int, pixels: int) -> np.ndarray:
+    """(cells, pixels): which share of each cell each pixel of a line takes up; every row sums to 1."""
+    edges, starts = np.arange(cells + 1) * pixels / cells, np.arange(pixels)
+    shared = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
+    return shared.clip(0) * cells / pixels
 
 
 def _where_seen(values: np.ndarray, own: np.ndarray) -> np.ndarray:

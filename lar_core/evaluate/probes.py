@@ -158,8 +158,7 @@ def _interval(values: np.ndarray, episode: np.ndarray) -> dict[str, float] | Non
     if not means:
         return None
     interval = bootstrap_mean(means)
-    low, high = (interval.low, interval.high) if np.isfinite(interval.low) else (None, None)
-    return {"mean": interval.value, "low": low, "high": high}
+    return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:

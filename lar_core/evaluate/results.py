@@ -11,14 +11,15 @@ from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 
-from jsonschema import Draft202012Validator, ValidationError
+from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
 
 from ..errors import LarError
 from ..files import write_json
 
 SCHEMA: dict = json.loads(files(__package__).joinpath("results_schema.json").read_text(encoding="utf-8"))
-_VALIDATOR = Draft202012Validator(SCHEMA)
+_TYPES = Draft202012Validator.TYPE_CHECKER.redefine("array", lambda _, value: isinstance(value, list | tuple))
+_VALIDATOR = validators.extend(Draft202012Validator, type_checker=_TYPES)(SCHEMA)  # JSON writes tuples as arrays
 
 
 def validate_results(results: dict) -> None:
@@ -84,7 +85,7 @@ def _contradictions(results: dict) -> Iterator[tuple[str, str]]:
 
 
 def _leaves(value: object, path: tuple) -> Iterator[tuple[tuple, object]]:
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, inner in items:
             yield from _leaves(inner, (*path, key))

@@ -28,6 +28,7 @@ from ..files import append_jsonl, atomic_path, read_jsonl
 from ..model.policy import Policy
 from ..run import Run
 from ..sim.env import SpatialEnv, instruction
+from ..sim.libero_setup import use_assets
 from ..sim.placements import evaluation_scenes, success
 from ..view.figures import frame_with_saliency
 
@@ -180,7 +181,7 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
     seconds = (time.perf_counter() - began) / len(wave)
     return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(finished[i]),
              "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i],
-             "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
+             "assets": use_assets(), "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
 
 
 def _frame(observation: dict, i: int, saliency: np.ndarray, sentence: str) -> np.ndarray:

@@ -17,11 +17,11 @@ Z_POWER_80 = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)  # two-sided alpha 0.05
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its 95 % confidence interval from n observations."""
+    """An estimate with its 95 % confidence interval from n observations; without one (None) if n is too small."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
 
 
@@ -34,11 +34,13 @@ def wilson(successes: int, n: int) -> Interval:
 def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
     """Mean with a percentile bootstrap interval over independent units (pass episode means, not frames).
 
-    With fewer than two values there is nothing to resample: the interval is then infinite.
+    A single value says nothing about its spread: there is no interval then. Raises ValueError for no values or NaN.
     """
     values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return Interval(float(values.mean()), -np.inf, np.inf, len(values))
+    if len(values) == 0 or np.isnan(values).any():
+        raise ValueError(f"A mean needs at least one value and no NaN, but got {values}.")
+    if len(values) == 1:
+        return Interval(float(values[0]), None, None, 1)
     picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
     low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
     return Interval(float(values.mean()), float(low), float(high), len(values))
@@ -76,13 +78,18 @@ def detectable_paired(n: int, discordant: float = 0.2) -> float:
 
 
 def describe_difference(name_a: str, a: Sequence[bool], name_b: str, b: Sequence[bool]) -> str:
-    """One plain sentence on paired outcomes a and b (same init states, same order): detected or not, n, interval, p."""
-    difference, p = bootstrap_mean(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)), mcnemar(a, b)
-    counts = f"{int(np.sum(a))}/{len(a)} against {int(np.sum(b))}/{len(b)}"
-    numbers = (f"{counts}, difference {difference.value:+.0%}, 95 % interval {difference.low:+.0%} to "
-               f"{difference.high:+.0%}, exact McNemar p = {p:.2g}, {difference.n} paired rollouts")
+    """One plain sentence on paired outcomes a and b (same init states, same order): detected or not, n, interval, p.
+
+    Raises ValueError for unequal lengths and for no outcomes.
+    """
+    p, differs = mcnemar(a, b), np.asarray(a, dtype=bool) != np.asarray(b, dtype=bool)
+    difference = bootstrap_mean(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
+    interval = "no interval" if difference.low is None else (
+        f"95 % interval {100 * difference.low:+.0f} to {100 * difference.high:+.0f} points")
+    numbers = (f"{int(np.sum(a))}/{len(a)} against {int(np.sum(b))}/{len(b)}, {100 * difference.value:+.0f} points, "
+               f"{interval}, exact McNemar p = {p:.2g}, {difference.n} paired rollouts")
     if p < 0.05:
         return f"{name_a} is {'more' if difference.value > 0 else 'less'} successful than {name_b}: {numbers}."
-    least = detectable_unpaired(len(a))
-    return (f"A difference between {name_a} and {name_b} was not detected: {numbers}; "
-            f"so few rollouts can miss differences of up to about {least:.0%}.")
+    least = detectable_paired(len(differs), wilson(int(differs.sum()), len(differs)).high)
+    return (f"A difference between {name_a} and {name_b} was not detected: {numbers}. "
+            f"So few rollouts can miss differences of up to about {100 * least:.0f} points.")

@@ -182,21 +182,12 @@ class SpatialEnv(gymnasium.Env):
         return self._wrapper.env
 
     def _reset_stock(self) -> None:
-        if not self.fast:
+        if self.fast:
+            self.stock.reset()
+        else:
             # Each hard reset adds the open drawer's sampler once more; the extra draws would shift the fixtures' poses.
             self.stock.object_property_initializers.clear()
             self._wrapper.reset()
-            return
-        from robosuite.utils.errors import RandomizationError
-
-        gripper = self.stock.robots[0].gripper
-        gripper.current_action = np.zeros(gripper.dof)  # the one thing that a soft reset forgets
-        while True:
-            try:
-                self.stock.reset()
-                return
-            except RandomizationError:  # LIBERO's answer, too, is to draw again
-                continue
 
     # --- observations ------------------------------------------------------------------------------------------------
 

@@ -16,16 +16,20 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..data.demos import Episode
-from .placements import BOWLS, RADII, Scene, success
+from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 
 if TYPE_CHECKING:
     from .env import SpatialEnv
 
 OPEN, CLOSED = -1.0, 1.0
-POSITION_GAIN, ROTATION_GAIN, ROTATION_CLIP = 0.05, 0.5, 0.6  # OSC_POSE's own scales; rotation at most 0.6 of its range
+POSITION_GAIN, ROTATION_GAIN = 0.025, 0.3  # error that asks for a full action; OSC_POSE's own scales are 0.05 and 0.5,
+# but joint friction then leaves the hand a centimetre short
+ROTATION_CLIP = 0.6
 RIM_HEIGHT = 0.053  # of the bowl's rim above its origin
 PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.022  # where the hand aims: from the bowl's axis, below the rim
 FINGER_REACH = 0.045  # from the hand's axis to the outside of an open finger
+HAND_WIDTH = 0.105  # from the hand's axis to the end of the palm, along the fingers' line
+DRAWER_TOP = 1.125  # upper edge of the open drawer
 HOVER, LIFT, DROP = 0.10, 0.07, 0.01  # safe height over a goal; how high to lift; how high above rest to let go
 BOWL_ON_PLATE = 0.006  # the bowl's origin above the plate's, at rest
 DIRECTIONS = 16  # candidate sides of the bowl
@@ -78,10 +82,9 @@ class Expert:
         yield from self._rise(CLOSED)
 
     def _carry_and_release(self) -> Iterator[np.ndarray]:
-        turn = self._hand()[1]
-        self.careful = False
+        start, turn = self._hand()
         height = self._carry_height()
-        yield from self._go(lambda: np.array([*self._hand()[0][:2], height - self._grip[2]]), turn, CLOSED, 0.02)
+        yield from self._go(lambda: np.array([*start[:2], height - self._grip[2]]), turn, CLOSED, tolerance=0.015)
         yield from self._funnel(lambda: self._plate + [0, 0, BOWL_ON_PLATE + DROP] - self._grip, turn, CLOSED,
                                 tolerance=0.01, hover=height - self._plate[2] - BOWL_ON_PLATE - DROP)
         self.careful = True
@@ -117,7 +120,9 @@ class Expert:
 
     def _towards(self, position: np.ndarray, turn: Rotation, gripper: float) -> np.ndarray:
         hand, rotation = self._hand()
-        move = np.clip((position - hand) / POSITION_GAIN, -1, 1)
+        move = (position - hand) / POSITION_GAIN
+        move[:2] /= max(1.0, np.linalg.norm(move[:2]))  # a straight line in the plane
+        move[2] = np.clip(move[2], -1, 1)
         twist = np.clip((turn * rotation.inv()).as_rotvec() / ROTATION_GAIN, -ROTATION_CLIP, ROTATION_CLIP)
         return np.concatenate([move, twist, [gripper]])
 
@@ -175,8 +180,9 @@ class Expert:
         outer_finger = self._bowl[:2] + (PINCH_RADIUS + FINGER_REACH) * outward
         crowded = max(0.0, 0.015 - self._clearance(outer_finger))
         wrist_turn = np.arccos(abs(outward[1]))
-        reach = np.linalg.norm(outer_finger - self.env.stock.robots[0].base_pos[:2])
-        return 100 * crowded + 0.3 * wrist_turn + 2 * max(0.0, reach - 0.75) + 0.05 * outward[1]
+        reach = np.linalg.norm(outer_finger - ROBOT_BASE)
+        return 100 * (crowded + self._cabinet_blocks(outward)) + 0.3 * wrist_turn + 2 * max(0.0, reach - 0.75) \
+            + 0.05 * outward[1]
 
     def _clearance(self, point: np.ndarray) -> float:
         """Distance (m) from a fingertip at `point` (2,) to the nearest thing standing as high as the bowl's wall."""
@@ -187,11 +193,19 @@ class Expert:
                 gaps.append(np.linalg.norm(position[:2] - point) - radius)
         return min(gaps)
 
+    def _cabinet_blocks(self, outward: np.ndarray) -> float:
+        """How far (m) the hand, wide along the fingers' line, would come too near to the cabinet's wall."""
+        if self._bowl[2] > 1.0:  # in the drawer or on top
+            return 0.0
+        ends = [self._bowl[:2] + (PINCH_RADIUS + side * HAND_WIDTH) * outward for side in (-1, 1)]
+        return max(max(0.0, 0.02 - distance_to_rectangle(end, *CABINET)) for end in ends)
+
     def _carry_height(self) -> float:
         """The height (m) of the bowl's origin that clears whatever stands between it and the plate."""
         start, end = self._bowl, self._plate
         tops = [self.env.body_pose(name)[0][2] + RIM_HEIGHT for name in BOWLS if name != self.scene.target
                 and _distance_to_segment(self.env.body_pose(name)[0][:2], start[:2], end[:2]) < 0.13]
+        tops += [DRAWER_TOP] * (self.scene.relation == ("fixed", "drawer"))
         return max([start[2], self._plate[2] + 0.08, *(top + 0.03 for top in tops)])
 
 

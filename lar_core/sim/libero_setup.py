@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import importlib
 import importlib.util
 import io
 import logging
@@ -50,9 +51,11 @@ def _check_gl(backend: str) -> None:
     try:
         import mujoco
 
-        context = mujoco.GLContext(8, 8)
-        context.make_current()
-        context.free()
+        importlib.reload(mujoco.gl_context)  # somebody may have imported mujoco before MUJOCO_GL was chosen
+        window = mujoco.gl_context.GLContext(8, 8)
+        window.make_current()
+        mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100).free()
+        window.free()
     except Exception as error:
         package = _INSTALL.get(backend)
         remedy = f"type `sudo apt-get install -y {package}`" if package else "set MUJOCO_GL=osmesa or MUJOCO_GL=egl"

@@ -18,16 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..config import PLACEMENTS
 from ..errors import LarError, unknown
-from .env import instruction, official_init_states
-
-if TYPE_CHECKING:
-    from .env import SpatialEnv
+from .env import SpatialEnv, instruction, official_init_states
 
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")
 COOKIES, RAMEKIN, PLATE = "cookies_1", "glazed_rim_porcelain_ramekin_1", "plate_1"
@@ -53,14 +49,15 @@ OTHER_SENTENCE = {task: next(t for t, (first, _) in enumerate(RELATIONS) if firs
                   for task, (_, second) in enumerate(RELATIONS) if task != 0}
 
 TABLE_AREA = np.array([[-0.22, 0.17], [-0.08, 0.32]])  # (x, y) × (low, high): reachable, in view of agentview
-KEEP_OUT = (((-0.15, 0.20), (-0.45, -0.13)), ((-0.46, -0.16), (-0.24, -0.05)))  # cabinet and stove: (x range, y range)
-DRAWER_KEEP_OUT = ((-0.15, 0.25), (-0.45, 0.03))  # the cabinet with its top drawer open, and what that hides
+CABINET, STOVE = ((-0.15, 0.20), (-0.45, -0.13)), ((-0.46, -0.16), (-0.24, -0.05))  # outlines: (x range, y range)
+OPEN_CABINET = ((-0.15, 0.25), (-0.45, 0.03))  # the cabinet with its top drawer open, and what that hides
 CENTER, CENTER_RADIUS = np.array([-0.075, 0.0]), 0.04
 BOWL_REACH, PLATE_REACH = 0.78, 0.82  # from the robot's base: what the scripted expert does reliably
 ROBOT_BASE = np.array([-0.66, 0.0])
 MARGIN = 0.03  # between the outlines of unrelated objects
 UNIQUE = 0.08  # the other bowl is at least so much farther from the reference than the named one
-MOVED = 0.012  # a scene in which something moves farther than this while settling is rejected
+MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while settling is rejected; TILTED: for a
+# bowl on a support, which may come to rest at a slant
 
 EVALUATION_SCENES = {"wide": 50, "counterfactual": 20}  # stored scenes a task (counterfactual: a side)
 TRIES = 100  # seeds that one scene may use up
@@ -124,7 +121,7 @@ def draw_layout(env: SpatialEnv, placement: str, first_seed: int, side: int = 0)
     """The scene of the first seed from `first_seed` on that settles with every named relation true."""
     for seed in range(first_seed, first_seed + TRIES):
         state = _official_state(env, seed) if placement == "official" else _wide_state(env.task, placement, seed)
-        if _settles(env, placement, seed, state):
+        if _settles(env, seed, state):
             return _scene(env.task, placement, seed, state, side)
     raise LarError(f"No {placement} scene of task {env.task} settled with seeds {first_seed} to "
                    f"{first_seed + TRIES - 1}: the assets may have other sizes than LIBERO's.")
@@ -159,6 +156,10 @@ def _check(task: int, placement: str) -> None:
 
 
 def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
+    model = env.stock.sim.model  # LIBERO's sampler takes it that cabinet and stove stand at the origin before a reset
+    for fixture in env.stock.fixtures_dict.values():
+        body = model.body_name2id(fixture.root_body)
+        model.body_pos[body], model.body_quat[body] = (0, 0, 0), (1, 0, 0, 0)
     env.reset(seed=seed, options={"init_state": None, "wait_steps": 0})
     return env.state()
 
@@ -218,12 +219,13 @@ def _acceptable(task: int, placement: str, layout: dict[str, np.ndarray]) -> boo
 def _in_area(task: int, layout: dict[str, np.ndarray]) -> bool:
     on_table = {name: xy for name, xy in layout.items() if name not in _on_fixtures(task)}
     drawer_open = ("fixed", "drawer") in RELATIONS[task]
-    keep_out = (*KEEP_OUT, DRAWER_KEEP_OUT) if drawer_open else KEEP_OUT
+    keep_out = (OPEN_CABINET if drawer_open else CABINET, STOVE)
     inside = all((TABLE_AREA[:, 0] <= xy).all() and (xy <= TABLE_AREA[:, 1]).all() for xy in on_table.values())
-    return inside and all(_to_rectangle(xy, *area) >= RADII[name] for name, xy in on_table.items() for area in keep_out)
+    return inside and all(distance_to_rectangle(xy, *area) >= RADII[name] for name, xy in on_table.items() for area in keep_out)
 
 
-def _to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range: tuple[float, float]) -> float:
+def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range: tuple[float, float]) -> float:
+    """Distance (m) from a point (2,) to an upright rectangle; 0 inside it."""
     low, high = np.array([x_range, y_range]).T
     return float(np.linalg.norm(np.maximum(0, np.maximum(low - xy, xy - high))))
 
@@ -270,7 +272,9 @@ def _gap(layout: dict[str, np.ndarray]) -> float:
     return float(np.linalg.norm(layout[PLATE] - layout[RAMEKIN]))
 
 
-def _settles(env: SpatialEnv, placement: str, seed: int, state: np.ndarray) -> bool:
+def _settles(env: SpatialEnv, seed: int, state: np.ndarray) -> bool:
     """Whether nothing slides or falls while the scene comes to rest."""
     env.reset(seed=seed, options={"init_state": state})
-    return all(np.linalg.norm(env.body_pose(name)[0][:2] - xy) <= MOVED for name, xy in _positions(state).items())
+    slanting = {bowl for bowl, (kind, _) in zip(BOWLS, RELATIONS[env.task]) if kind == "on"}
+    return all(np.linalg.norm(env.body_pose(name)[0][:2] - xy) <= (TILTED if name in slanting else MOVED)
+               for name, xy in _positions(state).items())

@@ -1,0 +1,184 @@
+"""The command line: `lar STEP`, one step of the experiment at a time, or all of them with `lar reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from .config import CONDITIONS, PLACEMENTS, PROFILES, RunConfig, make_config
+from .errors import LarError
+from .run import DATA, RUNS, Run
+
+STEPS: dict[str, tuple[str, str]] = {
+    "reproduce": ("all steps below, from nothing to report.html",
+                  "Records demonstrations, trains the condition and its blind control, scores saliency, rolls out, times "
+                  "the policy and writes the report. Stop it at any moment and run it again: it goes on where it was."),
+    "demos": ("record demonstrations with the scripted expert",
+              "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed attempt "
+              "is never saved."),
+    "train": ("train one condition",
+              "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses to "
+              "RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
+    "saliency": ("score where the trained policy looks, on held-out demonstrations",
+                 "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that never "
+                 "look at the image; action error beside the mean action; reconstruction beside interpolation."),
+    "rollout": ("roll out the trained policy in the scene",
+                "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a blank "
+                "one, or one of another task. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
+    "latency": ("time one policy step", "Median and 95th percentile in milliseconds, replans and actions a second."),
+    "report": ("write results.json and report.html from what is there",
+               "Steps that have not been run are named in the report with the command that fills them."),
+    "doctor": ("say what this machine has and what would run on it",
+               "Checks Python, PyTorch, off-screen rendering, LIBERO and its assets, memory and disk."),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; foreseeable failures become one sentence and exit code 2, Ctrl-C becomes 130."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        from .runtime import quiet
+        quiet()
+        COMMANDS[arguments.step](arguments)
+        return 0
+    except LarError as error:
+        print(f"lar: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"lar: {error.strerror or error}: {error.filename or ''} Free the disk or correct the path, then run the "
+              "same command again; finished work is kept.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lar: stopped. Finished work is kept: run the same command again to go on.", file=sys.stderr)
+        return 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with one sub-command a step."""
+    parser = argparse.ArgumentParser(prog="lar", description="LA-ReconVLA: does masking what the instruction looks at, and "
+                                     "reconstructing it, make a policy act on the right object?",
+                                     epilog="Start with `lar reproduce`; each step explains itself with --help.")
+    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+    for name, (short, long) in STEPS.items():
+        step = steps.add_parser(name, help=short, description=f"{short[0].upper()}{short[1:]}. {long}",
+                                epilog="Fields for --set, with their meaning, are in lar_core/config.py.")
+        if name != "doctor":
+            _add_run_options(step)
+        if name == "demos":
+            step.add_argument("--workers", type=int, help="processes (default: one a core)")
+        if name == "rollout":
+            step.add_argument("--instructions", nargs="+", choices=("right", "blank", "swapped"), metavar="KIND",
+                              default=["right"], help="right, blank, swapped")
+    return parser
+
+
+def _add_run_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--condition", metavar="NAME", help=f"{', '.join(CONDITIONS)} (default: attention_mask)")
+    step.add_argument("--profile", metavar="NAME", help=f"how big: {', '.join(PROFILES)} (default: tiny)")
+    step.add_argument("--seed", type=int, help="of weights, batches and masks (default: 0)")
+    step.add_argument("--tasks", type=int, nargs="+", metavar="N",
+                      help="LIBERO-Spatial tasks, 0 to 9 (default: the profile's)")
+    step.add_argument("--placement", metavar="NAME",
+                      help=f"where objects stand: {', '.join(PLACEMENTS)} (default: the profile's)")
+    step.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="changes",
+                      help="change single fields of the condition or profile, e.g. --set samples=48000 execute=4")
+    step.add_argument("--run-dir", type=Path,
+                      help=f"run folder (default: {RUNS}/CONDITION-PROFILE-sSEED); one that exists brings its settings")
+    step.add_argument("--data-dir", type=Path, default=DATA, help=f"where demonstrations are kept (default: {DATA})")
+
+
+def config_of(arguments: argparse.Namespace) -> RunConfig:
+    """The run configuration that the options describe. Raises LarError for anything that is not one."""
+    changes = {}
+    for change in arguments.changes:
+        name, separator, value = change.partition("=")
+        if not separator:
+            raise LarError(f"--set takes FIELD=VALUE, not {change!r}: for example --set samples=48000.")
+        value = yaml.safe_load(value)
+        changes[name] = tuple(value) if isinstance(value, list) else value
+    if arguments.tasks:
+        changes["tasks"] = tuple(arguments.tasks)
+    if arguments.placement:
+        changes["placement"] = arguments.placement
+    return make_config(arguments.condition or "attention_mask", arguments.profile or "tiny", arguments.seed or 0,
+                       **changes)
+
+
+def _run_of(arguments: argparse.Namespace) -> Run:
+    """The run folder; one that exists is used with its own settings when no others are named."""
+    named = (arguments.condition, arguments.profile, arguments.seed, arguments.tasks, arguments.placement)
+    if arguments.run_dir and (arguments.run_dir / "config.yaml").exists():
+        if not arguments.changes and all(value is None for value in named):
+            return Run.load(arguments.run_dir)
+    return Run.open(config_of(arguments), arguments.run_dir)
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    from .view.report import summary_table
+    results, report = reproduce.reproduce(_run_of(arguments), arguments.data_dir)
+    print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
+
+
+def _demos(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    for path in reproduce.make_demos(config_of(arguments), arguments.data_dir, arguments.workers):
+        print(path)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    run = _run_of(arguments)
+    reproduce.train_policy(run, arguments.data_dir)
+    print(run.final_checkpoint)
+
+
+def _saliency(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    run = _run_of(arguments)
+    reproduce.show_saliency(run, arguments.data_dir)
+    _print_report(run)
+
+
+def _rollout(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    run = _run_of(arguments)
+    reproduce.roll_out_policy(run, tuple(arguments.instructions))
+    _print_report(run)
+
+
+def _latency(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    run = _run_of(arguments)
+    reproduce.time_policy(run)
+    _print_report(run)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    _print_report(_run_of(arguments))
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from .doctor import examine
+    if not examine():
+        raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
+
+
+def _print_report(run: Run) -> None:
+    from . import reproduce
+    from .view.report import summary_table
+    results, report = reproduce.make_report(run)
+    print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "reproduce": _reproduce, "demos": _demos, "train": _train, "saliency": _saliency, "rollout": _rollout,
+    "latency": _latency, "report": _report, "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Put what the steps left in a run folder together into results.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ..errors import LarError
+from ..files import read_jsonl
+from ..run import Run, provenance
+from ..runtime import device_name
+from .results import save_results
+from .statistics import wilson
+
+
+def gather_results(run: Run) -> dict:
+    """Collect, validate and write `results.json` of a run and of its blind control; steps not run yet are null."""
+    heldout, latency = _read(run.path / "heldout.json"), _read(run.path / "latency.json")
+    episodes = read_jsonl(run.path / "rollouts.jsonl") + read_jsonl(run.control / "rollouts.jsonl")
+    config = json.loads(json.dumps(asdict(run.config)))
+    results = {
+        "schema_version": 1,
+        "run": {"name": run.config.name, "condition": run.config.condition.name, "profile": run.config.profile.name,
+                "seed": run.config.seed, "fingerprint": run.config.fingerprint, "config": config},
+        "provenance": {**provenance(), "device": device_name(), "assets": _assets(run, episodes)},
+        "training": _training(run, heldout) if heldout else None,
+        **{part: heldout and heldout[part] for part in ("action", "reconstruction", "grounding")},
+        "rollouts": summarise(episodes) or None,
+        "latency": latency,
+    }
+    save_results(run.results, results)
+    return results
+
+
+def summarise(episodes: list[dict]) -> list[dict]:
+    """Success rate with Wilson's interval per policy, instruction, placement and task, and pooled over tasks (null)."""
+    groups: dict[tuple, list[bool]] = {}
+    for row in episodes:
+        for task in (row["task"], None):
+            groups.setdefault((row["policy"], row["instruction"], row["placement"], task), []).append(row["success"])
+    rows = []
+    for (policy, instruction, placement, task), successes in groups.items():
+        interval = wilson(sum(successes), len(successes))
+        rows.append({"policy": policy, "instruction": instruction, "placement": placement, "task": task,
+                     "episodes": len(successes), "successes": sum(successes), "rate": interval.value,
+                     "low": interval.low, "high": interval.high})
+    return rows
+
+
+def _assets(run: Run, episodes: list[dict]) -> dict | None:
+    """The one set of assets that the rollouts used. Raises LarError when they used several."""
+    used = {json.dumps(row["assets"], sort_keys=True) for row in episodes}
+    if len(used) > 1:
+        raise LarError(f"The rollouts in {run.path} used different assets ({', '.join(sorted(used))}): delete "
+                       "rollouts.jsonl and roll out again with one set.")
+    return json.loads(used.pop()) if used else None
+
+
+def _training(run: Run, heldout: dict) -> dict:
+    last = read_jsonl(run.metrics)[-1]
+    return {"steps": run.config.steps, "samples": run.config.steps * run.config.profile.batch_size,
+            "seconds": last["seconds"], "parameters": _parameters(run.final_checkpoint / "model.safetensors"),
+            "train_episodes": heldout["train_episodes"], "heldout_episodes": heldout["heldout_episodes"],
+            "final": {"loss": last["loss"], "action": last["action"],
+                      "recon": last["recon"] if run.config.condition.reconstructor != "none" else None}}
+
+
+def _parameters(checkpoint: Path) -> dict[str, int]:
+    """Weights per part, counted in the file."""
+    counts = {"backbone": 0, "head": 0, "decoder": 0}
+    with safe_open(checkpoint, framework="pt") as file:
+        for name in file.keys():
+            size = 1
+            for length in file.get_slice(name).get_shape():
+                size *= length
+            counts[name.split(".")[0]] += size
+    return {**counts, "total": sum(counts.values())}
+
+
+def _read(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

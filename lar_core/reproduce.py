@@ -1,0 +1,79 @@
+"""One condition from nothing to a results page. Every function here is one command and one notebook cell.
+
+    demonstrations -> train -> saliency -> rollout -> latency -> report
+
+The blind control (same recipe, trained without images) lives in `control/` inside the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from .config import CONDITIONS, RunConfig
+from .evaluate.gather import gather_results
+from .evaluate.latency import measure_latency
+from .evaluate.probes import probe_heldout
+from .evaluate.rollout import INSTRUCTIONS, roll_out
+from .run import DATA, Run
+from .runtime import device
+from .sim.collect import collect
+from .train import load_policy, train
+from .view.report import write_report
+
+
+def make_demos(config: RunConfig, data: Path = DATA, workers: int | None = None) -> list[Path]:
+    """Record the demonstrations that `config` asks for; those that are there already are kept."""
+    return collect(config, data, workers=workers or os.cpu_count() or 1)
+
+
+def train_policy(run: Run, data: Path = DATA) -> None:
+    """Train the run's policy (demonstrations are recorded first where they are missing)."""
+    train(run, make_demos(run.config, data))
+
+
+def train_control(run: Run, data: Path = DATA) -> Run:
+    """Train the blind control of a run with the same recipe and seed; returns its run."""
+    config = replace(run.config, condition=CONDITIONS["blind"])
+    control = Run.open(config, run.control)
+    train_policy(control, data)
+    return control
+
+
+def show_saliency(run: Run, data: Path = DATA) -> dict:
+    """Saliency, action and reconstruction scores on held-out demonstrations, with pictures for the report."""
+    policy, stats = load_policy(run, device())
+    return probe_heldout(run, policy, stats, make_demos(run.config, data))
+
+
+def roll_out_policy(run: Run, instructions: tuple[str, ...] = INSTRUCTIONS, placement: str | None = None) -> list[dict]:
+    """Roll out the run's policy, and its blind control where that is trained."""
+    policy, stats = load_policy(run, device())
+    rows = roll_out(run, policy, stats, instructions=instructions, placement=placement)
+    if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
+        rows = rows + roll_out(control, *load_policy(control, device()), placement=placement)
+    return rows
+
+
+def time_policy(run: Run) -> dict:
+    """Latency of one policy step."""
+    return measure_latency(run, load_policy(run, device())[0])
+
+
+def make_report(run: Run) -> tuple[dict, Path]:
+    """results.json and report.html from what is there."""
+    return gather_results(run), write_report(run)
+
+
+def reproduce(run: Run, data: Path = DATA) -> tuple[dict, Path]:
+    """All steps in order, each skipped where it is done; returns the results and the report's path."""
+    train_policy(run, data)
+    if not run.config.condition.blind:
+        train_control(run, data)
+    if not (run.path / "heldout.json").exists():
+        show_saliency(run, data)
+    roll_out_policy(run)
+    if not (run.path / "latency.json").exists():
+        time_policy(run)
+    return make_report(run)

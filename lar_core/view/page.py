@@ -1,0 +1,72 @@
+"""The frame of report.html: styles for light and dark, wide and narrow screens. `{title}` and `{body}` are filled in."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>
+:root { --ink: #1c2127; --soft: #5a636d; --line: #e1e4e8; --paper: #fff; --wash: #f5f6f8; --blue: #0a6ebd;
+  --yes: #0b6e4f; --yes-wash: #dff3ea; --no-wash: #eceef1; --warn: #8a4b00; --warn-wash: #fdeccf; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #31363d; --paper: #14171b;
+  --wash: #1d2126; --blue: #6cb6f0; --yes: #7fdcb4; --yes-wash: #12392c; --no-wash: #2a2f36; --warn: #f3bf72;
+  --warn-wash: #41300f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 61rem; padding: 3rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
+  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  font-variant-numeric: tabular-nums; text-size-adjust: 100%; }
+h1 { margin: 0 0 1.2rem; font-size: clamp(1.9rem, 6vw, 2.9rem); line-height: 1.1; letter-spacing: -0.025em;
+  overflow-wrap: anywhere; }
+h2 { margin: 0 0 1.1rem; font-size: 1.35rem; line-height: 1.25; letter-spacing: -0.012em; }
+h3 { margin: 0 0 .15rem; font-size: 1rem; }
+p, ul, dd { max-width: 46rem; }
+section { margin-top: 3.2rem; padding-top: 1.6rem; border-top: 1px solid var(--line); }
+.eyebrow { margin: 0 0 .4rem; color: var(--blue); font-weight: 600; font-size: .85rem; }
+.note { margin: .4rem 0; color: var(--soft); font-size: .9rem; }
+pre { margin: 0 0 .4rem; padding: .7rem .9rem; overflow-x: auto; border-radius: 8px; background: var(--wash);
+  font: .9rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
+header dl { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .9rem 1.6rem;
+  margin: 1.6rem 0 0; }
+header dl div:last-child { grid-column: 1 / -1; }
+dt { color: var(--soft); font-size: .82rem; }
+dd { margin: 0; overflow-wrap: anywhere; }
+.lead p { margin: 0 0 .6rem; font-size: 1.1rem; line-height: 1.55; max-width: 50rem; }
+.findings { margin: 2rem 0 0; padding: 0; list-style: none; }
+.findings li { display: grid; grid-template-columns: 9.5rem 1fr; gap: .4rem 1.4rem; padding: 1rem 0;
+  border-top: 1px solid var(--line); }
+.findings p { margin: 0; color: var(--soft); font-size: .95rem; }
+.chip { justify-self: start; align-self: start; padding: .12rem .7rem; border-radius: 99px; font-size: .85rem;
+  font-weight: 600; background: var(--no-wash); color: var(--ink); }
+.chip.detected { background: var(--yes-wash); color: var(--yes); }
+.chip.opposite-detected { background: var(--warn-wash); color: var(--warn); }
+.chip.not-run, .chip.no-interval { background: none; color: var(--soft); box-shadow: inset 0 0 0 1px var(--line); }
+.todo { padding: .8rem 1rem; border-radius: 8px; background: var(--wash); color: var(--soft); }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+.scroll img { display: block; width: 100%; min-width: 34rem; height: auto; }
+table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
+th, td { padding: .42rem 1.4rem .42rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+th[scope=row] { font-weight: 500; }
+thead th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
+.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem; }
+figure { margin: 0; }
+video { display: block; width: 100%; border-radius: 8px; background: #14171b; }
+figcaption { margin-top: .4rem; color: var(--soft); font-size: .88rem; }
+ul { padding-left: 1.2rem; }
+li { margin-bottom: .5rem; }
+.guide dt { margin-top: .8rem; color: var(--ink); font-weight: 600; font-size: .95rem; }
+.guide dd { color: var(--soft); font-size: .95rem; }
+details { margin-top: 3rem; color: var(--soft); }
+summary { cursor: pointer; }
+@media (max-width: 40rem) { body { padding: 1.6rem 1.1rem 3rem; } .findings li { grid-template-columns: 1fr; } }
+@media print { section { break-inside: avoid; } video { display: none; } }
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""

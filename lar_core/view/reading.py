@@ -1,0 +1,298 @@
+"""From numbers to plain words: what a run detected, what it did not, and what its numbers cannot say.
+
+Pure functions on results.json (`results`) and on the rows of rollouts.jsonl (`rollouts`). A claim is made only where
+an interval or a paired test supports it; everything else reads "not detected", with n and interval, never "no effect".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..evaluate.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, wilson
+
+DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
+DESCRIBED, NOT_RUN = "no interval", "not run"
+BLIND = "blind"  # the condition that is trained without images
+
+_STEPS = {"training": "train", "action": "saliency", "reconstruction": "saliency", "grounding": "saliency",
+          "rollouts": "rollout", "latency": "latency"}
+_BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
+              "mean_map": "where the object was in training on average"}
+_CHANGES = {"blank": "a blank instruction", "swapped": "another task's instruction"}
+
+GUIDE = (
+    ("Detected, not detected", "\"Detected\" means that a paired exact McNemar test (p < 0.05) or a 95 % interval supports "
+     "the claim. \"Not detected\" means that these data do not; the interval says what remains possible. It never means "
+     "that there is no effect."),
+    ("Success", "Share of episodes in which LIBERO's own predicate (for the named bowl) became true. Intervals are Wilson's. "
+     "All rows of one placement start from the same init states, so their difference is tested pair by pair."),
+    ("Blind control", "The same recipe trained with grey images. Whatever it solves can be solved without looking."),
+    ("Blank and another task's instruction", "The same policy, told nothing or told about another bowl; success is still "
+     "that of the scene's own instruction. A policy that listens must do worse."),
+    ("Saliency", "Attention from the instruction's words to image patches, mean over the last layers and all heads; it "
+     "sums to 1. In pictures, no colour = what a uniform map gives a patch, full colour = four times that."),
+    ("AOS", "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named object. A "
+     "small object cannot fill 25 %, so the highest possible value lies well below 1: read it beside the baselines."),
+    ("Baselines of saliency", "Maps that do not look at the image: uniform, a Gaussian at its centre, and the mean place of "
+     "the named object in the training frames. The policy is called better only where its interval lies wholly above "
+     "the baseline's, which is stricter than a test at 5 %."),
+    ("Named minus other bowl", "Share of saliency on the named object minus that on the other bowl. Looking at a bowl is "
+     "not grounding; telling them apart is. 0 = no preference."),
+    ("Action error", "Mean absolute error over the predicted chunk in normalised units, where the range of each action is "
+     "-1 to 1. It does not predict success; beating the mean action is a gate, not a goal."),
+    ("Reconstruction loss", "Mean squared error on masked patches only, beside two guesses that need no learning."),
+    ("Gradient norm in the backbone", "What each loss sends into the backbone during training. A reconstruction loss whose "
+     "gradient is a small fraction of the action's can hardly change what the policy looks at."),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question to a run: `topic` is the claim in a few words, `verdict` one of the constants above."""
+
+    topic: str
+    verdict: str
+    sentence: str
+
+
+def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
+    """All questions in the order of the report; every one is answered, if only by the command that would answer it."""
+    rollouts, found = list(rollouts), []
+    policy = results["run"]["condition"]
+    for placement in placements(results):
+        if policy != BLIND:
+            found.append(_seeing(results, rollouts, placement))
+        found += [_language(results, rollouts, placement, change) for change in _CHANGES]
+    found += [_overlap(results), _preference(results), _action(results)]
+    return found + ([_reconstruction(results)] if reconstructs(results) else [])
+
+
+def headline(results: dict, found: Iterable[Finding]) -> list[str]:
+    """Two to five sentences: success first, then what was detected, what was not, and what has not run."""
+    found = list(found)
+    sentences = [_success(results, placement) for placement in placements(results)]
+    for verdict, words in ((DETECTED, "Detected"), (OPPOSITE, "Detected, against expectation"),
+                           (NOT_DETECTED, "Not detected"), (NOT_RUN, "Not measured")):
+        topics = [finding.topic for finding in found if finding.verdict == verdict]
+        if topics:
+            sentences.append(f"{words}: {'; '.join(topics)}.")
+    return [sentence for sentence in sentences if sentence]
+
+
+def command(results: dict, step: str = "reproduce") -> str:
+    """The command line that runs one step, or all, of the same condition, profile and seed."""
+    run = results["run"]
+    return f"lar {step} --condition {run['condition']} --profile {run['profile']} --seed {run['seed']}"
+
+
+def missing(results: dict, section: str) -> str:
+    """What a report says in the place of a section that is null."""
+    return f"Not run yet: `{command(results, _STEPS[section])}` fills this in."
+
+
+def reconstructs(results: dict) -> bool:
+    """Whether the condition has a decoder at all."""
+    return results["run"]["config"]["condition"].get("reconstructor") != "none"
+
+
+def placements(results: dict) -> list[str]:
+    """The placements that were rolled out, else the one that the profile asks for."""
+    seen = list(dict.fromkeys(row["placement"] for row in results.get("rollouts") or []))
+    return seen or [results["run"]["config"]["profile"].get("placement", "official")]
+
+
+def pooled(results: dict, policy: str, instruction: str, placement: str) -> tuple[int, int] | None:
+    """(successes, episodes) over all tasks, or None where nothing was rolled out."""
+    rows = [row for row in results.get("rollouts") or []
+            if (row["policy"], row["instruction"], row["placement"]) == (policy, instruction, placement)]
+    rows = [row for row in rows if row["task"] is None] or rows
+    return (sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows)) if rows else None
+
+
+def rate(successes: int, n: int) -> str:
+    """`14/20 (70 %, 95 % interval 48 to 85 %)`, Wilson."""
+    interval = wilson(successes, n)
+    return (f"{successes}/{n} ({100 * interval.value:.0f} %, 95 % interval {100 * interval.low:.0f} to "
+            f"{100 * interval.high:.0f} %)")
+
+
+def estimate(interval: dict | None) -> str:
+    """`0.11 (0.09 to 0.13)`."""
+    if interval is None:
+        return "not measurable"
+    return f"{interval['mean']:.3g} ({bounds(interval)})"
+
+
+def bounds(interval: dict | None) -> str:
+    """`0.09 to 0.13`."""
+    if interval is None or interval["low"] is None or interval["high"] is None:
+        return "no interval"
+    return f"{interval['low']:.3g} to {interval['high']:.3g}"
+
+
+def above(a: dict | None, b: dict | None) -> bool:
+    """Whether interval a lies wholly above interval b: stricter than a test of the difference at 5 %."""
+    known = all(x is not None and x["low"] is not None and x["high"] is not None for x in (a, b))
+    return known and a["low"] > b["high"]
+
+
+def _success(results: dict, placement: str) -> str:
+    policy = results["run"]["condition"]
+    own, blind = pooled(results, policy, "right", placement), pooled(results, BLIND, "right", placement)
+    if own is None:
+        return ""
+    control = f"; the control that cannot see solved {rate(*blind)}" if blind and policy != BLIND else ""
+    return f"{policy} solved {rate(*own)} rollouts on {placement} placements{control}."
+
+
+def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
+    topic = f"seeing raises success ({placement} placements)"
+    policy = results["run"]["condition"]
+    own, blind = pooled(results, policy, "right", placement), pooled(results, BLIND, "right", placement)
+    if own is None:
+        return Finding(topic, NOT_RUN, missing(results, "rollouts"))
+    if blind is None:
+        return Finding(topic, NOT_RUN, f"Success is {rate(*own)}, but without the blind control this says nothing about "
+                       f"seeing: `{command(results)}` adds it.")
+    verdict, sentence = _difference(("the policy", own, outcomes(rollouts, policy, "right", placement)),
+                                    ("its blind control", blind, outcomes(rollouts, BLIND, "right", placement)))
+    meaning = {DETECTED: "The images help it to succeed here.", OPPOSITE: "The images hurt here.",
+               NOT_DETECTED: "These rollouts do not show that the policy needs to see."}
+    return Finding(topic, verdict, f"{sentence} {meaning[verdict]}")
+
+
+def _language(results: dict, rollouts: list[dict], placement: str, change: str) -> Finding:
+    topic = f"{_CHANGES[change]} lowers success ({placement} placements)"
+    policy = results["run"]["condition"]
+    right, changed = (pooled(results, policy, kind, placement) for kind in ("right", change))
+    if right is None or changed is None:
+        return Finding(topic, NOT_RUN, missing(results, "rollouts"))
+    verdict, sentence = _difference(("the right instruction", right, outcomes(rollouts, policy, "right", placement)),
+                                    (_CHANGES[change], changed, outcomes(rollouts, policy, change, placement)))
+    meaning = {DETECTED: "What the policy does depends on the sentence; that it understands it is not shown by this.",
+               OPPOSITE: "The right sentence hurts here.",
+               NOT_DETECTED: "These rollouts do not show that the policy listens."}
+    return Finding(topic, verdict, f"{sentence} {meaning[verdict]}")
+
+
+def outcomes(rollouts: Iterable[dict], policy: str, instruction: str, placement: str) -> dict[tuple, bool]:
+    """Success of every episode, by task, episode and init state."""
+    return {(row["task"], row["episode"], row["init_seed"]): row["success"] for row in rollouts
+            if (row["policy"], row["instruction"], row["placement"]) == (policy, instruction, placement)}
+
+
+def _difference(a: tuple[str, tuple[int, int], dict], b: tuple[str, tuple[int, int], dict]) -> tuple[str, str]:
+    """Verdict and sentence on (name, (successes, episodes), outcomes): paired where the init states are the same."""
+    (name_a, counts_a, paired_a), (name_b, counts_b, paired_b) = a, b
+    if not paired_a or paired_a.keys() != paired_b.keys():
+        return _unpaired(name_a, counts_a, name_b, counts_b)
+    first, second = zip(*((paired_a[key], paired_b[key]) for key in sorted(paired_a)))
+    sentence = describe_difference(name_a, first, name_b, second)
+    if mcnemar(first, second) >= 0.05:
+        return NOT_DETECTED, _capital(sentence)
+    return (DETECTED if sum(first) > sum(second) else OPPOSITE), _capital(sentence)
+
+
+def _unpaired(name_a: str, a: tuple[int, int], name_b: str, b: tuple[int, int]) -> tuple[str, str]:
+    """Newcombe's interval of the difference, for rollouts that do not share their init states."""
+    difference = difference_unpaired(*a, *b)
+    numbers = (f"{a[0]}/{a[1]} against {b[0]}/{b[1]}, {100 * difference.value:+.0f} points, 95 % interval "
+               f"{100 * difference.low:+.0f} to {100 * difference.high:+.0f} points, unpaired")
+    if difference.low <= 0 <= difference.high:
+        least = detectable_unpaired(difference.n)
+        return NOT_DETECTED, (f"A difference between {name_a} and {name_b} was not detected: {numbers}. "
+                              f"So few rollouts can miss differences of up to about {100 * least:.0f} points.")
+    more = difference.value > 0
+    return (DETECTED if more else OPPOSITE), _capital(f"{name_a} is {'more' if more else 'less'} successful than "
+                                                      f"{name_b}: {numbers}.")
+
+
+def _overlap(results: dict) -> Finding:
+    return _grounding(results, "aos", "saliency overlaps the named object more than maps that do not look",
+                      "Overlap of the top 25 % with the named object (AOS)", chance=None)
+
+
+def _preference(results: dict) -> Finding:
+    return _grounding(results, "target_minus_distractor", "saliency prefers the named object to the other bowl",
+                      "Saliency on the named object minus saliency on the other bowl", chance=0.0)
+
+
+def _grounding(results: dict, metric: str, topic: str, name: str, chance: float | None) -> Finding:
+    """Detected only if the policy's interval lies above that of *every* map that does not look (and above `chance`)."""
+    grounding = results.get("grounding")
+    if grounding is None:
+        return Finding(topic, NOT_RUN, missing(results, "grounding"))
+    series = grounding.get(metric)
+    if not series or not series["model"]:
+        return Finding(topic, NOT_RUN, f"{name} could not be measured: no held-out frame shows what it needs.")
+    model, rivals = series["model"], {words: series[key] for key, words in _BASELINES.items()}
+    if chance is not None:
+        rivals["zero"] = {"mean": chance, "low": chance, "high": chance}
+    beaten = [words for words, rival in rivals.items() if above(model, rival)]
+    lower = [words for words, rival in rivals.items() if above(rival, model)]
+    level = [words for words in rivals if words not in beaten + lower]
+    verdict = DETECTED if len(beaten) == len(rivals) else OPPOSITE if len(lower) == len(rivals) else NOT_DETECTED
+    parts = [f"{words} {_and(names)}" for words, names in (
+        ("above", beaten), ("not told apart from", level), ("below", lower)) if names]
+    return Finding(topic, verdict, f"{name} is {estimate(model)} on {grounding['frames']} held-out frames of "
+                   f"{grounding['episodes']} episodes: {'; '.join(parts)}.")
+
+
+def _action(results: dict) -> Finding:
+    topic = "actions are better than the mean action"
+    action = results.get("action")
+    if action is None:
+        return Finding(topic, NOT_RUN, missing(results, "action"))
+    ours, mean = action["l1"], action["l1_mean_action"]
+    verdict = DETECTED if above(mean, ours) else OPPOSITE if above(ours, mean) else NOT_DETECTED
+    meaning = {DETECTED: "It has learned something about acting.",
+               OPPOSITE: "It acts worse than a constant: nothing else in this report is about a policy that works.",
+               NOT_DETECTED: "Until it beats a constant, nothing else in this report is about a policy that works."}
+    return Finding(topic, verdict, f"The error on held-out demonstrations is {estimate(ours)}, that of always predicting "
+                   f"the mean action {estimate(mean)} ({action['frames']} frames of {action['episodes']} episodes). "
+                   f"{meaning[verdict]}")
+
+
+def _reconstruction(results: dict) -> Finding:
+    topic = "reconstruction is better than simple guesses"
+    recon = results.get("reconstruction")
+    if recon is None:
+        return Finding(topic, NOT_RUN, missing(results, "reconstruction"))
+    beaten = [words for key, words in (("mean_patch", "the mean visible patch"), ("neighbours", "interpolation"))
+              if recon["loss"] < recon[key]]
+    order = f"lower than {_and(beaten)}" if beaten else "not lower than either guess"
+    leak = "" if results["run"]["config"]["condition"].get("mask_input") else (
+        " The decoder's visible features come from a pass that saw the whole image, so a low loss may be leakage.")
+    return Finding(topic, DESCRIBED, f"The loss on masked patches of {recon['frames']} frames is {recon['loss']:.3g}, "
+                   f"{order} (mean visible patch {recon['mean_patch']:.3g}, interpolation between visible neighbours "
+                   f"{recon['neighbours']:.3g}); these are averages without an interval.{leak}")
+
+
+def caveats(results: dict) -> list[str]:
+    """What the numbers of this run cannot say."""
+    profile = results["run"]["config"]["profile"]
+    assets = ((results.get("provenance") or {}).get("assets") or {}).get("name")
+    tasks = profile.get("tasks", ())
+    possible = (
+        (assets == "standin", "Stand-in assets: the objects have LIBERO's names, sizes and tasks but not its look. Numbers "
+         "are comparable between runs on the same assets, not with the literature."),
+        ("official" in placements(results), "Official placements can be passed blind: objects move by about a "
+         "centimetre, so success there shows nothing about seeing. Wide and counterfactual placements can."),
+        (len(tasks) == 1 and profile.get("placement") != "counterfactual", "One task means one sentence: training never "
+         "asked for language. A changed sentence that lowers success shows only that unfamiliar text disturbs it."),
+        (True, "One training seed: the intervals cover the choice of init states and episodes, not that of the seed. A "
+         "difference between two conditions needs at least three seeds of each."),
+        (profile.get("backbone") == "tiny", "The backbone is a small PaliGemma trained here from scratch. What holds for "
+         "it need not hold for the pre-trained 3-billion-parameter one."),
+        (True, "Each question is tested at 5 % on its own: with this many, an accidental \"detected\" is not rare."),
+    )
+    return [sentence for applies, sentence in possible if applies]
+
+
+def _and(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]

@@ -1,0 +1,52 @@
+"""Shared fixtures: the smallest model, and demonstrations made of noise where no scene is needed."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("LAR_LIBERO_ASSETS", "standin")  # tests never depend on what else this machine has
+
+import numpy as np
+import pytest
+import torch
+
+from lar_core.config import PROFILES, make_config
+from lar_core.model.backbone import build_tiny
+from lar_core.model.policy import make_policy
+from lar_core.runtime import quiet
+
+quiet()
+SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
+
+
+@pytest.fixture(scope="session")
+def backbone_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backbone")
+    build_tiny(PROFILES["micro"], folder)
+    return folder
+
+
+@pytest.fixture
+def policy_of(backbone_folder):
+    """A factory: policy_of("gaze_mask", mask_grid="essay") is an untrained micro policy of that condition."""
+    return lambda condition="attention_mask", **changes: make_policy(make_config(condition, "micro", **changes),
+                                                                     backbone_folder)
+
+
+@pytest.fixture
+def batch():
+    """Two samples in the shapes of the micro profile; the second instruction is shorter, so it is padded."""
+    generator = torch.Generator().manual_seed(0)
+    def pixels(size):
+        return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=generator)
+    regions = torch.zeros(2, 2, 64, 64, dtype=torch.uint8)
+    regions[:, 0, 16:32, 32:48] = 1
+    regions[:, 1, 48:, :16] = 1
+    return {"images": pixels(64), "wrist": pixels(32), "proprio": torch.randn(2, 8, generator=generator),
+            "instructions": SENTENCES, "actions": torch.rand(2, 8, 7, generator=generator) * 2 - 1,
+            "action_pad": torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]]), "regions": regions}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)

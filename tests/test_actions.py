@@ -1,0 +1,39 @@
+"""Binning loses at most half a bin."""
+
+import numpy as np
+import torch
+
+from lar_core.model.actions import BINS, bin_centres, decode, to_bins
+
+
+def test_round_trip_error_is_at_most_half_a_bin():
+    actions = torch.linspace(-1, 1, 10_001)[:, None].repeat(1, 7)
+    error = (bin_centres(to_bins(actions)) - actions)[:, :6].abs()
+    assert error.max() <= 1 / BINS + 1e-6
+
+
+def test_bins_are_those_of_numpy_digitize():
+    actions = torch.rand(1000, 7) * 2 - 1
+    edges = np.linspace(-1, 1, BINS + 1)
+    assert np.array_equal(to_bins(actions).numpy(), np.digitize(actions.numpy(), edges) - 1)
+
+
+def test_ends_and_outliers_stay_in_range():
+    assert to_bins(torch.tensor([-9.0, -1, 1, 9])).tolist() == [0, 0, 255, 255]
+
+
+def test_gripper_is_open_or_closed():
+    actions = torch.tensor([[0.0] * 6 + [-1], [0.0] * 6 + [1]])
+    assert bin_centres(to_bins(actions))[:, 6].tolist() == [-1, 1]
+
+
+def test_decoding_a_sharp_distribution_gives_the_bin_centre():
+    bins = torch.randint(0, BINS, (2, 3, 7))
+    logits = torch.nn.functional.one_hot(bins, BINS) * 100.0
+    assert torch.allclose(decode(logits), bin_centres(bins), atol=1e-5)
+
+
+def test_decoding_does_not_average_two_modes():
+    logits = torch.full((1, 1, 7, BINS), -100.0)
+    logits[..., 10], logits[..., 200] = 5.0, 4.9
+    assert torch.allclose(decode(logits)[..., :6], torch.tensor((10.5 / 128) - 1))

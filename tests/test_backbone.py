@@ -1,0 +1,84 @@
+"""The prefix is what PaliGemma's own processor and forward pass make of it, and it never sees the actions."""
+
+import pytest
+import torch
+from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+
+from lar_core.errors import LarError
+from lar_core.model.backbone import load_backbone
+
+SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
+
+
+@pytest.fixture
+def backbone(backbone_folder):
+    return load_backbone(backbone_folder)
+
+
+@pytest.fixture
+def images():
+    return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_prefix_equals_the_official_processor_and_forward_pass(backbone_folder, backbone, images):
+    processor = AutoProcessor.from_pretrained(backbone_folder)
+    official = PaliGemmaForConditionalGeneration.from_pretrained(backbone_folder, dtype=torch.float32)
+    inputs = processor(images=list(images), text=["<image>" + s for s in SENTENCES], return_tensors="pt", padding=True)
+    inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])  # all of it is prefix
+    expected = official.model(**inputs)
+    encoding = backbone.encode(images / 127.5 - 1, SENTENCES)
+    assert torch.allclose(encoding.patches, expected.last_hidden_state[:, : backbone.patches], atol=1e-4)
+
+
+def test_shapes(backbone, images):
+    encoding = backbone.encode(images / 127.5 - 1, SENTENCES, torch.randn(2, 5, 32))
+    B, P, D, L, S = 2, 16, 32, 16, 5
+    assert encoding.patches.shape == (B, P, D)
+    assert encoding.text.shape == (B, L, D)
+    assert encoding.instruction_mask.shape == (B, L)
+    assert encoding.suffix.shape == (B, S, D)
+    assert encoding.attention.shape == (B, 3, 2, L, P)
+    assert encoding.saliency.shape == (B, P)
+
+
+def test_prefix_never_sees_actions(backbone, images):
+    one = backbone.encode(images / 127.5 - 1, SENTENCES, torch.randn(2, 5, 32))
+    other = backbone.encode(images / 127.5 - 1, SENTENCES, torch.randn(2, 5, 32))
+    assert torch.equal(one.patches, other.patches)
+    assert torch.equal(one.saliency, other.saliency)
+    real = one.instruction_mask
+    assert torch.equal(one.text[real], other.text[real])
+    assert not torch.allclose(one.suffix, other.suffix)
+
+
+def test_prefix_is_bidirectional(backbone, images):
+    """The first image token depends on the last word: impossible under a causal mask."""
+    here = backbone.encode(images[:1] / 127.5 - 1, ["place it on the plate"])
+    there = backbone.encode(images[:1] / 127.5 - 1, ["place it on the stove"])
+    assert not torch.allclose(here.patches[:, 0], there.patches[:, 0])
+
+
+def test_suffix_sees_image_and_instruction(backbone, images):
+    suffix = torch.randn(1, 5, 32)
+    base = backbone.encode(images[:1] / 127.5 - 1, SENTENCES[:1], suffix).suffix
+    assert not torch.allclose(base, backbone.encode(images[1:] / 127.5 - 1, SENTENCES[:1], suffix).suffix)
+    assert not torch.allclose(base, backbone.encode(images[:1] / 127.5 - 1, SENTENCES[1:], suffix).suffix)
+
+
+def test_a_smaller_second_camera_goes_through_the_same_tower(backbone):
+    assert backbone.image_tokens(torch.zeros(2, 3, 32, 32)).shape == (2, 4, 32)
+
+
+def test_empty_instruction_is_refused(backbone, images):
+    with pytest.raises(LarError, match="instruction is empty"):
+        backbone.encode(images / 127.5 - 1, ["  ", "move"])
+
+
+def test_wrong_image_size_is_refused(backbone):
+    with pytest.raises(LarError, match=r"\(3, 32, 32\).*\(3, 64, 64\)"):
+        backbone.encode(torch.zeros(1, 3, 32, 32), ["move"])
+
+
+def test_a_missing_backbone_is_named(tmp_path):
+    with pytest.raises(LarError, match="nothing-here"):
+        load_backbone(tmp_path / "nothing-here")

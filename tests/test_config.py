@@ -1,0 +1,53 @@
+"""One configuration, validated in one place."""
+
+import pytest
+
+from lar_core.config import CONDITIONS, PROFILES, RunConfig, make_config
+from lar_core.errors import LarError
+from lar_core.run import Run
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_preset_is_valid_and_survives_yaml(tmp_path, condition, profile):
+    config = make_config(condition, profile, seed=3)
+    config.save(tmp_path / "config.yaml")
+    assert RunConfig.load(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"condition": "atention_mask"}, "did you mean 'attention_mask'"),
+    ({"profile": "tini"}, "did you mean 'tiny'"),
+    ({"samplse": 5}, "did you mean 'samples'"),
+    ({"tasks": (10,)}, "Unknown task '10'"),
+    ({"tasks": ()}, "No task"),
+    ({"mask_source": "gase"}, "did you mean 'gaze'"),
+    ({"condition": "action_only", "mask_source": "random"}, "a mask needs a reconstructor"),
+    ({"condition": "blind", "mask_source": "random", "reconstructor": "mae"}, "no image to reconstruct"),
+    ({"execute": 9}, "between 1 and the chunk length 8"),
+    ({"image_size": 100}, "multiples of the patch size"),
+    ({"samples": "many"}, "must be of type int"),
+    ({"mask_ratio": 1.0}, "between 0 and 1"),
+    ({"saliency_layers": 5}, "has 4 layers"),
+])
+def test_nonsense_is_refused_in_one_sentence(arguments, message):
+    with pytest.raises(LarError, match=message):
+        make_config(**arguments)
+
+
+def test_a_run_folder_refuses_another_configuration(tmp_path):
+    Run.open(make_config(), tmp_path / "run")
+    with pytest.raises(LarError, match="profile.samples is 24000 there and 100 now"):
+        Run.open(make_config(samples=100), tmp_path / "run")
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(LarError, match="not empty"):
+        Run.open(make_config(), tmp_path)
+
+
+def test_a_foreign_config_file_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: 1")
+    with pytest.raises(LarError, match="not a run configuration"):
+        Run.open(make_config(), tmp_path)

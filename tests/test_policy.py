@@ -1,0 +1,79 @@
+"""Every condition trains and acts; the blind control is blind; switches switch."""
+
+import pytest
+import torch
+
+from lar_core.config import CONDITIONS
+from lar_core.errors import LarError
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_condition_gives_finite_losses_and_gradients(policy_of, batch, condition):
+    policy = policy_of(condition)
+    losses = policy(batch, torch.Generator().manual_seed(0))
+    losses["loss"].backward()
+    assert torch.isfinite(losses["loss"])
+    assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None)
+    assert policy.head.queries.grad.abs().sum() > 0
+    if policy.decoder is not None:
+        assert policy.decoder.mask_token.grad.abs().sum() > 0
+
+
+def test_act_gives_a_chunk_in_range_and_saliency(policy_of, batch):
+    actions, saliency = policy_of().act(batch)
+    assert actions.shape == (2, 8, 7) and actions.abs().max() <= 1
+    assert saliency.shape == (2, 16) and torch.allclose(saliency.sum(1), torch.ones(2))
+
+
+def test_a_blind_policy_does_not_see(policy_of, batch):
+    other = {**batch, "images": 255 - batch["images"], "wrist": 255 - batch["wrist"]}
+    blind, seeing = policy_of("blind"), policy_of("action_only")
+    assert torch.equal(blind.act(batch)[0], blind.act(other)[0])
+    assert not torch.equal(seeing.act(batch)[0], seeing.act(other)[0])
+
+
+@pytest.mark.parametrize("key, change", [("wrist", {"wrist_size": 0}), ("proprio", {"proprio": False})])
+def test_wrist_and_proprioception_are_switches(policy_of, batch, key, change):
+    other = {**batch, key: batch[key].flip(0)}
+    on, off = policy_of("action_only"), policy_of("action_only", **change)
+    assert not torch.equal(on.act(batch)[0], on.act(other)[0])
+    without = {name: value for name, value in batch.items() if name != "wrist" or key != "wrist"}
+    assert off.act(without)[0].shape == (2, 8, 7)
+    if key == "proprio":
+        assert torch.equal(off.act(batch)[0], off.act(other)[0])
+
+
+def test_chunk_of_one_is_the_literal_setting(policy_of, batch):
+    assert policy_of(chunk=1, execute=1).act(batch)[0].shape == (2, 1, 7)
+
+
+def test_policies_of_one_seed_start_from_the_same_head_whatever_the_condition(policy_of):
+    assert torch.equal(policy_of("action_only").head.queries, policy_of("attention_mask").head.queries)
+
+
+def test_saved_weights_come_back(policy_of, batch, tmp_path):
+    policy, other = policy_of("attention_mask"), policy_of("attention_mask", )
+    with torch.no_grad():
+        policy.head.queries += 1
+    policy.save(tmp_path / "model.safetensors")
+    other.load(tmp_path / "model.safetensors")
+    assert torch.equal(policy.act(batch)[0], other.act(batch)[0])
+
+
+def test_a_damaged_checkpoint_is_named(policy_of, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(LarError, match="damaged"):
+        policy_of().load(path)
+
+
+def test_weights_of_another_model_are_refused(policy_of, tmp_path):
+    policy_of("action_only").save(tmp_path / "model.safetensors")
+    with pytest.raises(LarError, match="another model"):
+        policy_of("attention_mask").load(tmp_path / "model.safetensors")
+
+
+def test_gaze_without_segmentation_is_refused(policy_of, batch):
+    batch.pop("regions")
+    with pytest.raises(LarError, match="segmentation"):
+        policy_of("gaze_mask")(batch)
