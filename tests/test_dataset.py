@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -141,15 +140,3 @@ def test_a_batch_depends_on_seed_and_step_only():
     assert [other.batch_indices(step) for step in reversed(range(20))] == wanted[::-1]
     assert FrameSampler(10, 4, seed=6).batch_indices(0) != wanted[0]
     assert len(FrameSampler(3, 8, seed=0).batch_indices(0)) == 8  # a batch larger than the data set
-
-
-def test_a_batch_of_16_takes_a_few_milliseconds():
-    episodes = [replace(make_episode(steps=60, size=128, seed=seed),
-                        eye_in_hand_rgb=np.zeros((60, 64, 64, 3), np.uint8)) for seed in range(4)]
-    dataset = DemoDataset(episodes, Stats.of(episodes), image_size=128, wrist_size=64, chunk=8)
-    sampler, times = FrameSampler(len(dataset), 16, seed=0), []
-    for step in range(20):
-        start = time.perf_counter()
-        dataset.batch(sampler.batch_indices(step))
-        times.append(time.perf_counter() - start)
-    assert min(times) < 5e-3

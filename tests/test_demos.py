@@ -25,12 +25,12 @@ from lar_core.errors import LarError
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 
 
-def make_episode(steps=6, seed=0, size=16) -> Episode:
+def make_episode(steps=6, seed=0, size=16, wrist=8) -> Episode:
     rng = np.random.default_rng(seed)
     return Episode(
         instruction=SENTENCE, actions=rng.uniform(-1, 1, (steps, 7)),
         agentview_rgb=rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8),
-        eye_in_hand_rgb=rng.integers(0, 256, (steps, 8, 8, 3), dtype=np.uint8),
+        eye_in_hand_rgb=rng.integers(0, 256, (steps, wrist, wrist, 3), dtype=np.uint8),
         ee_pos=rng.normal(size=(steps, 3)), ee_ori=rng.normal(size=(steps, 3)),
         gripper_states=rng.normal(size=(steps, 2)), joint_states=rng.normal(size=(steps, 7)),
         states=rng.normal(size=(steps, 92)), segmentation=rng.integers(0, 4, (steps, size, size), dtype=np.uint8),

@@ -18,8 +18,10 @@ from ..errors import LarError
 from ..files import write_json
 
 SCHEMA: dict = json.loads(files(__package__).joinpath("results_schema.json").read_text(encoding="utf-8"))
-_TYPES = Draft202012Validator.TYPE_CHECKER.redefine("array", lambda _, value: isinstance(value, list | tuple))
-_VALIDATOR = validators.extend(Draft202012Validator, type_checker=_TYPES)(SCHEMA)  # JSON writes tuples as arrays
+_TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({  # what Python's json can write, no more and no less
+    "array": lambda _, value: isinstance(value, list | tuple),
+    "number": lambda _, value: isinstance(value, int | float) and not isinstance(value, bool)})
+_VALIDATOR = validators.extend(Draft202012Validator, type_checker=_TYPES)(SCHEMA)
 
 
 def validate_results(results: dict) -> None:
@@ -38,7 +40,7 @@ def load_results(path: Path | str) -> dict:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise LarError(f"There is no {path}: `lar reproduce` makes it, or single steps such as `lar rollout`.") from error
+        raise LarError(f"There is no {path}: `lar reproduce` makes it.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise LarError(f"{path} is not JSON ({error}): delete it and run `lar reproduce` again; finished steps are "
                        "kept.") from error

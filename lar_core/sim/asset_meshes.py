@@ -39,7 +39,7 @@ def lathe(asset: ET.Element, name: str, profile: Profile, segments: int = 32, fl
 
 
 def printed_box(asset: ET.Element, name: str, half: Sequence[float]) -> None:
-    """Add a box mesh whose texture's upper half is the lid and whose lower half is wrapped round the sides."""
+    """Add a box mesh: the lower half of its texture is the lid, the top quarter is put on every side."""
     corners = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
     vertices, texcoords, faces = [], [], []
 
@@ -49,10 +49,10 @@ def printed_box(asset: ET.Element, name: str, half: Sequence[float]) -> None:
         texcoords.extend([(u0, v0), (u1, v0), (u1, v1), (u0, v1)])
         faces.extend([(start, start + 1, start + 2), (start, start + 2, start + 3)])
 
-    face([(x, y, 1) for x, y in corners], (0, 0, 1, 0.5))
-    face([(x, y, -1) for x, y in corners[::-1]], (0, 0.75, 1, 1))
+    face([(x, y, 1) for x, y in corners], (0, 0.5, 1, 1))
+    face([(x, y, -1) for x, y in corners[::-1]], (0, 0, 1, 0.25))
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0)):
-        face([(x0, y0, -1), (x1, y1, -1), (x1, y1, 1), (x0, y0, 1)], (0, 0.75, 1, 1))
+        face([(x0, y0, -1), (x1, y1, -1), (x1, y1, 1), (x0, y0, 1)], (0, 0, 1, 0.25))
     _add_mesh(asset, name, np.array(vertices), np.array(faces), np.array(texcoords))
 
 

@@ -43,7 +43,7 @@ def plaster(size: int, seed: int) -> np.ndarray:
 
 
 def cookie_box(size: int) -> np.ndarray:
-    """Upper half: side print; lower half: the lid, a blue box with a cream panel and three chocolate-chip cookies."""
+    """Top quarter: side print; lower half: the lid, a blue box with a cream panel and three chocolate-chip cookies."""
     y, x = np.mgrid[0:size, 0:size] / size
     blue, cream, red = (34, 74, 150), (246, 232, 200), (200, 52, 44)
     image = np.empty((size, size, 3))

@@ -81,6 +81,7 @@ def write_pack(folder: Path) -> None:
         TEXTURES[1]: asset_textures.plaster(128, seed=2),
         "textures/table.png": asset_textures.wood(384, (205, 160, 112), (148, 98, 58), planks=6, seed=3),
         "textures/cabinet.png": asset_textures.wood(128, (128, 78, 46), (70, 38, 22), planks=1, seed=4),
+        "textures/drawer.png": asset_textures.wood(128, (168, 106, 62), (108, 62, 36), planks=1, seed=6),
         "textures/cookies.png": asset_textures.cookie_box(128),
         "textures/steel.png": asset_textures.brushed_metal(128, seed=5),
     }
@@ -104,14 +105,14 @@ def _bowl() -> ET.Element:
     model, asset, body = _object("bowl")
     _material(asset, "glaze", rgba="0.10 0.10 0.115 1", specular="0.7", shininess="0.7")
     _material(asset, "inside", rgba="0.155 0.155 0.175 1", specular="0.5", shininess="0.5")
-    lathe(asset, "outside", [(0, 0), (0.027, 0), (0.029, 0.003), (0.036, 0.010), (0.043, 0.021), (0.048, 0.036),
+    lathe(asset, "outside", [(0, 0), (0.026, 0), (0.0265, 0.004), (0.033, 0.011), (0.041, 0.0225), (0.0475, 0.037),
                              (0.0525, 0.052), (0.0525, 0.054), (0.0505, 0.054)])
-    lathe(asset, "inside", [(0.0505, 0.054), (0.046, 0.037), (0.041, 0.023), (0.032, 0.011), (0.020, 0.0065), (0, 0.006)])
+    lathe(asset, "inside", [(0.0505, 0.054), (0.0455, 0.038), (0.039, 0.024), (0.031, 0.0125), (0.020, 0.0075), (0, 0.007)])
     _visual_meshes(body, outside="glaze", inside="inside")
     for yaw in (0, math.pi / 4):
         _touch(body, pos="0 0 0.003", size="0.02 0.02 0.003", quat=text(asset_meshes.quaternion(yaw, 0)), density="300")
-    for wall in (wall_of_boxes((0.029, 0.003), (0.043, 0.022), 10, 0.004),
-                 wall_of_boxes((0.043, 0.021), (0.0525, 0.054), 16, 0.0036)):
+    for wall in (wall_of_boxes((0.027, 0.003), (0.041, 0.0225), 10, 0.004),
+                 wall_of_boxes((0.041, 0.0215), (0.0525, 0.054), 16, 0.0036)):
         for box in wall:
             _touch(body, **box, density="300")
     return model
@@ -119,23 +120,23 @@ def _bowl() -> ET.Element:
 
 def _plate() -> ET.Element:
     model, asset, body = _object("plate")
-    _material(asset, "china", rgba="0.93 0.93 0.91 1", specular="0.5", shininess="0.6")
+    _material(asset, "china", rgba="0.84 0.84 0.82 1", specular="0.5", shininess="0.6")
     _material(asset, "band", rgba="0.75 0.10 0.09 1", specular="0.5", shininess="0.6")
-    lathe(asset, "underside", [(0, 0), (0.036, 0), (0.040, 0.003), (0.066, 0.0135), (0.0675, 0.0145)], 40)
-    lathe(asset, "rim", [(0.0675, 0.0145), (0.0665, 0.0158), (0.0555, 0.0121)], 40)
-    lathe(asset, "top", [(0.0555, 0.0121), (0.041, 0.0068), (0.037, 0.0055), (0, 0.0052)], 40)
+    lathe(asset, "underside", [(0, 0), (0.036, 0), (0.040, 0.003), (0.065, 0.0135), (0.0665, 0.0145)], 40)
+    lathe(asset, "rim", [(0.0665, 0.0145), (0.0655, 0.0158), (0.0545, 0.0121)], 40)
+    lathe(asset, "top", [(0.0545, 0.0121), (0.041, 0.0068), (0.037, 0.0055), (0, 0.0052)], 40)
     _visual_meshes(body, underside="china", rim="band", top="china")
     for yaw in (0, math.pi / 4):
         _touch(body, pos="0 0 0.0026", size="0.028 0.028 0.0026", quat=text(asset_meshes.quaternion(yaw, 0)), density="400")
-    # A flat cone: its boxes lie almost level, 12 of them closing the ring between foot and rim.
-    for box in wall_of_boxes((0.037, 0.001), (0.0645, 0.0125), 12, 0.004):
+    # The touched rim ends 4 mm inside the seen one: some init states drop a bowl that close.
+    for box in wall_of_boxes((0.037, 0.001), (0.062, 0.012), 16, 0.004):
         _touch(body, **box, density="400")
     return model
 
 
 def _ramekin() -> ET.Element:
     model, asset, body = _object("ramekin")
-    _material(asset, "porcelain", rgba="0.90 0.87 0.78 1", specular="0.5", shininess="0.6")
+    _material(asset, "porcelain", rgba="0.92 0.88 0.78 1", specular="0.5", shininess="0.6", emission="0.25")
     _material(asset, "rim", rgba="0.50 0.33 0.20 1", specular="0.5", shininess="0.6")
     lathe(asset, "wall", [(0, 0), (0.038, 0), (0.0395, 0.003), (0.0395, 0.020), (0.0395, 0.036), (0.041, 0.040)], 64,
           flutes=(16, 0.0009))
@@ -181,16 +182,14 @@ def _stove() -> ET.Element:
     ET.SubElement(asset, "texture", name="tex-steel", type="2d", file="../textures/steel.png")
     _material(asset, "steel", texture="tex-steel", specular="0.6", shininess="0.6")
     _material(asset, "iron", rgba="0.13 0.13 0.14 1", specular="0.4", shininess="0.4")
+    _material(asset, "grate", rgba="0.34 0.34 0.36 1", specular="0.4", shininess="0.4")
     base = ET.SubElement(body, "body", name="base")
     burner = ET.SubElement(base, "body", name="burner", pos="0.15 0 0")
     _solid(burner, "steel", pos="0 0 0.0065", size="0.096 0.096 0.0135")
     _touch(burner, pos="0 0 0.0215", size="0.07 0.07 0.0015")
-    for radius in (0.026, 0.045, 0.064):
-        lathe(asset, f"coil{radius}", [(radius, 0.0195), (radius, 0.023), (radius + 0.009, 0.023), (radius + 0.009, 0.0195)], 36)
-        _visual_meshes(burner, **{f"coil{radius}": "iron"})
-    for angle in (0, math.pi / 2):
-        ET.SubElement(burner, "geom", type="box", pos="0 0 0.0205", size="0.082 0.004 0.0015", material="iron",
-                      quat=text(asset_meshes.quaternion(angle, 0)), **_SEE)
+    lathe(asset, "disc", [(0.074, 0.0195), (0.074, 0.0212), (0, 0.0212)], 40)
+    lathe(asset, "ring", [(0.058, 0.021), (0.058, 0.023), (0.042, 0.023), (0.042, 0.021)], 40)
+    _visual_meshes(burner, disc="iron", ring="grate")
     _site(burner, "cook_region", pos="0 0 0.02", size="0.075 0.075 0.0025")
     ET.SubElement(burner, "site", name="burner", type="cylinder", pos="0 0 0.0235", size="0.066 0.0006",
                   quat="1 0 0 0", rgba="0.95 0.15 0.05 1", group="0")
@@ -208,17 +207,19 @@ _DRAWERS = (("cabinet_top", "top", 0.152), ("cabinet_middle", "middle", 0.081), 
 
 def _cabinet() -> ET.Element:
     model, asset, body = _object("cabinet")
-    ET.SubElement(asset, "texture", name="tex-wood", type="cube", file="../textures/cabinet.png")
-    _material(asset, "wood", texture="tex-wood", specular="0.3", shininess="0.3")
-    _material(asset, "front", texture="tex-wood", rgba="1.45 1.4 1.3 1", specular="0.3", shininess="0.3")
+    for name, picture, glow in (("wood", "cabinet", "0.1"), ("front", "drawer", "0.3")):
+        ET.SubElement(asset, "texture", name=f"tex-{name}", type="cube", file=f"../textures/{picture}.png")
+        _material(asset, name, texture=f"tex-{name}", specular="0.3", shininess="0.3", emission=glow)
+    _material(asset, "inside", rgba="0.62 0.47 0.33 1", specular="0.1", shininess="0.1")
     _material(asset, "brass", rgba="0.78 0.66 0.38 1", specular="0.8", shininess="0.7")
     base = ET.SubElement(body, "body", name="base")
-    for pos, size in (((0.118, 0.015, 0.108), (0.006, 0.094, 0.113)), ((-0.118, 0.015, 0.108), (0.006, 0.094, 0.113)),
-                      ((0, 0.105, 0.108), (0.112, 0.004, 0.113)), ((0, 0.013, 0.220), (0.128, 0.098, 0.003)),
+    # The lid stands back from the drawers: a bowl that an init state drops into the open drawer must pass its edge.
+    for pos, size in (((0.118, 0.017, 0.108), (0.006, 0.092, 0.113)), ((-0.118, 0.017, 0.108), (0.006, 0.092, 0.113)),
+                      ((0, 0.105, 0.108), (0.112, 0.004, 0.113)), ((0, 0.0225, 0.220), (0.126, 0.0875, 0.003)),
                       ((0, 0.011, 0.001), (0.112, 0.090, 0.006)), ((0, 0.011, 0.0765), (0.112, 0.090, 0.0015)),
                       ((0, 0.011, 0.1475), (0.112, 0.090, 0.0015))):
         _solid(base, "wood", pos=text(pos), size=text(size))
-    _site(base, "top_side", pos="0 0.013 0.2205", size="0.125 0.094 0.002")
+    _site(base, "top_side", pos="0 0.0225 0.2205", size="0.125 0.086 0.002")
     for name, level, floor in _DRAWERS:
         _drawer(ET.SubElement(base, "body", name=name), level, floor)
     return model
@@ -231,9 +232,9 @@ def _drawer(body: ET.Element, level: str, floor: float) -> None:
                   damping="50")
     _site(body, f"{level}_region", pos=text((0, 0.008, floor + 0.031)), size="0.102 0.076 0.030")
     for material, pos, size in (
-            ("front", (0, -0.074, 0.031), (0.108, 0.005, 0.031)), ("wood", (0, 0.008, 0.003), (0.106, 0.077, 0.003)),
-            ("wood", (0.103, 0.008, 0.025), (0.003, 0.077, 0.022)), ("wood", (-0.103, 0.008, 0.025), (0.003, 0.077, 0.022)),
-            ("wood", (0, 0.082, 0.025), (0.100, 0.003, 0.022)),
+            ("front", (0, -0.074, 0.031), (0.108, 0.005, 0.031)), ("inside", (0, 0.010, 0.003), (0.106, 0.079, 0.003)),
+            ("inside", (0.103, 0.010, 0.025), (0.003, 0.079, 0.022)), ("inside", (-0.103, 0.010, 0.025), (0.003, 0.079, 0.022)),
+            ("inside", (0, 0.086, 0.025), (0.100, 0.003, 0.022)),
             ("brass", (0, -0.101, 0.031), (0.045, 0.005, 0.005)),
             ("brass", (0.036, -0.088, 0.031), (0.004, 0.009, 0.004)), ("brass", (-0.036, -0.088, 0.031), (0.004, 0.009, 0.004))):
         _solid(body, material, pos=text((pos[0], pos[1], floor + pos[2])), size=text(size))
@@ -251,14 +252,18 @@ def _arena() -> ET.Element:
                              ("tex-table", "cube", "textures/table.png")):
         ET.SubElement(asset, "texture", name=name, type=kind, file=f"../{file}")
     _material(asset, "floor", texture="texplane", texrepeat="2 2", texuniform="true", specular="0", shininess="0")
-    _material(asset, "wall", texture="tex-wall", texrepeat="1 1", texuniform="true", specular="0.05", shininess="0")
+    _material(asset, "wall", texture="tex-wall", texrepeat="1 1", texuniform="true", specular="0.05", shininess="0", emission="0.25")
     _material(asset, "table", texture="tex-table", specular="0.15", shininess="0.2")
     _material(asset, "legs", rgba="0.45 0.30 0.19 1", specular="0.2", shininess="0.2")
     ET.SubElement(world, "geom", name="floor", type="plane", size="3 3 0.125", pos="0 0 0", material="floor", condim="3",
                   group="1")
-    for name, pos, size in (("rear", (-1.9, 0, 1.5), (0.01, 3, 1.5)), ("front", (2.9, 0, 1.5), (0.01, 3, 1.5)),
-                            ("left", (0.5, 2.6, 1.5), (2.4, 0.01, 1.5)), ("right", (0.5, -2.6, 1.5), (2.4, 0.01, 1.5))):
-        ET.SubElement(world, "geom", name=f"wall_{name}", type="box", pos=text(pos), size=text(size), material="wall", **_SEE)
+    # A picture lies in the plane of a box's own x and y, so the walls are boxes lying down that are stood up by a turn.
+    for name, pos, size, quat in (("rear", (-1.9, 0, 1.5), (3, 1.5, 0.01), (0.5, 0.5, 0.5, 0.5)),
+                                  ("front", (2.9, 0, 1.5), (3, 1.5, 0.01), (0.5, 0.5, 0.5, 0.5)),
+                                  ("left", (0.5, 2.6, 1.5), (2.4, 1.5, 0.01), (math.sqrt(0.5), math.sqrt(0.5), 0, 0)),
+                                  ("right", (0.5, -2.6, 1.5), (2.4, 1.5, 0.01), (math.sqrt(0.5), math.sqrt(0.5), 0, 0))):
+        ET.SubElement(world, "geom", name=f"wall_{name}", type="box", pos=text(pos), size=text(size), quat=text(quat),
+                      material="wall", **_SEE)
     table = ET.SubElement(world, "body", name="table", pos="0 0 0.4")
     ET.SubElement(table, "geom", name="table_collision", type="box", size="0.5 0.6 0.025", group="0")
     ET.SubElement(table, "geom", name="table_visual", type="box", size="0.5 0.6 0.025", material="table", **_SEE)

@@ -9,17 +9,15 @@ radians, actions OSC_POSE deltas (x, y, z, rx, ry, rz, gripper) in [-1, 1] with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from importlib.metadata import version
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..data.demos import Episode
+from .. import __version__
+from ..data.demos import PER_STEP, Episode
+from .env import SpatialEnv
 from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
-
-if TYPE_CHECKING:
-    from .env import SpatialEnv
 
 OPEN, CLOSED = -1.0, 1.0
 POSITION_GAIN, ROTATION_GAIN = 0.025, 0.3  # error that asks for a full action; OSC_POSE's own scales are 0.05 and 0.5,
@@ -30,6 +28,8 @@ PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.022  # where the hand aims: from the bowl's
 FINGER_REACH = 0.045  # from the hand's axis to the outside of an open finger
 HAND_WIDTH = 0.105  # from the hand's axis to the end of the palm, along the fingers' line
 DRAWER_TOP = 1.125  # upper edge of the open drawer
+DRAWER_SLACK = 0.008  # how far the bowl may lie off the drawer's middle and still leave room for a finger
+EASY_REACH = 0.70  # of the hand from the robot's base; the elbow is straight, and stuck, from 0.75 to 0.78 on
 HOVER, LIFT, DROP = 0.10, 0.07, 0.01  # safe height over a goal; how high to lift; how high above rest to let go
 BOWL_ON_PLATE = 0.006  # the bowl's origin above the plate's, at rest
 DIRECTIONS = 16  # candidate sides of the bowl
@@ -98,8 +98,8 @@ class Expert:
         def waypoint() -> np.ndarray:
             hand, rotation = self._hand()
             away = np.linalg.norm((goal() - hand)[:2]) + 0.1 * (turn * rotation.inv()).magnitude()
-            self.careful = away < 0.02
-            return goal() + [0, 0, np.clip(3 * (away - 0.015), 0, hover)]
+            self.careful = away < 0.03
+            return np.array([*_retracted(hand, goal()), goal()[2] + np.clip(3 * (away - 0.02), 0, hover)])
         yield from self._go(waypoint, turn, gripper, tolerance)
 
     def _rise(self, gripper: float) -> Iterator[np.ndarray]:
@@ -112,7 +112,7 @@ class Expert:
             yield self._towards(hand, turn, gripper)
 
     def _go(self, goal: Callable[[], np.ndarray], turn: Rotation, gripper: float, tolerance: float,
-            limit: int = 90) -> Iterator[np.ndarray]:
+            limit: int = 70) -> Iterator[np.ndarray]:
         for _ in range(limit):
             if np.linalg.norm(goal() - self._hand()[0]) < tolerance:
                 return
@@ -170,9 +170,13 @@ class Expert:
         return sorted(angles, key=self._cost)
 
     def _drawer_directions(self) -> list[float]:
+        """Along the drawer: the side nearer to the robot, unless the bowl leaves no room for a finger there."""
         _, quaternion = self.env.body_pose("wooden_cabinet_1")
-        along = Rotation.from_quat(quaternion, scalar_first=True).apply([1, 0, 0])
-        angle = float(np.arctan2(along[1], along[0]))
+        along = Rotation.from_quat(quaternion, scalar_first=True).apply([1, 0, 0])[:2]
+        near = along * np.sign(np.dot(along, ROBOT_BASE - self._bowl[:2]))
+        middle = self.env.stock.sim.data.get_site_xpos("wooden_cabinet_1_top_region")[:2]
+        first = near if np.dot(middle - self._bowl[:2], near) > -DRAWER_SLACK else -near
+        angle = float(np.arctan2(first[1], first[0]))
         return [angle, angle + np.pi, angle]
 
     def _cost(self, direction: float) -> float:
@@ -180,9 +184,9 @@ class Expert:
         outer_finger = self._bowl[:2] + (PINCH_RADIUS + FINGER_REACH) * outward
         crowded = max(0.0, 0.015 - self._clearance(outer_finger))
         wrist_turn = np.arccos(abs(outward[1]))
-        reach = np.linalg.norm(outer_finger - ROBOT_BASE)
-        return 100 * (crowded + self._cabinet_blocks(outward)) + 0.3 * wrist_turn + 2 * max(0.0, reach - 0.75) \
-            + 0.05 * outward[1]
+        places = np.array([self._bowl[:2], self._plate[:2]]) + PINCH_RADIUS * outward
+        stretch = np.maximum(0, np.linalg.norm(places - ROBOT_BASE, axis=1) - EASY_REACH).sum()
+        return 100 * (crowded + self._cabinet_blocks(outward)) + 8 * stretch + 0.3 * wrist_turn + 0.05 * outward[1]
 
     def _clearance(self, point: np.ndarray) -> float:
         """Distance (m) from a fingertip at `point` (2,) to the nearest thing standing as high as the bowl's wall."""
@@ -195,9 +199,8 @@ class Expert:
 
     def _cabinet_blocks(self, outward: np.ndarray) -> float:
         """How far (m) the hand, wide along the fingers' line, would come too near to the cabinet's wall."""
-        if self._bowl[2] > 1.0:  # in the drawer or on top
-            return 0.0
-        ends = [self._bowl[:2] + (PINCH_RADIUS + side * HAND_WIDTH) * outward for side in (-1, 1)]
+        places = [self._plate[:2]] + [self._bowl[:2]] * (self._bowl[2] < 1.0)  # unless in the drawer or on top
+        ends = [place + (PINCH_RADIUS + side * HAND_WIDTH) * outward for place in places for side in (-1, 1)]
         return max(max(0.0, 0.02 - distance_to_rectangle(end, *CABINET)) for end in ends)
 
     def _carry_height(self) -> float:
@@ -209,8 +212,50 @@ class Expert:
         return max([start[2], self._plate[2] + 0.08, *(top + 0.03 for top in tops)])
 
 
-def run_expert(env: SpatialEnv, scene: Scene, noise: float, seed: int) -> Episode | None:
-    pass
+def run_expert(env: SpatialEnv, scene: Scene, noise: float = 0.0, seed: int = 0) -> Episode | None:
+    """Let the expert solve `scene` and record it; None if it did not succeed within 300 steps.
+
+    noise: standard deviation, in action units, of a slowly changing disturbance that is added to what is executed (the
+    gripper excepted) but not to what is recorded: the demonstration then shows how to recover from errors. Its draws
+    depend on `seed` alone.
+    """
+    observation, _ = env.reset(seed=scene.seed, options={"init_state": scene.init_state})
+    expert, disturbances, steps = Expert(env, scene), _disturbances(noise, seed), []
+    while not expert.done and len(steps) < STEP_LIMIT:
+        action = expert.act()
+        steps.append(observation | {"actions": action, "states": env.state()})
+        disturbance = next(disturbances) * (CAREFUL_NOISE if expert.careful else 1.0)
+        observation, *_ = env.step(np.clip(action + disturbance, -1, 1))
+        if success(env, scene):
+            return _episode(env, scene, steps, {"expert_noise": noise, "expert_seed": seed})
+    return None
+
+
+def _disturbances(noise: float, seed: int) -> Iterator[np.ndarray]:
+    """Endless (7,) disturbances: stationary, each correlated with the one before, none for the gripper."""
+    rng, current = np.random.default_rng(seed), np.zeros(7)
+    while True:
+        fresh = np.append(rng.normal(0, noise, 6), 0.0)
+        current = NOISE_MEMORY * current + np.sqrt(1 - NOISE_MEMORY ** 2) * fresh
+        yield current
+
+
+def _episode(env: SpatialEnv, scene: Scene, steps: list[dict], provenance: dict) -> Episode:
+    keys = {name: "agentview_segmentation" if name == "segmentation" else name for name in PER_STEP}
+    arrays = {name: np.stack([step[key] for step in steps]) for name, key in keys.items() if key in steps[0]}
+    versions = {name: version(name) for name in ("mujoco", "robosuite", "libero")} | {"lar_core": __version__}
+    return Episode(**arrays, instruction=scene.instruction, objects=env.objects, target=scene.target,
+                   distractor=scene.distractor, init_state=scene.init_state,
+                   provenance=provenance | {"task": scene.task, "placement": scene.placement, "seed": scene.seed,
+                                            "assets": env.assets, "versions": versions})
+
+
+def _retracted(hand: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Where in the plane (2,) to head for: turn towards `goal` at an easy reach first, then stretch out to it."""
+    start, end = hand[:2] - ROBOT_BASE, goal[:2] - ROBOT_BASE
+    reach = np.linalg.norm(end)
+    sideways = abs(start[0] * end[1] - start[1] * end[0]) / np.linalg.norm(start)
+    return ROBOT_BASE + end / reach * max(min(reach, EASY_REACH), reach - sideways)
 
 
 def _upright_axis(quaternion: np.ndarray) -> Rotation:

@@ -162,7 +162,9 @@ class Painter:
 
     def geoms(self, data: mujoco.MjData, camera: str, size: int) -> np.ndarray:
         """int32 (size, size): the geom id seen in each pixel, -1 for none; rows as in `image`."""
+        self._option.sitegroup[:] = 0  # sites hide what is behind them even where they are transparent
         self._update(data, camera)
+        self._option.sitegroup[:] = 1
         flags = self._scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SEGMENT] = flags[mujoco.mjtRndFlag.mjRND_IDCOLOR] = 1
         pixels = self._read(size).astype(np.int32)

@@ -26,7 +26,8 @@ TARGET, OTHER = "#00e0ff", "#ffffff"  # outlines: the named object (solid), the 
 FULL_COLOUR = 4.0  # times a uniform map's share
 _HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 255).astype(np.float32)
 
-SERIES = {"model": "this policy", "uniform": "uniform map", "centre": "image centre", "mean_map": "where it was in training"}
+SERIES = {"model": "this policy", "uniform": "uniform map", "centre": "image centre",
+          "mean_map": "where it was in training"}
 METRICS = {"aos": "Overlap with the named object\n(AOS, IoU of the top 25 %)",
            "target_minus_distractor": "Named object minus other bowl\n(share of saliency)",
            "auc": "Ranking of patches\n(AUC, 0.5 = chance)",
@@ -40,10 +41,11 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def drawn(*args, dark: bool = False, **kwargs) -> Figure:
         ink, line = ("#e8eaed", "#4a5058") if dark else ("#1c2127", "#c9ced4")
-        style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": ink, "axes.labelcolor": ink, "grid.color": line,
-                 "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": line, "axes.facecolor": "none",
-                 "figure.facecolor": "none", "savefig.facecolor": "none", "axes.spines.top": False,
-                 "axes.spines.right": False, "axes.titlesize": 9, "axes.titlelocation": "left", "grid.linewidth": 0.6}
+        style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": ink, "axes.labelcolor": ink,
+                 "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": line, "grid.color": line,
+                 "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
+                 "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
+                 "axes.titlelocation": "left", "grid.linewidth": 0.6}
         with matplotlib.rc_context(style):
             return draw(*args, **kwargs)
 
@@ -108,7 +110,8 @@ def saliency_gallery(images: np.ndarray, maps: np.ndarray, regions: np.ndarray |
     height = 1.84 * rows + 0.5  # inches: a row of pictures with two lines of text above, the key below
     figure = Figure(figsize=(9, height), dpi=150)
     axes = figure.subplots(rows, 7, squeeze=False, width_ratios=(1, 1, 1, 0.12, 1, 1, 1))
-    figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.36 / height, bottom=0.5 / height, wspace=0.04, hspace=0.29)
+    figure.subplots_adjust(left=0.005, right=0.995, top=1 - 0.36 / height, bottom=0.5 / height, wspace=0.04,
+                           hspace=0.29)
     for axis in axes.flat:
         axis.set_axis_off()
     for place, i in enumerate(chosen):

@@ -1,5 +1,15 @@
-"""The frame of report.html: styles for light and dark, wide and narrow screens. `{title}` and `{body}` are filled in."""
+"""The page that report.html is made of: its frame, its styles, its explanations, and the pieces that fill it."""
 
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Callable, Iterable, Sequence
+
+from matplotlib.figure import Figure
+
+# `{title}` and `{body}` are filled in by `report`.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -50,6 +60,8 @@ dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
 th, td { padding: .42rem 1.4rem .42rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th[scope=row] { font-weight: 500; }
+td { white-space: nowrap; }
+details td { white-space: normal; }
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem; }
 figure { margin: 0; }
@@ -70,3 +82,59 @@ summary { cursor: pointer; }
 </body>
 </html>
 """
+
+GUIDE = (
+    ("Detected, not detected", "\"Detected\" means that a paired exact McNemar test (p < 0.05) or a 95 % interval "
+     "supports the claim; for paired rollouts the test decides. \"Not detected\" means that these data do not; the "
+     "interval says what remains possible. It never means that there is no effect."),
+    ("Success", "Share of episodes in which LIBERO's own predicate (for the named bowl) became true. Intervals are "
+     "Wilson's. Rows that start from the same init states are compared pair by pair."),
+    ("Blind control", "The same recipe trained with grey images. Whatever it solves can be solved without looking."),
+    ("Blank and another task's instruction", "The same policy, told nothing or told another task's sentence; success "
+     "is still that of the scene's own instruction. A policy that listens should do worse."),
+    ("Saliency", "Attention from the instruction's words to image patches, mean over the last layers and all heads; it "
+     "sums to 1. In pictures, no colour = what a uniform map gives a patch, full colour = four times that."),
+    ("AOS", "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named object. "
+     "A small object cannot fill 25 %, so the highest possible value lies well below 1: read it beside the baselines."),
+    ("Baselines of saliency", "Maps that do not look at the image: uniform, a Gaussian at its centre, and the mean "
+     "place of the named object in the training frames. The policy is called better only where its interval lies "
+     "wholly above the baseline's, which is stricter than a test at 5 %."),
+    ("Named minus other bowl", "Share of saliency on the named object minus that on the other bowl. Looking at a bowl "
+     "is not grounding; telling them apart is. 0 = no preference."),
+    ("Action error", "Mean absolute error over the predicted chunk in normalised units, where each action ranges from "
+     "-1 to 1. It does not predict success; beating the mean action is a gate, not a goal."),
+    ("Reconstruction loss", "Mean squared error on masked patches only, beside two guesses that need no learning."),
+    ("Gradient norm in the backbone", "What each loss sends into the backbone during training. A reconstruction loss "
+     "whose gradient is a small fraction of the action's can hardly change what the policy looks at."),
+)
+
+
+def text(value: object) -> str:
+    """Escape for HTML, quotes included; a percent sign stays on the line of its number."""
+    return html.escape(str(value)).replace(" %", "&nbsp;%")
+
+
+def section(title: str, body: str) -> str:
+    """A section of the page; `body` is HTML."""
+    return f"<section><h2>{text(title)}</h2>{body}</section>"
+
+
+def scroll_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table that scrolls sideways on narrow screens; the first cell of every row is its heading."""
+    top = f"<thead><tr>{''.join(f'<th scope=col>{text(cell)}</th>' for cell in head)}</tr></thead>" if head else ""
+    body = "".join(f"<tr><th scope=row>{text(row[0])}</th>{''.join(f'<td>{text(cell)}</td>' for cell in row[1:])}</tr>"
+                   for row in rows)
+    return f"<div class=scroll><table>{top}<tbody>{body}</tbody></table></div>"
+
+
+def picture(words: str, draw: Callable[..., Figure], *arguments: object) -> str:
+    """The figure twice, in light and in dark ink; the browser shows the one that suits the reader's theme."""
+    light, dark = (_png(draw(*arguments, dark=choice)) for choice in (False, True))
+    return (f"<div class=scroll><picture><source media='(prefers-color-scheme: dark)' srcset='{dark}'>"
+            f"<img alt='{text(words)}' src='{light}'></picture></div>")
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -21,31 +21,6 @@ _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
               "mean_map": "where the object was in training on average"}
 _CHANGES = {"blank": "a blank instruction", "swapped": "another task's instruction"}
 
-GUIDE = (
-    ("Detected, not detected", "\"Detected\" means that a paired exact McNemar test (p < 0.05) or a 95 % interval supports "
-     "the claim. \"Not detected\" means that these data do not; the interval says what remains possible. It never means "
-     "that there is no effect."),
-    ("Success", "Share of episodes in which LIBERO's own predicate (for the named bowl) became true. Intervals are Wilson's. "
-     "All rows of one placement start from the same init states, so their difference is tested pair by pair."),
-    ("Blind control", "The same recipe trained with grey images. Whatever it solves can be solved without looking."),
-    ("Blank and another task's instruction", "The same policy, told nothing or told about another bowl; success is still "
-     "that of the scene's own instruction. A policy that listens must do worse."),
-    ("Saliency", "Attention from the instruction's words to image patches, mean over the last layers and all heads; it "
-     "sums to 1. In pictures, no colour = what a uniform map gives a patch, full colour = four times that."),
-    ("AOS", "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named object. A "
-     "small object cannot fill 25 %, so the highest possible value lies well below 1: read it beside the baselines."),
-    ("Baselines of saliency", "Maps that do not look at the image: uniform, a Gaussian at its centre, and the mean place of "
-     "the named object in the training frames. The policy is called better only where its interval lies wholly above "
-     "the baseline's, which is stricter than a test at 5 %."),
-    ("Named minus other bowl", "Share of saliency on the named object minus that on the other bowl. Looking at a bowl is "
-     "not grounding; telling them apart is. 0 = no preference."),
-    ("Action error", "Mean absolute error over the predicted chunk in normalised units, where the range of each action is "
-     "-1 to 1. It does not predict success; beating the mean action is a gate, not a goal."),
-    ("Reconstruction loss", "Mean squared error on masked patches only, beside two guesses that need no learning."),
-    ("Gradient norm in the backbone", "What each loss sends into the backbone during training. A reconstruction loss whose "
-     "gradient is a small fraction of the action's can hardly change what the policy looks at."),
-)
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -88,7 +63,7 @@ def command(results: dict, step: str = "reproduce") -> str:
 
 def missing(results: dict, section: str) -> str:
     """What a report says in the place of a section that is null."""
-    return f"Not run yet: `{command(results, _STEPS[section])}` fills this in."
+    return f"Not run yet: {command(results, _STEPS[section])} fills this in."
 
 
 def reconstructs(results: dict) -> bool:
@@ -111,9 +86,9 @@ def pooled(results: dict, policy: str, instruction: str, placement: str) -> tupl
 
 
 def rate(successes: int, n: int) -> str:
-    """`14/20 (70 %, 95 % interval 48 to 85 %)`, Wilson."""
+    """`14 of 20 rollouts (70 %, 95 % interval 48 to 85 %)`, Wilson."""
     interval = wilson(successes, n)
-    return (f"{successes}/{n} ({100 * interval.value:.0f} %, 95 % interval {100 * interval.low:.0f} to "
+    return (f"{successes} of {n} rollouts ({100 * interval.value:.0f} %, 95 % interval {100 * interval.low:.0f} to "
             f"{100 * interval.high:.0f} %)")
 
 
@@ -143,7 +118,7 @@ def _success(results: dict, placement: str) -> str:
     if own is None:
         return ""
     control = f"; the control that cannot see solved {rate(*blind)}" if blind and policy != BLIND else ""
-    return f"{policy} solved {rate(*own)} rollouts on {placement} placements{control}."
+    return f"{policy} solved {rate(*own)} on {placement} placements{control}."
 
 
 def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
@@ -153,8 +128,8 @@ def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
     if own is None:
         return Finding(topic, NOT_RUN, missing(results, "rollouts"))
     if blind is None:
-        return Finding(topic, NOT_RUN, f"Success is {rate(*own)}, but without the blind control this says nothing about "
-                       f"seeing: `{command(results)}` adds it.")
+        return Finding(topic, NOT_RUN, f"It solved {rate(*own)}, but without the blind control this says nothing "
+                       f"about seeing: {command(results)} adds it.")
     verdict, sentence = _difference(("the policy", own, outcomes(rollouts, policy, "right", placement)),
                                     ("its blind control", blind, outcomes(rollouts, BLIND, "right", placement)))
     meaning = {DETECTED: "The images help it to succeed here.", OPPOSITE: "The images hurt here.",
@@ -249,8 +224,9 @@ def _action(results: dict) -> Finding:
     meaning = {DETECTED: "It has learned something about acting.",
                OPPOSITE: "It acts worse than a constant: nothing else in this report is about a policy that works.",
                NOT_DETECTED: "Until it beats a constant, nothing else in this report is about a policy that works."}
-    return Finding(topic, verdict, f"The error on held-out demonstrations is {estimate(ours)}, that of always predicting "
-                   f"the mean action {estimate(mean)} ({action['frames']} frames of {action['episodes']} episodes). "
+    return Finding(topic, verdict, f"The error on held-out demonstrations is {estimate(ours)}, that of always "
+                   f"predicting the mean action {estimate(mean)} ({action['frames']} frames of {action['episodes']} "
+                   f"episodes). "
                    f"{meaning[verdict]}")
 
 
@@ -275,16 +251,16 @@ def caveats(results: dict) -> list[str]:
     assets = ((results.get("provenance") or {}).get("assets") or {}).get("name")
     tasks = profile.get("tasks", ())
     possible = (
-        (assets == "standin", "Stand-in assets: the objects have LIBERO's names, sizes and tasks but not its look. Numbers "
-         "are comparable between runs on the same assets, not with the literature."),
+        (assets == "standin", "Stand-in assets: the objects have LIBERO's names, sizes and tasks but not its look. "
+         "Numbers are comparable between runs on the same assets, not with the literature."),
         ("official" in placements(results), "Official placements can be passed blind: objects move by about a "
          "centimetre, so success there shows nothing about seeing. Wide and counterfactual placements can."),
-        (len(tasks) == 1 and profile.get("placement") != "counterfactual", "One task means one sentence: training never "
-         "asked for language. A changed sentence that lowers success shows only that unfamiliar text disturbs it."),
-        (True, "One training seed: the intervals cover the choice of init states and episodes, not that of the seed. A "
-         "difference between two conditions needs at least three seeds of each."),
-        (profile.get("backbone") == "tiny", "The backbone is a small PaliGemma trained here from scratch. What holds for "
-         "it need not hold for the pre-trained 3-billion-parameter one."),
+        (len(tasks) == 1 and profile.get("placement") != "counterfactual", "One task means one sentence: training "
+         "never asked for language. If a changed sentence lowers success, strange text disturbs it: no more is shown."),
+        (True, "One training seed: the intervals cover the choice of init states and episodes, not that of the seed. "
+         "A difference between two conditions needs at least three seeds of each."),
+        (profile.get("backbone") == "tiny", "The backbone is a small PaliGemma trained here from scratch. What holds "
+         "for it need not hold for the pre-trained 3-billion-parameter one."),
         (True, "Each question is tested at 5 % on its own: with this many, an accidental \"detected\" is not rare."),
     )
     return [sentence for applies, sentence in possible if applies]

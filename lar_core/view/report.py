@@ -1,20 +1,18 @@
 """report.html: one self-contained page on one run, and the table that ends a run on the terminal.
 
 Pictures, clips and styles are inside the file and a content policy forbids every request, so it can be mailed or kept.
-Sections whose step has not run say which command fills them. The words come from `reading`, the pictures from `figures`.
+A section whose step has not run says which command fills it. Words come from `reading`, pictures from `figures`.
 """
 
 from __future__ import annotations
 
 import base64
 import html
-import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..config import CONDITIONS, PROFILES
 from ..evaluate.results import load_results
@@ -22,9 +20,10 @@ from ..evaluate.statistics import wilson
 from ..files import read_jsonl, write_text
 from ..run import Run
 from . import figures, reading
-from .page import PAGE
+from .page import GUIDE, PAGE, picture, scroll_table, section, text
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
+_SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
 _RUN_AS = {"right": "its own", "blank": "blank", "swapped": "another task's"}
 
 
@@ -60,16 +59,15 @@ def summary_table(results: dict, rollouts: Iterable[dict] = ()) -> str:
 
 def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     rows = []
-    for placement, label, _, successes, n, low, high in _success_bars(results):
-        rows.append((f"success, {label}", f"{successes}/{n}", f"{100 * low:.0f} to {100 * high:.0f} %",
-                     f"{placement} placements"))
+    for placements, label, _, successes, n, low, high in _success_bars(results):
+        rows.append((f"success, {label}", f"{successes}/{n}", f"{100 * low:.0f} to {100 * high:.0f} %", placements))
     grounding = results.get("grounding") or {}
-    for metric, label in (("aos", "AOS"), ("target_minus_distractor", "named minus other bowl")):
+    for metric in ("aos", "target_minus_distractor"):
         if grounding.get(metric) and grounding[metric]["model"]:
             others = (f"{name.replace('_', ' ')} {value['mean']:.3g}" for name, value in grounding[metric].items()
                       if name != "model" and value)
             model = grounding[metric]["model"]
-            rows.append((label, f"{model['mean']:.3g}", reading.bounds(model), ", ".join(others)))
+            rows.append((_SHORT[metric], f"{model['mean']:.3g}", reading.bounds(model), ", ".join(others)))
     if action := results.get("action"):
         rows.append(("held-out action error", f"{action['l1']['mean']:.3g}", reading.bounds(action["l1"]),
                      f"mean action {action['l1_mean_action']['mean']:.3g}"))
@@ -96,7 +94,7 @@ def _gallery(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-# Sections. Each returns HTML; every string that is not ours goes through `_text`.
+# Sections. Each returns HTML; every string that is not ours goes through `text`.
 
 def _header(results: dict) -> str:
     run, made = results["run"], results.get("provenance") or {}
@@ -106,13 +104,15 @@ def _header(results: dict) -> str:
                          if name not in ("commit", "machine", "assets", "device") and isinstance(version, str))
     facts = {"Profile": run["profile"], "Seed": run["seed"], "Tasks": f"LIBERO-Spatial {tasks}",
              "Placements": ", ".join(reading.placements(results)), "Assets": assets.get("name", "not recorded"),
-             "Commit": made.get("commit", "not recorded"), "Machine": made.get("device") or made.get("machine", "not recorded"),
+             "Commit": made.get("commit", "not recorded"),
+             "Machine": made.get("device") or made.get("machine", "not recorded"),
              "Versions": versions or "not recorded"}
-    pairs = "".join(f"<div><dt>{_text(name)}</dt><dd>{_text(value)}</dd></div>" for name, value in facts.items())
+    pairs = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items())
     changes = _changes(run["config"])
-    note = f"<p class=note>with these settings changed: {_text(changes)}</p>" if changes else ""
-    return (f"<header><p class=eyebrow>LA-ReconVLA · report of one run</p><h1>{_text(run['condition'])}</h1>"
-            f"<p class=note>Made again by</p><pre>{_text(reading.command(results))}</pre>{note}<dl>{pairs}</dl></header>")
+    note = f"<p class=note>with these settings changed: {text(changes)}</p>" if changes else ""
+    return (f"<header><p class=eyebrow>LA-ReconVLA · report of one run</p><h1>{text(run['condition'])}</h1>"
+            f"<p class=note>Made again by</p><pre>{text(reading.command(results))}</pre>{note}"
+            f"<dl>{pairs}</dl></header>")
 
 
 def _changes(config: dict) -> str:
@@ -127,26 +127,28 @@ def _changes(config: dict) -> str:
 
 
 def _verdicts(results: dict, found: Sequence[reading.Finding]) -> str:
-    lead = "".join(f"<p>{_text(sentence)}</p>" for sentence in reading.headline(results, found))
-    items = "".join(f"<li><span class='chip {finding.verdict.replace(' ', '-')}'>{finding.verdict}</span><div><h3>"
-                    f"{_text(finding.topic[:1].upper() + finding.topic[1:])}</h3><p>{_text(finding.sentence)}</p></div></li>"
-                    for finding in found)
-    return _section("What was and was not detected", f"<div class=lead>{lead}</div><ol class=findings>{items}</ol>")
+    lead = "".join(f"<p>{text(sentence)}</p>" for sentence in reading.headline(results, found))
+    items = "".join(f"<li><span class='chip {finding.verdict.replace(' ', '-')}'>{finding.verdict}</span><div>"
+                    f"<h3>{text(finding.topic[:1].upper() + finding.topic[1:])}</h3><p>{text(finding.sentence)}</p>"
+                    "</div></li>" for finding in found)
+    return section("What was and was not detected", f"<div class=lead>{lead}</div><ol class=findings>{items}</ol>")
 
 
 def _success(results: dict) -> str:
     rows = results.get("rollouts")
     if not rows:
-        return _section("Success", _todo(results, "rollouts"))
-    table = _table(("policy", "instruction", "placements", "task", "solved", "rate", "95 % interval"), [
+        return section("Success", _todo(results, "rollouts"))
+    single = len({row["task"] for row in rows} - {None}) == 1  # then the pooled rows would say everything twice
+    table = scroll_table(("policy", "instruction", "placements", "task", "solved", "rate", "95 % interval"), [
         (row["policy"], _RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"],
          f"{row['successes']}/{row['episodes']}", f"{100 * row['rate']:.0f} %",
-         f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %") for row in rows])
+         f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
+        for row in rows if row["task"] is not None or not single])
     profile = results["run"]["config"]["profile"]
-    note = (f"{profile.get('execute')} of {profile.get('chunk')} predicted actions are executed between two inferences; "
-            f"an episode ends after {profile.get('max_steps')} steps.")
-    return _section("Success", _picture("Success rates with Wilson intervals", figures.success_bars, _success_bars(results))
-                    + f"<p class=note>{_text(note)}</p>" + table)
+    note = (f"{profile.get('execute')} of {profile.get('chunk')} predicted actions are executed between two "
+            f"inferences; an episode ends after {profile.get('max_steps')} steps.")
+    bars = picture("Success rates with Wilson intervals", figures.success_bars, _success_bars(results))
+    return section("Success", f"{bars}<p class=note>{text(note)}</p>{table}")
 
 
 def _success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, float]]:
@@ -161,7 +163,7 @@ def _success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, f
         for name, instruction, label, kind in kinds:
             if counts := reading.pooled(results, name, instruction, placement):
                 interval = wilson(*counts)
-                bars.append((placement, label, kind, *counts, interval.low, interval.high))
+                bars.append((f"{placement} placements", label, kind, *counts, interval.low, interval.high))
     return bars
 
 
@@ -175,7 +177,7 @@ def _clips(folder: Path, rows: Sequence[dict]) -> str:
     if not shown:
         return ""
     note = "Camera, the same with saliency over it, wrist camera. More clips are in the run's rollouts folder."
-    return _section("Clips", f"<p class=note>{note}</p><div class=clips>{''.join(shown)}</div>")
+    return section("Clips", f"<p class=note>{note}</p><div class=clips>{''.join(shown)}</div>")
 
 
 def _seen_before(row: dict, rows: Sequence[dict]) -> int:
@@ -187,115 +189,90 @@ def _seen_before(row: dict, rows: Sequence[dict]) -> int:
 
 def _clip(path: Path, row: dict) -> str:
     outcome = "solved" if row["success"] else "not solved"
-    words = f"{row['policy']}, {_RUN_AS[row['instruction']]} instruction, task {row['task']}: {outcome}, {row['steps']} steps"
+    words = (f"{row['policy']}, {_RUN_AS[row['instruction']]} instruction, task {row['task']}: {outcome}, "
+             f"{row['steps']} steps")
     return (f"<figure><video controls muted loop playsinline preload=metadata src='data:video/mp4;base64,"
-            f"{base64.b64encode(path.read_bytes()).decode()}'></video><figcaption>{_text(words)}</figcaption></figure>")
+            f"{base64.b64encode(path.read_bytes()).decode()}'></video><figcaption>{text(words)}</figcaption></figure>")
 
 
 def _saliency(results: dict, gallery: dict) -> str:
     parts = []
     if "saliency_maps" in gallery:
-        parts.append(_picture("Images, saliency and most salient patches", figures.saliency_gallery, *(
+        parts.append(picture("Images, saliency and most salient patches", figures.saliency_gallery, *(
             gallery.get(f"saliency_{name}") for name in ("images", "maps", "regions", "instructions", "masks"))))
         parts.append("<p class=note>Held-out frames: the camera's image, where the instruction looks, the top 25 % of "
                      "patches.</p>")
     grounding = results.get("grounding")
     if grounding is None:
-        return _section("Where the instruction looks", "".join(parts) + _todo(results, "grounding"))
-    parts.append(_picture("Grounding metrics beside baselines", figures.grounding_bars, grounding))
-    parts.append(_table(("metric", *figures.SERIES.values()), [
-        (words.replace("\n", " "), *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
-        for metric, words in figures.METRICS.items() if grounding[metric]]))
-    return _section("Where the instruction looks", "".join(parts))
+        return section("Where the instruction looks", "".join(parts) + _todo(results, "grounding"))
+    parts.append(picture("Grounding metrics beside baselines", figures.grounding_bars, grounding))
+    parts.append(scroll_table(("metric", *figures.SERIES.values()), [
+        (_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
+        for metric in figures.METRICS if grounding[metric]]))
+    return section("Where the instruction looks", "".join(parts))
 
 
 def _reconstruction(results: dict, gallery: dict) -> str:
     if not reading.reconstructs(results):
         return ""
     recon = results.get("reconstruction")
-    body = _todo(results, "reconstruction") if recon is None else _table(
-        ("loss on masked patches", "decoder", "mean visible patch", "interpolation"),
-        [(f"{recon['frames']} held-out frames", *(f"{recon[key]:.3g}" for key in ("loss", "mean_patch", "neighbours")))])
+    body = _todo(results, "reconstruction") if recon is None else scroll_table(
+        ("mean squared error on masked patches", "decoder", "mean visible patch", "interpolation"),
+        [(f"{recon['frames']} held-out frames", f"{recon['loss']:.3g}", f"{recon['mean_patch']:.3g}",
+          f"{recon['neighbours']:.3g}")])
     if "panels" in gallery:
-        body = _picture("Original, masked, reconstructed, pasted", figures.reconstruction_panels, gallery["panels"]) + body
+        body = picture(", ".join(figures.PANELS), figures.reconstruction_panels, gallery["panels"]) + body
         if results["run"]["config"]["condition"].get("recon_target") == "normalised":
             body += ("<p class=note>The decoder predicts each patch up to brightness and contrast, which the pictures "
                      "take from the original.</p>")
-    return _section("Reconstruction", body)
+    return section("Reconstruction", body)
 
 
 def _training(results: dict, metrics: Sequence[dict]) -> str:
     training, action = results.get("training"), results.get("action")
-    curves = _picture("Losses and gradient norms over training", figures.training_curves, metrics) if metrics else ""
+    curves = picture("Losses and gradient norms over training", figures.training_curves, metrics) if metrics else ""
     if training is None:
-        return _section("Training", curves + _todo(results, "training"))
+        return section("Training", curves + _todo(results, "training"))
     sizes, final = training["parameters"], training["final"]
-    rows = [("training", f"{training['samples']:,} samples in {training['steps']:,} steps, {training['seconds'] / 60:.1f} minutes"),
+    parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items() if name != "total")
+    rows = [("training", f"{training['samples']:,} samples in {training['steps']:,} steps, "
+                         f"{training['seconds'] / 60:.1f} minutes"),
             ("episodes", f"{training['train_episodes']} to train on, {training['heldout_episodes']} held out"),
-            ("parameters", f"{sizes['total']:,}: " + ", ".join(f"{name} {sizes[name]:,}" for name in sizes if name != "total")),
+            ("parameters", f"{sizes['total']:,}: {parts}"),
             ("final losses", ", ".join(f"{name} {value:.3g}" for name, value in final.items() if value is not None))]
     if action:
         rows += [("held-out action error", f"{reading.estimate(action['l1'])}, mean action "
                   f"{reading.estimate(action['l1_mean_action'])}"),
                  ("held-out cross-entropy", f"{action['cross_entropy']:.3g} nats")]
-    return _section("Training", curves + _table((), rows) + ("" if action else _todo(results, "action")))
+    return section("Training", curves + scroll_table((), rows) + ("" if action else _todo(results, "action")))
 
 
 def _latency(results: dict) -> str:
     latency = results.get("latency")
     if latency is None:
-        return _section("Latency", _todo(results, "latency"))
-    rows = [("one policy step", f"{latency['p50_ms']:.1f} ms (p50), {latency['p95_ms']:.1f} ms (p95), {latency['n']} steps"),
+        return section("Latency", _todo(results, "latency"))
+    rows = [("one policy step", f"{latency['p50_ms']:.1f} ms (p50), {latency['p95_ms']:.1f} ms (p95), "
+                                f"{latency['n']} steps"),
             ("rate", f"{latency['replans_per_s']:.1f} replans/s, {latency['actions_per_s']:.0f} actions/s "
                      f"({latency['execute']} of {latency['chunk']} actions executed)"),
             ("on", f"{latency['device']}, {latency['dtype']}")]
     note = "No condition reconstructs anything at inference: the decoder costs training time only."
-    return _section("Latency", _table((), rows) + f"<p class=note>{note}</p>")
+    return section("Latency", scroll_table((), rows) + f"<p class=note>{note}</p>")
 
 
 def _guide(results: dict) -> str:
-    caveats = "".join(f"<li>{_text(sentence)}</li>" for sentence in reading.caveats(results))
-    guide = "".join(f"<dt>{_text(term)}</dt><dd>{_text(words)}</dd>" for term, words in reading.GUIDE)
-    return (_section("What these numbers cannot say", f"<ul>{caveats}</ul>")
-            + _section("How to read this", f"<dl class=guide>{guide}</dl>"))
+    caveats = "".join(f"<li>{text(sentence)}</li>" for sentence in reading.caveats(results))
+    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in GUIDE)
+    return (section("What these numbers cannot say", f"<ul>{caveats}</ul>")
+            + section("How to read this", f"<dl class=guide>{guide}</dl>"))
 
 
 def _settings(results: dict) -> str:
     config = results["run"]["config"]
-    rows = [(name, value) for part in ("condition", "profile") for name, value in config[part].items() if name != "name"]
-    return f"<details><summary>All settings ({_text(results['run']['fingerprint'])})</summary>{_table((), rows)}</details>"
+    table = scroll_table((), [(name, value) for part in ("condition", "profile")
+                              for name, value in config[part].items() if name != "name"])
+    return f"<details><summary>All settings ({text(results['run']['fingerprint'])})</summary>{table}</details>"
 
 
-# Pieces of HTML.
-
-def _text(value: object) -> str:
-    return html.escape(str(value)).replace(" %", "&nbsp;%")
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{_text(title)}</h2>{body}</section>"
-
-
-def _todo(results: dict, section: str) -> str:
-    return f"<p class=todo>{_text(reading.missing(results, section)).replace('`', '')}</p>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """The first cell of every row is its heading."""
-    top = f"<thead><tr>{''.join(f'<th scope=col>{_text(cell)}</th>' for cell in head)}</tr></thead>" if head else ""
-    body = "".join(f"<tr><th scope=row>{_text(row[0])}</th>{''.join(f'<td>{_text(cell)}</td>' for cell in row[1:])}</tr>"
-                   for row in rows)
-    return f"<div class=scroll><table>{top}<tbody>{body}</tbody></table></div>"
-
-
-def _picture(words: str, draw: Callable[..., Figure], *arguments: object) -> str:
-    """The figure twice, in dark and in light ink; the browser shows the one that suits the reader's theme."""
-    light, dark = (_png(draw(*arguments, dark=choice)) for choice in (False, True))
-    return (f"<div class=scroll><picture><source media='(prefers-color-scheme: dark)' srcset='{dark}'>"
-            f"<img alt='{_text(words)}' src='{light}'></picture></div>")
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _todo(results: dict, step: str) -> str:
+    return f"<p class=todo>{text(reading.missing(results, step))}</p>"

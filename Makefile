@@ -1,0 +1,29 @@
+# make reproduce   sets everything up, then reproduces one condition from nothing to report.html
+# make test        sets everything up, then runs all tests
+# make bench       shows the speed claims as ratios measured side by side
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
+VENV := .venv
+READY := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: setup reproduce test bench clean
+
+setup: $(READY)
+	@sh scripts/install_gl.sh
+
+$(READY): scripts/setup.sh pyproject.toml constraints.txt requirements-sim.txt
+	@sh scripts/setup.sh $(PYTHON) $(VENV)
+	@touch $@
+
+reproduce: setup
+	@$(VENV)/bin/lar reproduce $(ARGS)
+
+test: setup
+	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+
+bench: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/bench_env.py
+	@$(VENV)/bin/python scripts/bench_saliency.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,73 @@
+"""What the saliency tap costs: forward pass with the tap, plain SDPA, and eager attention, side by side in one run.
+
+    python scripts/bench_saliency.py [--repeats 30]
+
+Measured on the tiny profile and on a slice of true PaliGemma width (2 of its 18 language layers, 256 image tokens).
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+from transformers import PaliGemmaForConditionalGeneration
+
+from lar_core.config import PROFILES
+from lar_core.model.backbone import Backbone, build_tiny, load_backbone
+from lar_core.runtime import device_name, quiet
+
+SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
+TRUE_WIDTH = replace(PROFILES["tiny"], image_size=224, patch_size=14, vision_width=128, vision_layers=1,
+                     text_width=2048, text_layers=2, attention_heads=8)
+
+
+@torch.no_grad()
+def times(backbone: Backbone, images: torch.Tensor, repeats: int, **options) -> np.ndarray:
+    """Seconds of single forward passes of the language model."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        backbone.encode(images, [SENTENCE] * len(images), **options)
+        seconds.append(time.perf_counter() - began)
+    return np.array(seconds)
+
+
+def compare(name: str, profile, layers: int, batch: int, repeats: int) -> None:
+    """Print medians and ratios; the variants take turns, so that a drifting machine is fair to all."""
+    with tempfile.TemporaryDirectory() as folder:
+        build_tiny(profile, folder)
+        tapped = load_backbone(folder, saliency_layers=layers)
+        eager = load_backbone(folder, saliency_layers=layers)
+        eager.vlm = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32,
+                                                                      attn_implementation="eager")
+    images = torch.rand(batch, 3, profile.image_size, profile.image_size) * 2 - 1
+    variants = {"plain SDPA": (tapped, {"saliency": False}), "SDPA with tap": (tapped, {"saliency": True}),
+                "eager": (eager, {"saliency": False})}
+    rounds = {variant: [] for variant in variants}
+    for _ in range(repeats + 1):
+        for variant, (backbone, options) in variants.items():
+            rounds[variant].append(times(backbone, images, 3, **options).min())
+    base = np.array(rounds["plain SDPA"][1:])  # the first round warms up
+    print(f"{name}, batch {batch}:")
+    for variant, seconds in rounds.items():
+        ratio = np.median(np.array(seconds[1:]) / base)
+        print(f"  {variant:14s} {1000 * np.median(seconds[1:]):8.1f} ms   {ratio:5.3f} x plain SDPA")
+
+
+def main() -> None:
+    """Run the comparison on this machine."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=15, help="rounds of all three variants")
+    repeats = parser.parse_args().repeats
+    quiet()
+    print(f"{device_name()}, {torch.get_num_threads()} threads")
+    compare("tiny, 3 of 4 layers tapped", PROFILES["tiny"], 3, 16, repeats)
+    compare("true width, 1 of 2 layers tapped (the full model: 3 of 18)", TRUE_WIDTH, 1, 1, repeats)
+
+
+if __name__ == "__main__":
+    main()

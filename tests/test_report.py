@@ -1,0 +1,243 @@
+"""The report: its words follow from the numbers, it is whole with any part missing, and it asks the network nothing."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from test_results import change, full, interval, minimal, rollout
+
+from lar_core.config import make_config
+from lar_core.errors import LarError
+from lar_core.evaluate.results import save_results
+from lar_core.files import append_jsonl
+from lar_core.run import Run
+from lar_core.view import reading
+from lar_core.view.reading import DESCRIBED, DETECTED, NOT_DETECTED, NOT_RUN, OPPOSITE
+from lar_core.view.report import summary_table, write_report
+
+
+def episodes(policy: str, instruction: str, successes: str, placement: str = "official") -> list[dict]:
+    """Rows of rollouts.jsonl from a string such as "110" (1 = success)."""
+    return [{"policy": policy, "instruction": instruction, "placement": placement, "task": 5, "episode": i,
+             "init_seed": 100 + i, "success": outcome == "1", "steps": 90, "seconds": 2.0, "video": None,
+             "sentence": "pick up the black bowl"} for i, outcome in enumerate(successes)]
+
+
+def finding(results: dict, words: str, rollouts=()) -> reading.Finding:
+    """The one finding whose topic contains `words`."""
+    found = [finding for finding in reading.findings(results, rollouts) if words in finding.topic]
+    assert len(found) == 1
+    return found[0]
+
+
+# Words
+
+def test_rates_are_given_with_the_wilson_interval_of_scipy():
+    low, high = binomtest(14, 20).proportion_ci(method="wilson")
+    assert reading.rate(14, 20) == f"14 of 20 rollouts (70 %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+
+
+def test_equal_success_of_the_blind_control_is_not_detected_and_says_what_it_could_miss():
+    found = finding(full(), "seeing")
+    assert found.verdict == NOT_DETECTED
+    assert "14/20 against 13/20" in found.sentence and "95 % interval" in found.sentence
+    assert "can miss" in found.sentence and "no effect" not in found.sentence.lower()
+
+
+@pytest.mark.parametrize("own, blind, verdict", [(19, 2, DETECTED), (2, 19, OPPOSITE), (12, 9, NOT_DETECTED)])
+def test_success_against_blind_without_shared_episodes(own, blind, verdict):
+    results = minimal() | {"rollouts": [rollout("attention_mask", "right", own), rollout("blind", "right", blind)]}
+    assert finding(results, "seeing").verdict == verdict
+    assert "unpaired" in finding(results, "seeing").sentence
+
+
+def test_paired_rollouts_detect_what_unpaired_ones_miss():
+    own, blind = "1" * 14 + "0" * 6, "0" * 7 + "1" * 7 + "0" * 6  # seven init states lost, none won
+    results = minimal() | {"rollouts": [rollout("attention_mask", "right", 14), rollout("blind", "right", 7)]}
+    rows = episodes("attention_mask", "right", own) + episodes("blind", "right", blind)
+    found = finding(results, "seeing", rows)
+    assert found.verdict == DETECTED and "exact McNemar p = 0.016" in found.sentence
+    rows[-1]["init_seed"] = 999  # no longer the same init states
+    assert "unpaired" in finding(results, "seeing", rows).sentence
+
+
+def test_success_without_a_blind_control_claims_nothing_about_seeing():
+    found = finding(minimal() | {"rollouts": [rollout("attention_mask", "right", 20)]}, "seeing")
+    assert found.verdict == NOT_RUN and "says nothing about seeing" in found.sentence
+
+
+def test_a_blank_instruction_that_lowers_success_is_not_called_understanding():
+    found = finding(full(), "a blank instruction")
+    assert found.verdict == DETECTED and "understands it is not shown" in found.sentence
+    assert finding(full(), "another task's").verdict == NOT_DETECTED
+
+
+def test_every_placement_gets_its_own_answer():
+    results = full()
+    results["rollouts"] += [rollout("attention_mask", "right", 15, placement="wide"),
+                            rollout("blind", "right", 1, placement="wide")]
+    assert finding(results, "seeing raises success (official placements)").verdict == NOT_DETECTED
+    assert finding(results, "seeing raises success (wide placements)").verdict == DETECTED
+
+
+def test_tasks_are_pooled_once():
+    rows = [rollout("blind", "right", 3, task=2), rollout("blind", "right", 5, task=5)]
+    assert reading.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)
+    rows.append(rollout("blind", "right", 8, 40, task=None))
+    assert reading.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)
+    assert reading.pooled({"rollouts": rows}, "blind", "blank", "official") is None
+
+
+@pytest.mark.parametrize("model, verdict", [(0.30, DETECTED), (0.12, NOT_DETECTED), (0.205, NOT_DETECTED),
+                                            (0.02, OPPOSITE)])
+def test_overlap_is_detected_only_above_every_map_that_does_not_look(model, verdict):
+    found = finding(change(full(), "grounding/aos/model", interval(model)), "overlaps")
+    assert found.verdict == verdict and "200 held-out frames of 5 episodes" in found.sentence
+
+
+def test_a_preference_that_the_training_prior_also_has_is_not_detected():
+    results = change(full(), "grounding/target_minus_distractor/model", interval(0.05))
+    assert finding(results, "prefers").verdict == NOT_DETECTED
+    results = change(full(), "grounding/target_minus_distractor/model", interval(0.2))
+    assert finding(results, "prefers").verdict == DETECTED
+
+
+def test_without_an_interval_nothing_is_detected():
+    results = change(full(), "grounding/aos/model", {"mean": 0.9, "low": None, "high": None})
+    assert finding(results, "overlaps").verdict == NOT_DETECTED
+    assert "no interval" in finding(results, "overlaps").sentence
+    assert finding(full() | {"grounding": full()["grounding"] | {"aos": None}}, "overlaps").verdict == NOT_RUN
+
+
+@pytest.mark.parametrize("l1, verdict", [(0.06, DETECTED), (0.2, NOT_DETECTED), (0.4, OPPOSITE)])
+def test_action_error_against_the_mean_action(l1, verdict):
+    assert finding(change(full(), "action/l1", interval(l1)), "mean action").verdict == verdict
+
+
+def test_reconstruction_is_described_not_tested():
+    found = finding(full(), "reconstruction")
+    assert found.verdict == DESCRIBED and "without an interval" in found.sentence and "leakage" in found.sentence
+    hidden = change(full(), "run/config/condition/mask_input", True)
+    assert "leakage" not in finding(hidden, "reconstruction").sentence
+    assert not [f for f in reading.findings(minimal("action_only")) if "reconstruction" in f.topic]
+
+
+def test_headline_counts_what_was_detected_and_what_was_not():
+    sentences = reading.headline(full(), reading.findings(full()))
+    assert sentences[0].startswith("attention_mask solved 14 of 20 rollouts (70 %")
+    assert "the control that cannot see solved 13 of 20" in sentences[0]
+    assert any(sentence.startswith("Detected: a blank instruction lowers success") for sentence in sentences)
+    assert any(sentence.startswith("Not detected: seeing raises success") for sentence in sentences)
+
+
+def test_caveats_follow_the_run():
+    assert any("Stand-in assets" in sentence for sentence in reading.caveats(full()))
+    assert any("passed blind" in sentence for sentence in reading.caveats(full()))
+    other = change(minimal(placement="counterfactual", tasks=(5, 3)) | {"provenance": full()["provenance"]},
+                   "provenance/assets/name", "official")
+    text = " ".join(reading.caveats(other))
+    assert "Stand-in" not in text and "passed blind" not in text and "One task" not in text and "seed" in text
+
+
+def test_nothing_run_is_answered_by_commands():
+    found = reading.findings(minimal("random_mask"))
+    assert {f.verdict for f in found} == {NOT_RUN}
+    assert "lar rollout --condition random_mask --profile tiny --seed 0" in found[0].sentence
+
+
+def test_no_sentence_claims_a_speed_up():
+    text = " ".join(f.sentence for f in reading.findings(full())) + summary_table(full())
+    assert not re.search(r"faster|speed", text)
+
+
+# The page
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run.open(make_config(), tmp_path / "run")
+
+
+def fill(run: Run, instruction: str = "pick up the black bowl") -> None:
+    """Everything a finished run has."""
+    rng = np.random.default_rng(0)
+    save_results(run.results, full())
+    for step in range(20):
+        append_jsonl(run.metrics, {"step": step, "loss": 2.0, "action": 2.0, "recon": 0.5, "lr": 1e-3, "seconds": 0.1,
+                                   "grad_action": 1.0, "grad_recon": 0.1})
+    (run.path / "rollouts").mkdir()
+    rows = episodes("attention_mask", "right", "10") + episodes("blind", "right", "11")
+    for i, row in enumerate(rows):
+        row["video"] = f"rollouts/{i}.mp4"
+        (run.path / row["video"]).write_bytes(b"a clip")
+        append_jsonl(run.path / "rollouts.jsonl", row)
+    saliency = rng.random((2, 64)).astype(np.float32)
+    np.savez(run.path / "gallery.npz", saliency_images=rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8),
+             saliency_maps=saliency / saliency.sum(1, keepdims=True), saliency_masks=saliency > 0.75,
+             saliency_regions=np.zeros((2, 2, 32, 32), np.uint8), saliency_instructions=np.array([instruction] * 2),
+             panels=rng.integers(0, 255, (2, 4, 32, 32, 3), dtype=np.uint8))
+
+
+def test_full_report_holds_everything_in_one_file(run):
+    fill(run)
+    assert write_report(run) == run.report
+    page = run.report.read_text()
+    assert page.count("<video") == 4 and page.count("<picture>") == 5
+    assert "fills this in" not in page
+    assert "14/20" in page and "What these numbers cannot say" in page and "How to read this" in page
+    assert len(page) < 15e6
+
+
+def test_report_asks_the_network_nothing(run):
+    fill(run)
+    page = re.sub(r"base64,[A-Za-z0-9+/=]+", "", write_report(run).read_text())
+    assert not re.search(r"https?:|//|<script|@import|url\(", page)
+    assert all(source.startswith("data:") for source in re.findall(r"(?:src|srcset|href)='([^']*)'", page))
+
+
+def test_report_of_an_empty_run_says_which_commands_fill_it(run):
+    page = write_report(run).read_text()
+    for step in ("train", "saliency", "rollout", "latency"):
+        assert f"lar {step} --condition attention_mask --profile tiny --seed 0 fills this in" in page
+
+
+@pytest.mark.parametrize("section", ["provenance", "training", "action", "reconstruction", "grounding", "rollouts",
+                                     "latency"])
+def test_report_with_one_section_missing(run, section):
+    save_results(run.results, full() | {section: None})
+    assert ("fills this in" in write_report(run).read_text()) == (section != "provenance")
+
+
+def test_report_escapes_what_it_did_not_write(run):
+    save_results(run.results, change(full(), "provenance/machine", "<script>alert('x')</script>"))
+    save_results(run.results, change(full(), "provenance/device", "<b>&'\""))
+    page = write_report(run).read_text()
+    assert "<b>&'" not in page and "&lt;b&gt;&amp;&#x27;&quot;" in page
+
+
+def test_report_names_settings_that_differ_from_the_presets(tmp_path):
+    changed = Run.open(make_config(samples=1000), tmp_path)
+    assert "with these settings changed: samples = 1000" in write_report(changed).read_text()
+
+
+def test_clips_stop_at_the_size_limit(run, monkeypatch):
+    fill(run)
+    monkeypatch.setattr("lar_core.view.report.CLIP_BYTES", 2 * len(b"a clip"))
+    assert write_report(run).read_text().count("<video") == 2
+
+
+def test_report_refuses_damaged_results(run):
+    run.results.write_text("{")
+    with pytest.raises(LarError, match="is not JSON"):
+        write_report(run)
+
+
+def test_summary_table_aligns_and_ends_with_verdicts():
+    lines = summary_table(full()).splitlines()
+    column = lines[2].index("95 % interval")
+    row = next(line for line in lines if line.startswith("success, attention_mask"))
+    assert "14/20" in row and row[column:].startswith("48 to 85 %")
+    assert any(line.startswith("not detected") and "seeing" in line for line in lines)
+    assert summary_table(minimal()).count("not run") == 7

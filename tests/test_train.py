@@ -1,0 +1,146 @@
+"""Training resumes after a real kill and ends at the same bits; damaged files and odd losses are named."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_demos import make_episode
+
+from lar_core.config import make_config
+from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.errors import LarError
+from lar_core.files import read_jsonl
+from lar_core.run import Run
+from lar_core.train import Trainer, load_policy, train
+
+CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
+IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from lar_core.run import Run
+from lar_core.train import train
+train(Run.load(sys.argv[1]), [Path(sys.argv[2])])
+"""
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demos")
+    (folder / "task.bddl").write_text("(define)")
+    parts = [folder / f"{seed}.hdf5" for seed in range(4)]
+    for seed, part in enumerate(parts):
+        write_episode(part, make_episode(steps=12, seed=seed, size=64, wrist=32),
+                      bddl_file=folder / "task.bddl")
+    merge_episodes(parts, folder / "demo.hdf5")
+    return folder / "demo.hdf5"
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    def make(name, condition="attention_mask", **changes):
+        return Run.open(make_config(condition, "micro", **{**CHANGES, **changes}), tmp_path / name)
+    return make
+
+
+def start(run, demos):
+    return subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, str(run.path), str(demos)],
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_checkpoint(run, process):
+    deadline = time.monotonic() + 60
+    while not run.checkpoints():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.02)
+
+
+def without_times(run):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in read_jsonl(run.metrics)]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_training_goes_on_and_ends_at_the_same_bits(new_run, demos, stop):
+    whole, stopped = new_run("whole"), new_run("stopped")
+    train(whole, [demos])
+    process = start(stopped, demos)
+    wait_for_checkpoint(stopped, process)
+    process.send_signal(stop)
+    process.wait(timeout=60)
+    assert process.returncode != 0 and not stopped.trained
+    train(stopped, [demos])
+    name = "model.safetensors"
+    assert (stopped.final_checkpoint / name).read_bytes() == (whole.final_checkpoint / name).read_bytes()
+    assert without_times(stopped) == without_times(whole)
+
+
+def test_metrics_show_both_losses_and_what_each_sends_into_the_backbone(new_run, demos):
+    run = new_run("run", samples=240)
+    train(run, [demos])
+    rows = read_jsonl(run.metrics)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+    with_gradients = [row for row in rows if "grad_action" in row]
+    assert with_gradients and all(row["grad_action"] > 0 and row["grad_recon"] > 0 for row in with_gradients)
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["action"] + 0.5 * rows[-1]["recon"], rel=1e-5)
+
+
+def test_losses_fall(new_run, demos):
+    run = new_run("run", samples=400)
+    train(run, [demos])
+    rows = read_jsonl(run.metrics)
+    assert rows[-1]["action"] < rows[0]["action"] - 0.5
+
+
+def test_only_the_last_checkpoints_are_kept_and_a_finished_run_is_not_trained_again(new_run, demos):
+    run = new_run("run")
+    train(run, [demos])
+    assert [path.name for path in run.checkpoints()] == ["step_000035", "step_000040"]
+    before = run.metrics.read_bytes()
+    train(run, [Path("no such file")])
+    assert run.metrics.read_bytes() == before
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_still_works(new_run, demos):
+    run = new_run("run")
+    train(run, [demos])
+    (run.final_checkpoint / "trainer.pt").write_bytes(b"half a file")
+    (run.path / "config.yaml").touch()
+    damaged = run.final_checkpoint.rename(run.path / "checkpoints" / "step_000039")  # as if killed before the end
+    with pytest.raises(LarError, match="step_000039.*damaged.*go on from the one before"):
+        train(run, [demos])
+    (damaged / "trainer.pt").unlink(), (damaged / "model.safetensors").unlink(), (damaged / "config.yaml").unlink()
+    damaged.rmdir()
+    train(run, [demos])
+    assert run.trained
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(new_run, demos):
+    run = new_run("run", learning_rate=1e12, clip_norm=1e12)
+    with pytest.raises(LarError, match="The loss became .* at step"):
+        train(run, [demos])
+
+
+def test_loading_an_untrained_run_says_what_to_do(new_run):
+    with pytest.raises(LarError, match="lar train"):
+        load_policy(new_run("run"))
+
+
+def test_checkpoints_hold_no_pickle_but_optimiser_tensors(new_run, demos):
+    run = new_run("run")
+    train(run, [demos])
+    assert {path.name for path in run.final_checkpoint.iterdir()} == {"model.safetensors", "config.yaml", "trainer.pt"}
+    torch.load(run.final_checkpoint / "trainer.pt", weights_only=True)
+
+
+def test_action_only_and_attention_mask_see_the_same_batches(new_run, demos):
+    from lar_core.data.dataset import load_split
+    from lar_core.data.stats import Stats
+    from lar_core.train import make_dataset
+    episodes, _ = load_split([demos], 0.5, 0)
+    runs = [new_run(name, condition=name) for name in ("action_only", "attention_mask")]
+    trainers = [Trainer(run, make_dataset(episodes, Stats.of(episodes), run.config)) for run in runs]
+    assert json.dumps(trainers[0].sampler.batch_indices(7)) == json.dumps(trainers[1].sampler.batch_indices(7))
