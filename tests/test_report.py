@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest
 from test_results import change, full, interval, minimal, rollout
 
+from lar_core.cli import build_parser, config_of
 from lar_core.config import make_config
 from lar_core.errors import LarError
 from lar_core.evaluate.results import save_results
@@ -167,12 +169,12 @@ def fill(run: Run, instruction: str = "pick up the black bowl") -> None:
     for step in range(20):
         append_jsonl(run.metrics, {"step": step, "loss": 2.0, "action": 2.0, "recon": 0.5, "lr": 1e-3, "seconds": 0.1,
                                    "grad_action": 1.0, "grad_recon": 0.1})
-    (run.path / "rollouts").mkdir()
-    rows = episodes("attention_mask", "right", "10") + episodes("blind", "right", "11")
-    for i, row in enumerate(rows):
-        row["video"] = f"rollouts/{i}.mp4"
-        (run.path / row["video"]).write_bytes(b"a clip")
-        append_jsonl(run.path / "rollouts.jsonl", row)
+    for folder, policy in ((run.path, "attention_mask"), (run.control, "blind")):
+        (folder / "rollouts").mkdir(parents=True)
+        for row in episodes(policy, "right", "10"):
+            row["video"] = f"rollouts/{row['episode']}.mp4"
+            (folder / row["video"]).write_bytes(b"a clip")
+            append_jsonl(folder / "rollouts.jsonl", row)
     saliency = rng.random((2, 64)).astype(np.float32)
     np.savez(run.path / "gallery.npz", saliency_images=rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8),
              saliency_maps=saliency / saliency.sum(1, keepdims=True), saliency_masks=saliency > 0.75,
@@ -186,7 +188,8 @@ def test_full_report_holds_everything_in_one_file(run):
     page = run.report.read_text()
     assert page.count("<video") == 4 and page.count("<picture>") == 5
     assert "fills this in" not in page
-    assert "14/20" in page and "What these numbers cannot say" in page and "How to read this" in page
+    for words in ("14/20", "2 paired rollouts", "What these numbers cannot say", "How to read this"):
+        assert words in page
     assert len(page) < 15e6
 
 
@@ -199,8 +202,9 @@ def test_report_asks_the_network_nothing(run):
 
 def test_report_of_an_empty_run_says_which_commands_fill_it(run):
     page = write_report(run).read_text()
-    for step in ("train", "saliency", "rollout", "latency"):
-        assert f"lar {step} --condition attention_mask --profile tiny --seed 0 fills this in" in page
+    for step, options in (("reproduce", ""), ("saliency", ""), ("latency", ""),
+                          ("rollout", " --instructions right blank swapped")):
+        assert f"lar {step} --condition attention_mask --profile tiny --seed 0{options} fills this in" in page
 
 
 @pytest.mark.parametrize("section", ["provenance", "training", "action", "reconstruction", "grounding", "rollouts",
@@ -217,9 +221,11 @@ def test_report_escapes_what_it_did_not_write(run):
     assert "<b>&'" not in page and "&lt;b&gt;&amp;&#x27;&quot;" in page
 
 
-def test_report_names_settings_that_differ_from_the_presets(tmp_path):
-    changed = Run.open(make_config(samples=1000), tmp_path)
-    assert "with these settings changed: samples = 1000" in write_report(changed).read_text()
+def test_command_line_makes_the_same_configuration_again():
+    changes = dict(samples=1000, tasks=(5, 3), learning_rate=1e-5, mask_input=True, placement="wide")
+    command = shlex.split(reading.command(minimal(**changes)))
+    assert command[0] == "lar"
+    assert config_of(build_parser().parse_args(command[1:])) == make_config(**changes)
 
 
 def test_clips_stop_at_the_size_limit(run, monkeypatch):
@@ -234,10 +240,10 @@ def test_report_refuses_damaged_results(run):
         write_report(run)
 
 
-def test_summary_table_aligns_and_ends_with_verdicts():
+def test_summary_table_aligns_numbers_intervals_and_comparisons():
     lines = summary_table(full()).splitlines()
     column = lines[2].index("95 % interval")
     row = next(line for line in lines if line.startswith("success, attention_mask"))
     assert "14/20" in row and row[column:].startswith("48 to 85 %")
-    assert any(line.startswith("not detected") and "seeing" in line for line in lines)
-    assert summary_table(minimal()).count("not run") == 7
+    assert any(line.startswith("success, blind control") and "13/20" in line for line in lines)
+    assert summary_table(minimal()).startswith("attention_mask · tiny · seed 0")

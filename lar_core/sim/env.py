@@ -157,7 +157,7 @@ class SpatialEnv(gymnasium.Env):
         """Upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""
         geoms = self._paint(size).geoms(self.stock.sim.data._data, camera, size)
         self._restore_stock_context()
-        return self._geom_labels()[geoms][::-1, ::-1]
+        return np.ascontiguousarray(self._geom_labels()[geoms][::-1, ::-1])
 
     # --- the two ways to run -----------------------------------------------------------------------------------------
 

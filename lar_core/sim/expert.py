@@ -24,14 +24,15 @@ POSITION_GAIN, ROTATION_GAIN = 0.025, 0.3  # error that asks for a full action; 
 # but joint friction then leaves the hand a centimetre short
 ROTATION_CLIP = 0.6
 RIM_HEIGHT = 0.053  # of the bowl's rim above its origin
-PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.022  # where the hand aims: from the bowl's axis, below the rim
+PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.017  # where the hand aims: from the bowl's axis, below the rim
+DRAWER_PINCH_RADIUS = 0.032  # there the outer finger has a wall behind it
 FINGER_REACH = 0.045  # from the hand's axis to the outside of an open finger
 HAND_WIDTH = 0.105  # from the hand's axis to the end of the palm, along the fingers' line
 DRAWER_TOP = 1.125  # upper edge of the open drawer
-DRAWER_SLACK = 0.008  # how far the bowl may lie off the drawer's middle and still leave room for a finger
 EASY_REACH = 0.70  # of the hand from the robot's base; the elbow is straight, and stuck, from 0.75 to 0.78 on
 HOVER, LIFT, DROP = 0.10, 0.07, 0.01  # safe height over a goal; how high to lift; how high above rest to let go
 BOWL_ON_PLATE = 0.006  # the bowl's origin above the plate's, at rest
+SLIP = 0.04  # a bowl that has moved so far in the hand is lost
 DIRECTIONS = 16  # candidate sides of the bowl
 ATTEMPTS = 3
 STEP_LIMIT = 300  # of a recorded episode
@@ -82,14 +83,18 @@ class Expert:
         yield from self._rise(CLOSED)
 
     def _carry_and_release(self) -> Iterator[np.ndarray]:
-        start, turn = self._hand()
-        height = self._carry_height()
-        yield from self._go(lambda: np.array([*start[:2], height - self._grip[2]]), turn, CLOSED, tolerance=0.015)
-        yield from self._funnel(lambda: self._plate + [0, 0, BOWL_ON_PLATE + DROP] - self._grip, turn, CLOSED,
-                                tolerance=0.01, hover=height - self._plate[2] - BOWL_ON_PLATE - DROP)
+        turn = self._hand()[1]
+        yield from self._while_held(self._carry(turn))
         self.careful = True
         yield from self._hold(turn, OPEN, steps=8)
         yield from self._rise(OPEN)
+
+    def _carry(self, turn: Rotation) -> Iterator[np.ndarray]:
+        start, height = self._hand()[0], self._carry_height()
+        rest = self._plate + [0, 0, BOWL_ON_PLATE + DROP]
+        yield from self._go(lambda: np.array([*start[:2], height - self._grip[2]]), turn, CLOSED,
+                            lambda: self._bowl[2] > height - 0.015)
+        yield from self._funnel(lambda: rest - self._grip, turn, CLOSED, tolerance=0.01, hover=height - rest[2])
 
     # --- motions: each yields actions until it has arrived or run out of time -------------------------------------
 
@@ -100,23 +105,31 @@ class Expert:
             away = np.linalg.norm((goal() - hand)[:2]) + 0.1 * (turn * rotation.inv()).magnitude()
             self.careful = away < 0.03
             return np.array([*_retracted(hand, goal()), goal()[2] + np.clip(3 * (away - 0.02), 0, hover)])
-        yield from self._go(waypoint, turn, gripper, tolerance)
+        yield from self._go(waypoint, turn, gripper, lambda: self._distance(goal()) < tolerance)
 
     def _rise(self, gripper: float) -> Iterator[np.ndarray]:
         hand, turn = self._hand()
-        yield from self._go(lambda: hand + [0, 0, LIFT], turn, gripper, tolerance=0.015, limit=25)
+        top = hand + [0, 0, LIFT]
+        yield from self._go(lambda: top, turn, gripper, lambda: self._distance(top) < 0.015, limit=25)
+
+    def _while_held(self, motion: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        grip = self._grip
+        for action in motion:
+            if np.linalg.norm(self._grip - grip) > SLIP:
+                return
+            yield action
 
     def _hold(self, turn: Rotation, gripper: float, steps: int) -> Iterator[np.ndarray]:
         hand = self._hand()[0]
         for _ in range(steps):
             yield self._towards(hand, turn, gripper)
 
-    def _go(self, goal: Callable[[], np.ndarray], turn: Rotation, gripper: float, tolerance: float,
+    def _go(self, waypoint: Callable[[], np.ndarray], turn: Rotation, gripper: float, arrived: Callable[[], bool],
             limit: int = 70) -> Iterator[np.ndarray]:
         for _ in range(limit):
-            if np.linalg.norm(goal() - self._hand()[0]) < tolerance:
+            if arrived():
                 return
-            yield self._towards(goal(), turn, gripper)
+            yield self._towards(waypoint(), turn, gripper)
 
     def _towards(self, position: np.ndarray, turn: Rotation, gripper: float) -> np.ndarray:
         hand, rotation = self._hand()
@@ -132,6 +145,9 @@ class Expert:
         robot, data = self.env.stock.robots[0], self.env.stock.sim.data
         site = robot.eef_site_id
         return data.site_xpos[site].copy(), Rotation.from_matrix(data.site_xmat[site].reshape(3, 3))
+
+    def _distance(self, position: np.ndarray) -> float:
+        return float(np.linalg.norm(position - self._hand()[0]))
 
     @property
     def _bowl(self) -> np.ndarray:
@@ -150,10 +166,15 @@ class Expert:
     def _held(self) -> bool:
         return self._bowl[2] > self._resting_height + LIFT / 2
 
+    @property
+    def _in_drawer(self) -> bool:
+        return self.scene.relation == ("fixed", "drawer") and bool(self._bowl[2] > 1.0)  # the table top is at 0.9
+
     def _pinch_point(self, direction: float) -> np.ndarray:
         position, quaternion = self.env.body_pose(self.scene.target)
         spin_free = _upright_axis(quaternion)
-        local = [PINCH_RADIUS * np.cos(direction), PINCH_RADIUS * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH]
+        radius = DRAWER_PINCH_RADIUS if self._in_drawer else PINCH_RADIUS
+        local = [radius * np.cos(direction), radius * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH]
         return position + spin_free.apply(local)
 
     def _hand_rotation(self, direction: float) -> Rotation:
@@ -164,19 +185,17 @@ class Expert:
         return Rotation.from_matrix(np.stack([fingers, np.cross(down, fingers), down], axis=1))
 
     def _best_directions(self) -> list[float]:
-        if self.scene.relation == ("fixed", "drawer"):
+        if self._in_drawer:
             return self._drawer_directions()
         angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
         return sorted(angles, key=self._cost)
 
     def _drawer_directions(self) -> list[float]:
-        """Along the drawer: the side nearer to the robot, unless the bowl leaves no room for a finger there."""
+        """Along the drawer, where alone there is room for the open fingers; first the side nearer to the robot."""
         _, quaternion = self.env.body_pose("wooden_cabinet_1")
         along = Rotation.from_quat(quaternion, scalar_first=True).apply([1, 0, 0])[:2]
         near = along * np.sign(np.dot(along, ROBOT_BASE - self._bowl[:2]))
-        middle = self.env.stock.sim.data.get_site_xpos("wooden_cabinet_1_top_region")[:2]
-        first = near if np.dot(middle - self._bowl[:2], near) > -DRAWER_SLACK else -near
-        angle = float(np.arctan2(first[1], first[0]))
+        angle = float(np.arctan2(near[1], near[0]))
         return [angle, angle + np.pi, angle]
 
     def _cost(self, direction: float) -> float:
@@ -199,7 +218,7 @@ class Expert:
 
     def _cabinet_blocks(self, outward: np.ndarray) -> float:
         """How far (m) the hand, wide along the fingers' line, would come too near to the cabinet's wall."""
-        places = [self._plate[:2]] + [self._bowl[:2]] * (self._bowl[2] < 1.0)  # unless in the drawer or on top
+        places = [self._plate[:2]] + [self._bowl[:2]] * bool(self._bowl[2] < 1.0)  # unless in the drawer or on top
         ends = [place + (PINCH_RADIUS + side * HAND_WIDTH) * outward for place in places for side in (-1, 1)]
         return max(max(0.0, 0.02 - distance_to_rectangle(end, *CABINET)) for end in ends)
 
@@ -208,7 +227,7 @@ class Expert:
         start, end = self._bowl, self._plate
         tops = [self.env.body_pose(name)[0][2] + RIM_HEIGHT for name in BOWLS if name != self.scene.target
                 and _distance_to_segment(self.env.body_pose(name)[0][:2], start[:2], end[:2]) < 0.13]
-        tops += [DRAWER_TOP] * (self.scene.relation == ("fixed", "drawer"))
+        tops += [DRAWER_TOP] * self._in_drawer
         return max([start[2], self._plate[2] + 0.08, *(top + 0.03 for top in tops)])
 
 

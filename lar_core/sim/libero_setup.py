@@ -19,11 +19,11 @@ from unittest import mock
 
 import yaml
 
+from ..data.manifest import entry
 from ..errors import LarError
 from ..files import write_text
 from .assets import ARENA, MODELS, TEXTURES, standin_pack
 
-HUB_ASSETS = "jadechoghari/libero-assets"  # where LIBERO's own code looks for them
 _INSTALL = {"osmesa": "libosmesa6", "egl": "libegl1"}  # Debian's names of the GL libraries
 
 
@@ -123,10 +123,12 @@ def _hub_copy() -> Path:
 def _download() -> Path:
     from huggingface_hub import snapshot_download
 
+    source = entry("libero-assets")
+    revision = source.pinned_revision()
     try:
-        return Path(snapshot_download(HUB_ASSETS, local_dir=_hub_copy()))
+        return Path(snapshot_download(source.id, revision=revision, local_dir=_hub_copy()))
     except Exception as error:
-        raise LarError(f"LIBERO's assets could not be downloaded from {HUB_ASSETS} ({error}): check the connection, "
+        raise LarError(f"LIBERO's assets could not be downloaded from {source.id} ({error}): check the connection, "
                        "or set LAR_LIBERO_ASSETS to a folder that has them, or to `standin`.") from error
 
 

@@ -6,17 +6,23 @@ an interval or a paired test supports it; everything else reads "not detected", 
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+import numpy as np
+
+from ..config import CONDITIONS, PROFILES
 from ..evaluate.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, wilson
 
 DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
 DESCRIBED, NOT_RUN = "no interval", "not run"
 BLIND = "blind"  # the condition that is trained without images
 
-_STEPS = {"training": "train", "action": "saliency", "reconstruction": "saliency", "grounding": "saliency",
+_STEPS = {"training": "reproduce", "action": "saliency", "reconstruction": "saliency", "grounding": "saliency",
           "rollouts": "rollout", "latency": "latency"}
+_OPTIONS = {"rollout": " --instructions right blank swapped"}
 _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
               "mean_map": "where the object was in training on average"}
 _CHANGES = {"blank": "a blank instruction", "swapped": "another task's instruction"}
@@ -56,9 +62,26 @@ def headline(results: dict, found: Iterable[Finding]) -> list[str]:
 
 
 def command(results: dict, step: str = "reproduce") -> str:
-    """The command line that runs one step, or all, of the same condition, profile and seed."""
+    """The command line that runs one step, or all, of the same condition, profile, seed and changed settings."""
     run = results["run"]
-    return f"lar {step} --condition {run['condition']} --profile {run['profile']} --seed {run['seed']}"
+    changed = [shlex.quote(f"{name}={_yaml(value)}") for name, value in _changes(run["config"])]
+    return (f"lar {step} --condition {run['condition']} --profile {run['profile']} --seed {run['seed']}"
+            f"{_OPTIONS.get(step, '')}{' --set ' if changed else ''}{' '.join(changed)}")
+
+
+def _changes(config: dict) -> list[tuple[str, object]]:
+    """Settings that differ from the presets of the same names."""
+    changes = []
+    for values, presets in ((config["condition"], CONDITIONS), (config["profile"], PROFILES)):
+        preset = json.loads(json.dumps(asdict(presets[values["name"]]))) if values.get("name") in presets else {}
+        values = json.loads(json.dumps(values))  # tuples as lists, as in a file
+        changes += [(name, value) for name, value in values.items() if name in preset and value != preset[name]]
+    return changes
+
+
+def _yaml(value: object) -> str:
+    """As `--set` reads it; YAML takes 1e-05 for a word."""
+    return np.format_float_positional(value, trim="0") if isinstance(value, float) else json.dumps(value).strip('"')
 
 
 def missing(results: dict, section: str) -> str:
@@ -231,7 +254,7 @@ def _action(results: dict) -> Finding:
 
 
 def _reconstruction(results: dict) -> Finding:
-    topic = "reconstruction is better than simple guesses"
+    topic = "reconstruction against simple guesses"
     recon = results.get("reconstruction")
     if recon is None:
         return Finding(topic, NOT_RUN, missing(results, "reconstruction"))

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from ..config import CONDITIONS, PROFILES
 from ..evaluate.results import load_results
 from ..evaluate.statistics import wilson
 from ..files import read_jsonl, write_text
@@ -27,17 +26,16 @@ _SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "au
 _RUN_AS = {"right": "its own", "blank": "blank", "swapped": "another task's"}
 
 
-def write_report(run: Run, rollouts: Iterable[dict] | None = None) -> Path:
-    """Write `report.html` from what the run folder holds so far and return its path.
+def write_report(run: Run) -> Path:
+    """Write `report.html` from what the folders of a run and of its blind control hold so far; returns its path.
 
-    rollouts: rows of rollouts.jsonl (default: the run's own); give those of the blind control too, if it lives in
-    another folder, so that the comparison can be paired. Raises LarError for a damaged results.json.
+    Raises LarError for a damaged results.json.
     """
     results = load_results(run.results) if run.results.exists() else _empty(run)
-    rows = list(read_jsonl(run.path / "rollouts.jsonl") if rollouts is None else rollouts)
+    rows = _rollouts(run.path) + _rollouts(run.control)
     found = reading.findings(results, rows)
     gallery = _gallery(run.path / "gallery.npz")
-    sections = (_header(results), _verdicts(results, found), _success(results), _clips(run.path, rows),
+    sections = (_header(results), _verdicts(results, found), _success(results), _clips(rows),
                 _saliency(results, gallery), _reconstruction(results, gallery),
                 _training(results, read_jsonl(run.metrics)), _latency(results), _guide(results), _settings(results))
     title = html.escape(f"{results['run']['condition']} · {results['run']['profile']} · LA-ReconVLA")
@@ -45,16 +43,14 @@ def write_report(run: Run, rollouts: Iterable[dict] | None = None) -> Path:
     return run.report
 
 
-def summary_table(results: dict, rollouts: Iterable[dict] = ()) -> str:
-    """The plain text that the command line prints at the end of a run: numbers, intervals, what was detected."""
+def summary_table(results: dict) -> str:
+    """The plain text that the command line prints at the end of a run: numbers, intervals, what to compare with."""
     run = results["run"]
     lines = [f"{run['condition']} · {run['profile']} · seed {run['seed']}", ""]
     rows = [("", "value", "95 % interval", "compare with"), *_summary_rows(results)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines += ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
-    found = reading.findings(results, rollouts)
-    wide = max(len(finding.verdict) for finding in found)
-    return "\n".join([*lines, "", *(f"{finding.verdict.ljust(wide)}  {finding.topic}" for finding in found)])
+    return "\n".join(lines)
 
 
 def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
@@ -87,6 +83,12 @@ def _empty(run: Run) -> dict:
             "config": asdict(config)}}
 
 
+def _rollouts(folder: Path) -> list[dict]:
+    """Rows of rollouts.jsonl, the names of their clips turned into paths (or None)."""
+    return [row | {"video": folder / row["video"] if row.get("video") else None}
+            for row in read_jsonl(folder / "rollouts.jsonl")]
+
+
 def _gallery(path: Path) -> dict[str, np.ndarray]:
     if not path.exists():
         return {}
@@ -108,22 +110,9 @@ def _header(results: dict) -> str:
              "Machine": made.get("device") or made.get("machine", "not recorded"),
              "Versions": versions or "not recorded"}
     pairs = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items())
-    changes = _changes(run["config"])
-    note = f"<p class=note>with these settings changed: {text(changes)}</p>" if changes else ""
     return (f"<header><p class=eyebrow>LA-ReconVLA · report of one run</p><h1>{text(run['condition'])}</h1>"
-            f"<p class=note>Made again by</p><pre>{text(reading.command(results))}</pre>{note}"
+            f"<p class=note>Made again by</p><pre>{text(reading.command(results))}</pre>"
             f"<dl>{pairs}</dl></header>")
-
-
-def _changes(config: dict) -> str:
-    """Settings that differ from the presets of the same names."""
-    presets = ((config["condition"], CONDITIONS), (config["profile"], PROFILES))
-    changes = []
-    for values, known in presets:
-        preset = asdict(known[values["name"]]) if values.get("name") in known else {}
-        changes += [f"{name} = {value}" for name, value in values.items()
-                    if name in preset and value != (list(preset[name]) if isinstance(value, list) else preset[name])]
-    return ", ".join(changes)
 
 
 def _verdicts(results: dict, found: Sequence[reading.Finding]) -> str:
@@ -167,13 +156,14 @@ def _success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, f
     return bars
 
 
-def _clips(folder: Path, rows: Sequence[dict]) -> str:
+def _clips(rows: Sequence[dict]) -> str:
     shown, left = [], CLIP_BYTES
-    for row in sorted(rows, key=lambda row: _seen_before(row, rows)):
-        path = folder / (row.get("video") or "")
-        if len(shown) < CLIPS and path.is_file() and path.stat().st_size <= left:
-            left -= path.stat().st_size
-            shown.append(_clip(path, row))
+    filmed = [row for row in rows if row["video"] and row["video"].is_file()]
+    for row in sorted(filmed, key=lambda row: _seen_before(row, filmed)):
+        size = row["video"].stat().st_size
+        if len(shown) < CLIPS and size <= left:
+            left -= size
+            shown.append(_clip(row))
     if not shown:
         return ""
     note = "Camera, the same with saliency over it, wrist camera. More clips are in the run's rollouts folder."
@@ -183,16 +173,17 @@ def _clips(folder: Path, rows: Sequence[dict]) -> str:
 def _seen_before(row: dict, rows: Sequence[dict]) -> int:
     """How many earlier clips are of the same kind, so that every kind is shown once before any is shown twice."""
     def kind(other: dict) -> tuple:
-        return other["policy"], other["instruction"], other["success"], bool(other.get("video"))
+        return other["policy"], other["instruction"], other["success"]
     return sum(kind(other) == kind(row) for other in rows[: rows.index(row)])
 
 
-def _clip(path: Path, row: dict) -> str:
+def _clip(row: dict) -> str:
     outcome = "solved" if row["success"] else "not solved"
     words = (f"{row['policy']}, {_RUN_AS[row['instruction']]} instruction, task {row['task']}: {outcome}, "
              f"{row['steps']} steps")
     return (f"<figure><video controls muted loop playsinline preload=metadata src='data:video/mp4;base64,"
-            f"{base64.b64encode(path.read_bytes()).decode()}'></video><figcaption>{text(words)}</figcaption></figure>")
+            f"{base64.b64encode(row['video'].read_bytes()).decode()}'></video>"
+            f"<figcaption>{text(words)}</figcaption></figure>")
 
 
 def _saliency(results: dict, gallery: dict) -> str:
