@@ -80,7 +80,6 @@ class Profile:
     episodes_per_task: int = 20
     max_steps: int = 220
     wait_steps: int = 10
-    environments: int = 2  # simulated at the same time, one process each
     videos_per_task: int = 2
     grounding_frames: int = 200
 
@@ -145,7 +144,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
             videos_per_task=1, grounding_frames=16),
     _TINY,
     replace(_TINY, name="small", vision_width=256, vision_layers=4, text_width=192, text_layers=6,
-            attention_heads=6, decoder_width=128, decoder_heads=8, tasks=(2, 5, 8), samples=400_000, batch_size=64,
+            attention_heads=6, decoder_width=128, decoder_heads=8, tasks=(2, 5, 8), samples=400_000, batch_size=64, learning_rate=6e-4,
             checkpoint_every=500, episodes_per_task=20, grounding_frames=600),
 )}
 

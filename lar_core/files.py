@@ -49,11 +49,17 @@ def write_json(path: Path | str, value: object) -> None:
 
 
 def append_jsonl(path: Path | str, row: dict) -> None:
-    """Append one JSON line and flush it to disk, so that a kill loses at most the line being written."""
+    """Append one JSON line and flush it to disk, so that a kill loses at most the line being written.
+
+    What such a kill left of a line is removed first.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
+    with path.open("a+b") as file:
+        file.seek(0)
+        whole = file.read().rfind(b"\n") + 1
+        file.truncate(whole)
+        file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
 

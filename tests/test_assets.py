@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from lar_core.errors import LarError
-from lar_core.sim import assets, env, libero_setup
+from lar_core.sim import assets, cache, env, libero_setup
 from lar_core.sim.asset_meshes import wall_of_boxes
 
 
@@ -38,7 +38,7 @@ def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
         folder.mkdir()
         (folder / "file").write_text("theirs")
 
-    assert (assets.build_once(folder, build) / "file").read_text() == "theirs"
+    assert (cache.build_once(folder, build) / "file").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
@@ -48,14 +48,14 @@ def test_interrupted_build_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        assets.build_once(tmp_path / "pack", build)
+        cache.build_once(tmp_path / "pack", build)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LarError, match="XDG_CACHE_HOME"):
-        assets.build_once(tmp_path / "file" / "pack", lambda _: None)
+        cache.build_once(tmp_path / "file" / "pack", lambda _: None)
 
 
 def test_incomplete_folder_is_refused_and_its_first_missing_file_named(tmp_path):

@@ -7,6 +7,7 @@ episode. An exception stops the evaluation with its traceback (it is never count
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -114,8 +115,9 @@ def missing_episodes(path: Path, trial: Trial, episodes: int) -> list[int]:
 
 @contextmanager
 def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVectorEnv]:
-    """Several EpisodeEnvs, one process each."""
-    envs = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * profile.environments, context="spawn",
+    """As many EpisodeEnvs as there are cores, one process each."""
+    count = min(os.cpu_count() or 1, profile.episodes_per_task)
+    envs = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",
                           autoreset_mode=AutoresetMode.DISABLED)
     try:
         yield envs

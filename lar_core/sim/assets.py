@@ -1,25 +1,21 @@
-"""The stand-in asset pack: our own objects under LIBERO's asset names, so that its ten Spatial tasks run without download.
+"""The stand-in asset pack: our own objects under LIBERO's asset names; its ten Spatial tasks then need no download.
 
-LIBERO asks for seven MJCF files and two textures by name and for certain bodies, joints and sites inside them; shapes,
-weights and looks are ours, chosen so that the benchmark's own init states settle and a Panda can grasp a bowl by its rim.
+LIBERO asks for seven MJCF files and two textures by name, and for certain bodies, joints and sites inside them. Shapes,
+weights and looks are ours: the benchmark's own init states settle, and a Panda can grasp a bowl by its rim.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
-import shutil
-import tempfile
 import xml.etree.ElementTree as ET
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
-from ..errors import LarError
 from . import asset_meshes, asset_textures
-from .asset_meshes import lathe, printed_box, text, wall_of_boxes
+from .asset_meshes import lathe, printed_box, quaternion, text, wall_of_boxes
+from .cache import build_once, cache_folder
 
 ARENA = "scenes/libero_tabletop_base_style.xml"
 STOVE = "articulated_objects/flat_stove.xml"
@@ -42,36 +38,8 @@ def standin_pack() -> Path:
     The folder's name is a hash of the code that draws it; it appears in one rename, so a killed or concurrent writer
     does no harm. Raises LarError when the cache folder cannot be written.
     """
-    folder = cache_folder("standin", *(Path(module.__file__) for module in (asset_meshes, asset_textures)), Path(__file__))
-    return build_once(folder, write_pack)
-
-
-def cache_folder(kind: str, *sources: Path) -> Path:
-    """A folder under the user's cache whose name changes with the bytes of `sources`."""
-    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "lar_core" / f"{kind}-{digest}"
-
-
-def build_once(folder: Path, build) -> Path:
-    """Call `build(temporary_folder)` and rename the result to `folder`, unless `folder` is already there."""
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise LarError(f"The cache folder {folder.parent} cannot be written ({error.strerror}): "
-                       "set XDG_CACHE_HOME to a folder that can.") from error
-    try:
-        build(temporary)
-        temporary.rename(folder)
-    except OSError as error:
-        if not folder.is_dir():  # otherwise another process was faster, and its folder is as good as ours
-            raise LarError(f"Writing {folder} failed ({error.strerror}): free some space and try again.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+    sources = (__file__, asset_meshes.__file__, asset_textures.__file__)
+    return build_once(cache_folder("standin", *map(Path, sources)), write_pack)
 
 
 def write_pack(folder: Path) -> None:
@@ -109,8 +77,7 @@ def _bowl() -> ET.Element:
                              (0.0525, 0.052), (0.0525, 0.054), (0.0505, 0.054)])
     lathe(asset, "inside", [(0.0505, 0.054), (0.0455, 0.038), (0.039, 0.024), (0.031, 0.0125), (0.020, 0.0075), (0, 0.007)])
     _visual_meshes(body, outside="glaze", inside="inside")
-    for yaw in (0, math.pi / 4):
-        _touch(body, pos="0 0 0.003", size="0.02 0.02 0.003", quat=text(asset_meshes.quaternion(yaw, 0)), density="300")
+    _foot(body, "0.02 0.02 0.003", density="300")
     for wall in (wall_of_boxes((0.027, 0.003), (0.041, 0.0225), 10, 0.004),
                  wall_of_boxes((0.041, 0.0215), (0.0525, 0.054), 16, 0.0036)):
         for box in wall:
@@ -126,8 +93,7 @@ def _plate() -> ET.Element:
     lathe(asset, "rim", [(0.0665, 0.0145), (0.0655, 0.0158), (0.0545, 0.0121)], 40)
     lathe(asset, "top", [(0.0545, 0.0121), (0.041, 0.0068), (0.037, 0.0055), (0, 0.0052)], 40)
     _visual_meshes(body, underside="china", rim="band", top="china")
-    for yaw in (0, math.pi / 4):
-        _touch(body, pos="0 0 0.0026", size="0.028 0.028 0.0026", quat=text(asset_meshes.quaternion(yaw, 0)), density="400")
+    _foot(body, "0.028 0.028 0.0026", density="400")
     # The touched rim ends 4 mm inside the seen one: some init states drop a bowl that close.
     for box in wall_of_boxes((0.037, 0.001), (0.062, 0.012), 16, 0.004):
         _touch(body, **box, density="400")
@@ -143,8 +109,7 @@ def _ramekin() -> ET.Element:
     lathe(asset, "rim", [(0.041, 0.040), (0.041, 0.0435), (0.0385, 0.044), (0.0365, 0.042)], 32)
     lathe(asset, "inside", [(0.0365, 0.042), (0.0355, 0.008), (0.033, 0.006), (0, 0.006)], 32)
     _visual_meshes(body, wall="porcelain", rim="rim", inside="porcelain")
-    for yaw in (0, math.pi / 4):
-        _touch(body, pos="0 0 0.003", size="0.027 0.027 0.003", quat=text(asset_meshes.quaternion(yaw, 0)), density="500")
+    _foot(body, "0.027 0.027 0.003", density="500")
     for box in wall_of_boxes((0.040, 0.001), (0.040, 0.043), 16, 0.004):
         _touch(body, **box, density="500")
     return model
@@ -289,6 +254,12 @@ def _visual_meshes(body: ET.Element, **materials: str) -> None:
 
 def _touch(body: ET.Element, **attributes: str) -> None:
     ET.SubElement(body, "geom", **({"type": "box"} | _TOUCH | attributes))
+
+
+def _foot(body: ET.Element, size: str, density: str) -> None:
+    """A level octagon to stand on, made of two crossed boxes."""
+    for yaw in (0, math.pi / 4):
+        _touch(body, pos=f"0 0 {size.split()[-1]}", size=size, quat=text(quaternion(yaw, 0)), density=density)
 
 
 def _solid(body: ET.Element, material: str, **attributes: str) -> None:

@@ -101,7 +101,7 @@ def evaluation_scenes(task: int, placement: str) -> list[Scene]:
         return [_scene(task, placement, seed, state) for seed, state in enumerate(official_init_states(task))]
     with np.load(_stored(placement), allow_pickle=False) as stored:
         layouts = list(zip(stored[f"task_{task}_seeds"].tolist(), stored[f"task_{task}_states"]))
-    return [_scene(task, placement, seed, state, side) for seed, state in layouts for side in _sides(placement)]
+    return [_scene(task, placement, seed, state, side) for seed, state in layouts for side in sides(placement)]
 
 
 def sample_scene(env: SpatialEnv, placement: str, index: int) -> Scene:
@@ -112,8 +112,7 @@ def sample_scene(env: SpatialEnv, placement: str, index: int) -> Scene:
     Raises LarError as `evaluation_scenes` does, and if no scene could be found.
     """
     _check(env.task, placement)
-    sides = _sides(placement)
-    layout, side = divmod(index, len(sides))
+    layout, side = divmod(index, len(sides(placement)))
     return draw_layout(env, placement, DEMO_SEEDS + TRIES * layout, side)
 
 
@@ -132,13 +131,14 @@ def success(env: SpatialEnv, scene: Scene) -> bool:
     return env.satisfied(scene.goal) and not env.satisfied(["on", scene.distractor, PLATE])
 
 
+def sides(placement: str) -> tuple[int, ...]:
+    """Which of a scene's two bowls are named in turn: 0 is the one that the task's own sentence names."""
+    return (0, 1) if placement == "counterfactual" else (0,)
+
+
 def _scene(task: int, placement: str, seed: int, state: np.ndarray, side: int = 0) -> Scene:
     sentence = OTHER_SENTENCE[task] if side else task
     return Scene(task, placement, state, seed, instruction(sentence), BOWLS[side])
-
-
-def _sides(placement: str) -> tuple[int, ...]:
-    return (0, 1) if placement == "counterfactual" else (0,)
 
 
 def _stored(placement: str):
@@ -213,7 +213,7 @@ def _related(kind: str, reference: str, layout: dict[str, np.ndarray], rng: np.r
 
 def _acceptable(task: int, placement: str, layout: dict[str, np.ndarray]) -> bool:
     return (_in_area(task, layout) and _apart(task, layout) and _in_reach(placement, layout)
-            and all(_unique(task, side, layout) for side in _sides(placement)))
+            and all(_unique(task, side, layout) for side in sides(placement)))
 
 
 def _in_area(task: int, layout: dict[str, np.ndarray]) -> bool:
@@ -245,7 +245,7 @@ def _least_distance(task: int, a: str, b: str) -> float:
 
 
 def _in_reach(placement: str, layout: dict[str, np.ndarray]) -> bool:
-    named = [BOWLS[side] for side in _sides(placement)]
+    named = [BOWLS[side] for side in sides(placement)]
     return (np.linalg.norm(layout[PLATE] - ROBOT_BASE) <= PLATE_REACH
             and all(np.linalg.norm(layout[bowl] - ROBOT_BASE) <= BOWL_REACH for bowl in named))
 

@@ -1,0 +1,76 @@
+"""The command line: it teaches, refuses nonsense in one sentence with a non-zero exit code, and never shows a traceback."""
+
+import errno
+import subprocess
+import sys
+
+import pytest
+
+from lar_core import cli, reproduce
+from lar_core.config import make_config
+from lar_core.run import Run
+
+
+@pytest.mark.parametrize("step", cli.STEPS)
+def test_every_step_teaches(step, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([step, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert len(text) > 200 and (step == "doctor" or all(option in text for option in (
+        "--condition", "--profile", "--seed", "--run-dir")))
+
+
+@pytest.mark.parametrize("words, message", [
+    (["train", "--condition", "atention_mask"], "did you mean 'attention_mask'"),
+    (["train", "--profile", "tini"], "did you mean 'tiny'"),
+    (["demos", "--tasks", "12"], "Unknown task '12'"),
+    (["train", "--set", "samples"], "FIELD=VALUE"),
+    (["train", "--set", "sample=3"], "did you mean 'samples'"),
+    (["rollout", "--placement", "offical"], "did you mean 'official'"),
+    (["rollout"], "no finished training"),
+    (["saliency"], "no finished training"),
+])
+def test_nonsense_is_one_sentence_and_exit_code_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lar: ") and error.count("\n") == 1 and message in error
+
+
+def test_an_existing_run_folder_brings_its_own_settings(tmp_path):
+    Run.open(make_config("random_mask", "micro", 7), tmp_path / "run")
+    arguments = cli.build_parser().parse_args(["report", "--run-dir", str(tmp_path / "run")])
+    assert cli._run_of(arguments).config == make_config("random_mask", "micro", 7)
+
+
+def test_settings_on_the_command_line_reach_the_configuration():
+    arguments = cli.build_parser().parse_args(
+        ["train", "--condition", "gaze_mask", "--tasks", "2", "5", "--set", "samples=100", "mask_input=true"])
+    config = cli.config_of(arguments)
+    assert config.profile.tasks == (2, 5) and config.profile.samples == 100 and config.condition.mask_input
+
+
+def test_a_full_disk_is_named(capsys, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
+    monkeypatch.setattr(reproduce, "train_policy", full)
+    assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(reproduce, "train_policy", interrupt)
+    assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 130
+    assert "run the same command again" in capsys.readouterr().err
+
+
+def test_a_missing_gl_library_is_named_with_the_line_to_type():
+    code = "import sys; from lar_core.cli import main; sys.exit(main(['doctor']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                          env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa", "PATH": "/usr/bin",
+                               "HOME": "/tmp", "PYTHONPATH": "tests/no_gl"})
+    assert done.returncode == 2
+    assert "sudo apt-get install -y libosmesa6" in done.stdout

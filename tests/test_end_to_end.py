@@ -1,0 +1,88 @@
+"""One condition from nothing to a report through the command line, at the smallest size."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import imageio.v2 as imageio
+import pytest
+
+from lar_core.evaluate.results import load_results
+from lar_core.files import read_jsonl
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("work")
+
+
+def lar(folder, *words):
+    done = subprocess.run([sys.executable, "-m", "lar_core.cli", *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    """The output of `lar reproduce`, run once for all tests here."""
+    return lar(folder, "reproduce", "--profile", "micro")
+
+
+@pytest.fixture
+def run(folder, first):
+    return folder / "runs" / "attention_mask-micro-s0"
+
+
+def test_it_ends_with_a_table_and_the_report(first, run):
+    assert "success" in first and str(run / "report.html") in first
+    page = (run / "report.html").read_text()
+    assert "data:image/png;base64" in page and "data:video/mp4;base64" in page
+    assert not re.search(r'(src|href)="https?:', page)  # self-contained
+
+
+def test_results_hold_every_part_and_follow_the_schema(run):
+    results = load_results(run / "results.json")
+    for part in ("training", "action", "reconstruction", "grounding", "rollouts", "latency"):
+        assert results[part], part
+    assert results["provenance"]["assets"]["name"] == "standin" and results["provenance"]["commit"]
+    trials = {(row["policy"], row["instruction"]) for row in results["rollouts"]}
+    assert trials == {("attention_mask", kind) for kind in ("right", "blank", "swapped")} | {("blind", "right")}
+
+
+def test_every_episode_has_one_line_and_the_first_a_video(run):
+    rows = read_jsonl(run / "rollouts.jsonl")
+    assert len(rows) == 6 and {row["steps"] for row in rows} <= set(range(1, 25))
+    videos = [row["video"] for row in rows if row["video"]]
+    assert len(videos) == 3
+    frames = imageio.mimread(run / videos[0], memtest=False)
+    assert len(frames) == rows[0]["steps"]
+
+
+def test_a_second_run_skips_what_is_done(folder, run, first):
+    before = {path: path.read_bytes() for path in run.rglob("*.jsonl")}
+    lar(folder, "reproduce", "--profile", "micro")
+    assert {path: path.read_bytes() for path in run.rglob("*.jsonl")} == before
+
+
+def test_an_interrupted_rollout_goes_on_where_it_was(folder, run, first):
+    lines = (run / "rollouts.jsonl").read_text().splitlines(keepends=True)
+    (run / "rollouts.jsonl").write_text("".join(lines[:-1]) + lines[-1][:20])  # killed while writing the last line
+    lar(folder, "reproduce", "--profile", "micro")
+    def key(text):
+        return {(row["instruction"], row["episode"], row["success"], row["steps"]) for row in map(json.loads, text)}
+    assert key((run / "rollouts.jsonl").read_text().splitlines()) == key(lines)
+
+
+def test_single_steps_work_on_the_run_folder(folder, run, first):
+    copy = folder / "copy"
+    shutil.copytree(run, copy)
+    for part in ("latency.json", "heldout.json", "results.json", "report.html"):
+        (copy / part).unlink()
+    lar(folder, "latency", "--run-dir", "copy")
+    lar(folder, "saliency", "--run-dir", "copy")
+    lar(folder, "rollout", "--run-dir", "copy", "--instructions", "right")
+    assert (copy / "report.html").exists()
+    one, other = (load_results(path / "results.json") for path in (copy, run))
+    assert one["grounding"] == other["grounding"] and one["rollouts"] == other["rollouts"]
