@@ -35,7 +35,8 @@ def measure(fast: bool, task: int, assets: str | None, repeats: int) -> dict[str
     """Milliseconds by name, for one path."""
     env = SpatialEnv(task, fast=fast, assets=assets)
     state, rng = official_init_states(task)[0], np.random.default_rng(0)
-    times = {"reset": median_ms(lambda: env.reset(options={"init_state": state, "wait_steps": 0}), max(3, repeats // 10))}
+    at_once = {"init_state": state, "wait_steps": 0}
+    times = {"reset": median_ms(lambda: env.reset(options=at_once), max(3, repeats // 10))}
     env.reset(options={"init_state": state})
     times |= {f"picture {size} px": median_ms(lambda size=size: env.render_camera("agentview", size), repeats)
               for size in (128, 224)}

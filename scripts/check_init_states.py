@@ -41,12 +41,14 @@ def main() -> int:
     print(f"{'task':>4} {'settled':>8} {'shift mm':>9} {'tilt deg':>9} {'creep mm':>9}   (largest)")
     for task in options.tasks:
         env = SpatialEnv(task, image_size=16, wrist_size=0, assets=options.assets)
-        rows = np.array([settle(env, state, seed) for seed, state in enumerate(official_init_states(task)[:options.states])])
+        states = official_init_states(task)[:options.states]
+        rows = np.array([settle(env, state, seed) for seed, state in enumerate(states)])
         env.close()
         good = (rows < (SIDEWAYS, TILT, CREEP)).all(axis=1)
         shift, tilt, creep = rows.max(axis=0)
-        print(f"{task:>4} {good.sum():>4}/{len(good):<3} {shift * 1e3:>9.1f} {tilt:>9.1f} {creep * 1e3:>9.2f}"
-              f"   {f'not: {np.nonzero(~good)[0].tolist()}' if bad < 0 or not good.all() else ''}", flush=True)
+        which = "" if good.all() else f"   not: {np.nonzero(~good)[0].tolist()}"
+        print(f"{task:>4} {good.sum():>4}/{len(good):<3} {shift * 1e3:>9.1f} {tilt:>9.1f} {creep * 1e3:>9.2f}{which}",
+              flush=True)
         bad += int((~good).sum())
     return 1 if bad else 0
 

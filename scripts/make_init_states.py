@@ -1,6 +1,6 @@
 """Draw the stored evaluation scenes of the placements `wide` and `counterfactual` again, and with --gallery show them.
 
-    python scripts/make_init_states.py                         # lar_core/sim/init_states/*.npz, 10 minutes on one core
+    python scripts/make_init_states.py                         # lar_core/sim/init_states/*.npz, 2 minutes on one core
     python scripts/make_init_states.py --gallery gallery.png   # pictures of the stored scenes only
 
 Each file holds, for every task, `task_<i>_seeds` (n,) and `task_<i>_states` (n, 92). Scene number i uses the first seed
@@ -48,8 +48,8 @@ def write_scenes(placement: str, count: int) -> None:
         np.savez_compressed(path, **arrays)
 
 
-def draw_gallery(path: Path, columns: int = 6, size: int = 192) -> None:
-    """One row of settled scenes for every task and placement."""
+def draw_gallery(path: Path, columns: int = 8, size: int = 192) -> None:
+    """One row of settled scenes for every task: first all wide ones, then the counterfactual ones."""
     rows = []
     for placement in EVALUATION_SCENES:
         for task in range(10) if placement == "wide" else OTHER_SENTENCE:

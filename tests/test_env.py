@@ -26,7 +26,7 @@ def drawer_env():
 
 
 def episode(env: SpatialEnv, init_state: np.ndarray | None, seed: int, steps: int = 12) -> list[np.ndarray]:
-    """Everything numeric that an episode of random actions shows: poses of the fixtures, states, low-level observations."""
+    """All numbers of an episode of random actions: poses of the fixtures, states, low-level observations."""
     rng = np.random.default_rng(seed)
     observation, _ = env.reset(seed=seed, options={"init_state": init_state})
     seen = [env.stock.sim.model.body_pos.copy(), env.stock.sim.model.body_quat.copy(), env.state()]
@@ -129,8 +129,8 @@ def test_reset_leaves_numpys_global_generator_alone(drawer_env):
 def test_segmentation_labels_are_where_the_objects_are(drawer_env):
     observation, _ = drawer_env.reset(options={"init_state": official_init_states(2)[0]})
     labels, picture = observation["agentview_segmentation"], observation["agentview_rgb"]
-    assert drawer_env.objects == ["akita_black_bowl_1", "akita_black_bowl_2", "cookies_1", "glazed_rim_porcelain_ramekin_1",
-                                  "plate_1", "wooden_cabinet_1", "flat_stove_1"]
+    assert drawer_env.objects == ["akita_black_bowl_1", "akita_black_bowl_2", "cookies_1",
+                                  "glazed_rim_porcelain_ramekin_1", "plate_1", "wooden_cabinet_1", "flat_stove_1"]
     assert set(np.unique(labels)) == set(range(8))
     for bowl in (1, 2):
         assert picture[labels == bowl].mean() < 60  # black
@@ -174,7 +174,8 @@ def test_vector_environments_with_shared_memory():
     try:
         first, _ = vector.reset(seed=[0, 0], options={"init_state": official_init_states(5)[0]})
         observations, rewards, terminated, truncated, _ = vector.step(np.zeros((2, 7)))
-        assert observations["agentview_rgb"].shape == (2, 32, 32, 3) and observations["eye_in_hand_rgb"].shape == (2, 16, 16, 3)
+        assert observations["agentview_rgb"].shape == (2, 32, 32, 3)
+        assert observations["eye_in_hand_rgb"].shape == (2, 16, 16, 3)
         assert np.array_equal(observations["joint_states"][0], observations["joint_states"][1])
         assert first["agentview_rgb"].std() > 20 and not terminated.any() and not truncated.any()
     finally:

@@ -19,7 +19,8 @@ def text(values: object) -> str:
     return " ".join(f"{value:.5f}".rstrip("0").rstrip(".") if value else "0" for value in np.ravel(values).tolist())
 
 
-def lathe(asset: ET.Element, name: str, profile: Profile, segments: int = 32, flutes: tuple[int, float] = (0, 0.0)) -> None:
+def lathe(asset: ET.Element, name: str, profile: Profile, segments: int = 32,
+          flutes: tuple[int, float] = (0, 0.0)) -> None:
     """Add a mesh made by turning `profile` about z.
 
     flutes = (count, depth): points on the outermost wall are moved in and out `count` times round by up to `depth`.

@@ -31,15 +31,19 @@ _TOUCH = {"group": "0", "friction": "0.95 0.2 0.02", "solref": "0.004 1", "solim
 _SEE = {"group": "1", "contype": "0", "conaffinity": "0"}
 
 
-@cache
 def standin_pack() -> Path:
     """Folder of the pack, generated on first use (a second) and shared by every later process.
 
     The folder's name is a hash of the code that draws it; it appears in one rename, so a killed or concurrent writer
     does no harm. Raises LarError when the cache folder cannot be written.
     """
-    sources = (__file__, asset_meshes.__file__, asset_textures.__file__)
-    return build_once(cache_folder("standin", *map(Path, sources)), write_pack)
+    return build_once(standin_folder(), write_pack)
+
+
+@cache
+def standin_folder() -> Path:
+    """Where the pack is, or will be once `standin_pack` was called."""
+    return cache_folder("standin", *map(Path, (__file__, asset_meshes.__file__, asset_textures.__file__)))
 
 
 def write_pack(folder: Path) -> None:
@@ -75,7 +79,8 @@ def _bowl() -> ET.Element:
     _material(asset, "inside", rgba="0.155 0.155 0.175 1", specular="0.5", shininess="0.5")
     lathe(asset, "outside", [(0, 0), (0.026, 0), (0.0265, 0.004), (0.033, 0.011), (0.041, 0.0225), (0.0475, 0.037),
                              (0.0525, 0.052), (0.0525, 0.054), (0.0505, 0.054)])
-    lathe(asset, "inside", [(0.0505, 0.054), (0.0455, 0.038), (0.039, 0.024), (0.031, 0.0125), (0.020, 0.0075), (0, 0.007)])
+    lathe(asset, "inside", [(0.0505, 0.054), (0.0455, 0.038), (0.039, 0.024), (0.031, 0.0125), (0.020, 0.0075),
+                            (0, 0.007)])
     _visual_meshes(body, outside="glaze", inside="inside")
     _foot(body, "0.02 0.02 0.003", density="300")
     for wall in (wall_of_boxes((0.027, 0.003), (0.041, 0.0225), 10, 0.004),
@@ -134,8 +139,9 @@ def _object(name: str) -> tuple[ET.Element, ET.Element, ET.Element]:
     body = ET.SubElement(outer, "body", name="object")
     # Placement reads these three sites: the drop height above a surface and the radius kept clear of neighbours.
     fixture = name in ("stove", "cabinet")
-    for site, pos in (("bottom_site", (0, 0, -0.045 if fixture else -0.06)), ("top_site", (0, 0, 0.045 if fixture else 0.04)),
-                      ("horizontal_radius_site", (0.045, 0.045, 0) if fixture else (0.025, 0.025, 0))):
+    bottom, top, radius = (-0.045, 0.045, 0.045) if fixture else (-0.06, 0.04, 0.025)
+    for site, pos in (("bottom_site", (0, 0, bottom)), ("top_site", (0, 0, top)),
+                      ("horizontal_radius_site", (radius, radius, 0))):
         ET.SubElement(outer, "site", name=site, pos=text(pos), size="0.005", rgba="0 0 0 0")
     return model, asset, body
 
@@ -160,7 +166,8 @@ def _stove() -> ET.Element:
                   quat="1 0 0 0", rgba="0.95 0.15 0.05 1", group="0")
     button = ET.SubElement(base, "body", name="button")
     ET.SubElement(button, "inertial", pos="0 0 0", mass="0.5", diaginertia="0.01 0.01 0.01")
-    ET.SubElement(button, "joint", name="button", type="hinge", axis="0 0 1", limited="true", range="-0.005 2.1", damping="0.5")
+    ET.SubElement(button, "joint", name="button", type="hinge", axis="0 0 1", limited="true", range="-0.005 2.1",
+                  damping="0.5")
     _solid(button, "steel", type="cylinder", pos="0 0 0.002", size="0.036 0.007")
     _solid(button, "iron", type="cylinder", pos="0 0 0.016", size="0.022 0.007")
     _solid(button, "iron", pos="0 0 0.026", size="0.022 0.005 0.006")
@@ -198,10 +205,12 @@ def _drawer(body: ET.Element, level: str, floor: float) -> None:
     _site(body, f"{level}_region", pos=text((0, 0.008, floor + 0.031)), size="0.102 0.076 0.030")
     for material, pos, size in (
             ("front", (0, -0.074, 0.031), (0.108, 0.005, 0.031)), ("inside", (0, 0.010, 0.003), (0.106, 0.079, 0.003)),
-            ("inside", (0.103, 0.010, 0.025), (0.003, 0.079, 0.022)), ("inside", (-0.103, 0.010, 0.025), (0.003, 0.079, 0.022)),
+            ("inside", (0.103, 0.010, 0.025), (0.003, 0.079, 0.022)),
+            ("inside", (-0.103, 0.010, 0.025), (0.003, 0.079, 0.022)),
             ("inside", (0, 0.086, 0.025), (0.100, 0.003, 0.022)),
             ("brass", (0, -0.101, 0.031), (0.045, 0.005, 0.005)),
-            ("brass", (0.036, -0.088, 0.031), (0.004, 0.009, 0.004)), ("brass", (-0.036, -0.088, 0.031), (0.004, 0.009, 0.004))):
+            ("brass", (0.036, -0.088, 0.031), (0.004, 0.009, 0.004)),
+            ("brass", (-0.036, -0.088, 0.031), (0.004, 0.009, 0.004))):
         _solid(body, material, pos=text((pos[0], pos[1], floor + pos[2])), size=text(size))
 
 
@@ -217,23 +226,24 @@ def _arena() -> ET.Element:
                              ("tex-table", "cube", "textures/table.png")):
         ET.SubElement(asset, "texture", name=name, type=kind, file=f"../{file}")
     _material(asset, "floor", texture="texplane", texrepeat="2 2", texuniform="true", specular="0", shininess="0")
-    _material(asset, "wall", texture="tex-wall", texrepeat="1 1", texuniform="true", specular="0.05", shininess="0", emission="0.25")
+    _material(asset, "wall", texture="tex-wall", texrepeat="1 1", texuniform="true", specular="0.05", shininess="0",
+              emission="0.25")
     _material(asset, "table", texture="tex-table", specular="0.15", shininess="0.2")
     _material(asset, "legs", rgba="0.45 0.30 0.19 1", specular="0.2", shininess="0.2")
-    ET.SubElement(world, "geom", name="floor", type="plane", size="3 3 0.125", pos="0 0 0", material="floor", condim="3",
-                  group="1")
+    ET.SubElement(world, "geom", name="floor", type="plane", size="3 3 0.125", pos="0 0 0", material="floor",
+                  condim="3", group="1")
     # A picture lies in the plane of a box's own x and y, so the walls are boxes lying down that are stood up by a turn.
-    for name, pos, size, quat in (("rear", (-1.9, 0, 1.5), (3, 1.5, 0.01), (0.5, 0.5, 0.5, 0.5)),
-                                  ("front", (2.9, 0, 1.5), (3, 1.5, 0.01), (0.5, 0.5, 0.5, 0.5)),
-                                  ("left", (0.5, 2.6, 1.5), (2.4, 1.5, 0.01), (math.sqrt(0.5), math.sqrt(0.5), 0, 0)),
-                                  ("right", (0.5, -2.6, 1.5), (2.4, 1.5, 0.01), (math.sqrt(0.5), math.sqrt(0.5), 0, 0))):
-        ET.SubElement(world, "geom", name=f"wall_{name}", type="box", pos=text(pos), size=text(size), quat=text(quat),
-                      material="wall", **_SEE)
+    across, along = (0.5, 0.5, 0.5, 0.5), (1, 1, 0, 0)
+    for name, pos, width, quat in (("rear", (-1.9, 0, 1.5), 3, across), ("front", (2.9, 0, 1.5), 3, across),
+                                   ("left", (0.5, 2.6, 1.5), 2.4, along), ("right", (0.5, -2.6, 1.5), 2.4, along)):
+        ET.SubElement(world, "geom", name=f"wall_{name}", type="box", pos=text(pos), size=text((width, 1.5, 0.01)),
+                      quat=text(quat), material="wall", **_SEE)
     table = ET.SubElement(world, "body", name="table", pos="0 0 0.4")
     ET.SubElement(table, "geom", name="table_collision", type="box", size="0.5 0.6 0.025", group="0")
     ET.SubElement(table, "geom", name="table_visual", type="box", size="0.5 0.6 0.025", material="table", **_SEE)
     for leg in range(1, 5):
-        ET.SubElement(table, "geom", name=f"table_leg{leg}_visual", type="cylinder", size="0.025 0.4", material="legs", **_SEE)
+        ET.SubElement(table, "geom", name=f"table_leg{leg}_visual", type="cylinder", size="0.025 0.4",
+                      material="legs", **_SEE)
     ET.SubElement(table, "site", name="table_top", pos="0 0 0.025", size="0.001", rgba="0 0 0 0")
     for pos, direction, strength in (("0.8 0.9 3.5", "-0.25 -0.25 -1", 0.55), ("-1.2 -1.2 3.5", "0.3 0.3 -1", 0.35)):
         ET.SubElement(world, "light", pos=pos, dir=direction, castshadow="false", diffuse=text([strength] * 3),

@@ -1,4 +1,4 @@
-"""Folders of generated files, shared by all processes: each is whole or absent, and named after the code that made it."""
+"""Folders of generated files, shared by all processes: whole or absent, and named after the code that made them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ from .placements import sample_scene
 MOST_ATTEMPTS = 3  # times the number of demonstrations: an expert that fails more often is broken
 
 
-def collect(config: RunConfig, data_dir: Path | str, *, workers: int | None = None, progress: bool = True) -> list[Path]:
+def collect(config: RunConfig, data_dir: Path | str, *, workers: int | None = None,
+            progress: bool = True) -> list[Path]:
     """Record `demos_per_task` successful episodes of every task of the profile; return one file per task.
 
     workers: processes that record at the same time; None: one per core. What an earlier call recorded is kept, also
@@ -74,8 +75,8 @@ def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: 
         while len(_succeeded(folder)) < wanted:
             while len(running) < wanted - len(_succeeded(folder)):
                 if attempt >= MOST_ATTEMPTS * wanted + 10:
-                    raise LarError(f"The scripted expert solved only {len(_succeeded(folder))} of {attempt} attempts at "
-                                   f"task {task}, placement {profile.placement}: see scripts/check_expert.py.")
+                    raise LarError(f"The scripted expert solved only {len(_succeeded(folder))} of {attempt} attempts "
+                                   f"at task {task}, placement {profile.placement}: see scripts/check_expert.py.")
                 if not _part(folder, attempt).exists() and not _mark(folder, attempt).exists():
                     running.add(pool.submit(_attempt, profile, task, folder, attempt))
                 attempt += 1
@@ -143,7 +144,8 @@ def _succeeded(folder: Path) -> list[Path]:
 
 def _check_count(path: Path, wanted: int) -> None:
     if episode_count(path) != wanted:
-        raise LarError(f"{path} has {episode_count(path)} episodes instead of {wanted}: delete it, and it is recorded again.")
+        raise LarError(f"{path} has {episode_count(path)} episodes instead of {wanted}: delete it, "
+                       "and it is recorded again.")
 
 
 def _cores() -> int:

@@ -55,7 +55,7 @@ class SpatialEnv(gymnasium.Env):
 
     task: 0 to 9.  image_size, wrist_size: pixels of the two square cameras, wrist_size 0 switches the second off.
     assets: see `libero_setup.use_assets`.  segmentation: adds "agentview_segmentation" to the observations.
-    fast=False runs LIBERO's OffScreenRenderEnv unchanged, for comparison: same states, about ten times slower.
+    fast=False runs LIBERO's OffScreenRenderEnv unchanged, for comparison: same states, several times slower.
 
     Observations, after each step (pictures are upright, that is raw OpenGL rotated by 180 degrees):
         agentview_rgb           uint8 (image_size, image_size, 3)

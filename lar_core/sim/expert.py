@@ -20,8 +20,8 @@ from .env import SpatialEnv
 from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 
 OPEN, CLOSED = -1.0, 1.0
-POSITION_GAIN, ROTATION_GAIN = 0.025, 0.3  # error that asks for a full action; OSC_POSE's own scales are 0.05 and 0.5,
-# but joint friction then leaves the hand a centimetre short
+POSITION_GAIN, ROTATION_GAIN = 0.025, 0.3  # error that asks for a full action; with OSC_POSE's own scales, 0.05 and
+# 0.5, a stretched arm stops a centimetre short
 ROTATION_CLIP = 0.6
 RIM_HEIGHT = 0.053  # of the bowl's rim above its origin
 PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.017  # where the hand aims: from the bowl's axis, below the rim
@@ -245,8 +245,10 @@ def run_expert(env: SpatialEnv, scene: Scene, noise: float = 0.0, seed: int = 0)
         steps.append(observation | {"actions": action, "states": env.state()})
         disturbance = next(disturbances) * (CAREFUL_NOISE if expert.careful else 1.0)
         observation, *_ = env.step(np.clip(action + disturbance, -1, 1))
-        if success(env, scene):
-            return _episode(env, scene, steps, {"expert_noise": noise, "expert_seed": seed})
+    # LIBERO's predicate holds as soon as the bowl touches the plate, still in the hand: a demonstration that
+    # ended there would never show how to let go.
+    if success(env, scene):
+        return _episode(env, scene, steps, {"expert_noise": noise, "expert_seed": seed})
     return None
 
 

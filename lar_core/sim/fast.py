@@ -23,7 +23,7 @@ _ROBOT_MESHES = Path(robosuite.__file__).parent / "models" / "assets"
 
 
 class FastDomain(TASK_MAPPING["libero_tabletop_manipulation"]):
-    """LIBERO's table-top domain without renderer and observables, with one collision pass per substep instead of three."""
+    """LIBERO's table-top domain without renderer and observables, with one collision pass per substep, not three."""
 
     def _assert_problem_name(self) -> None:
         """LIBERO compares the class name with the task file's domain; ours has a name of its own."""
@@ -116,9 +116,10 @@ def decimate(vertices: np.ndarray, faces: np.ndarray, cell: float = CELL) -> np.
     cell = min(cell, float(np.ptp(vertices, axis=0).max()) / 8)
     cells = np.floor((vertices - vertices.min(axis=0)) / cell).astype(np.int64)
     _, index, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    points = np.stack([np.bincount(index.ravel(), weights=vertices[:, axis]) for axis in range(3)], axis=1) / count[:, None]
-    corners = index.ravel()[faces]
-    corners = corners[(corners[:, 0] != corners[:, 1]) & (corners[:, 1] != corners[:, 2]) & (corners[:, 2] != corners[:, 0])]
+    index = index.ravel()
+    points = np.stack([np.bincount(index, weights=column) for column in vertices.T], axis=1) / count[:, None]
+    corners = index[faces]
+    corners = corners[(corners != np.roll(corners, 1, axis=1)).all(axis=1)]
     _, first = np.unique(np.sort(corners, axis=1), axis=0, return_index=True)
     return points[corners[np.sort(first)]]
 

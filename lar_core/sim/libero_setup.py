@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import runpy
+import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from functools import cache
@@ -22,7 +23,7 @@ import yaml
 from ..data.manifest import entry
 from ..errors import LarError
 from ..files import write_text
-from .assets import ARENA, MODELS, TEXTURES, standin_pack
+from .assets import ARENA, MODELS, TEXTURES, standin_folder, standin_pack
 
 _INSTALL = {"osmesa": "libosmesa6", "egl": "libegl1"}  # Debian's names of the GL libraries
 
@@ -36,7 +37,7 @@ def setup() -> None:
     the imports from printing and from writing robosuite's log file.
     Raises LarError when there is no GL library, naming the line that installs it.
     """
-    backend = os.environ.setdefault("MUJOCO_GL", "egl" if glob.glob("/dev/nvidia[0-9]*") else "osmesa")
+    backend = os.environ.setdefault("MUJOCO_GL", _default_gl())
     if backend in _INSTALL:
         os.environ.setdefault("PYOPENGL_PLATFORM", backend)
     _check_gl(backend)
@@ -45,6 +46,12 @@ def setup() -> None:
     with contextlib.redirect_stdout(io.StringIO()), \
             mock.patch.object(logging, "FileHandler", lambda *_, **__: logging.NullHandler()):
         import libero.libero.envs  # noqa: F401
+
+
+def _default_gl() -> str:
+    if sys.platform == "darwin":
+        return "cgl"
+    return "egl" if glob.glob("/dev/nvidia[0-9]*") else "osmesa"
 
 
 def _check_gl(backend: str) -> None:
@@ -83,8 +90,10 @@ def libero_root() -> Path:
 
 @cache
 def task_names() -> tuple[str, ...]:
-    """The ten names of LIBERO-Spatial in benchmark order (read from LIBERO's list, whose package would import torch)."""
-    return tuple(runpy.run_path(str(libero_root() / "benchmark/libero_suite_task_map.py"))["libero_task_map"]["libero_spatial"])
+    """The ten names of LIBERO-Spatial in benchmark order."""
+    # Run the file on its own: importing LIBERO's benchmark package would import torch into every simulation process.
+    suites = runpy.run_path(str(libero_root() / "benchmark" / "libero_suite_task_map.py"))["libero_task_map"]
+    return tuple(suites["libero_spatial"])
 
 
 def use_assets(choice: str | Path | None = None) -> dict[str, str]:
@@ -98,7 +107,7 @@ def use_assets(choice: str | Path | None = None) -> dict[str, str]:
     import libero.libero
 
     folder = resolve_assets(choice)
-    provenance = {"name": "standin" if folder == standin_pack() else "official", "sha256": assets_digest(folder)}
+    provenance = {"name": "standin" if folder == standin_folder() else "official", "sha256": assets_digest(folder)}
     libero.libero._assets_path_cache = str(folder)
     return provenance
 
@@ -160,8 +169,8 @@ def needed_files(folder: Path) -> list[str]:
 
 def _existing(folder: Path, name: str) -> Path:
     if not (folder / name).is_file():
-        raise LarError(f"{folder} is not a complete set of LIBERO's assets, {name} is missing: correct LAR_LIBERO_ASSETS, "
-                       "or unset it to use the project's own stand-in pack.")
+        raise LarError(f"{folder} is not a complete set of LIBERO's assets, {name} is missing: correct "
+                       "LAR_LIBERO_ASSETS, or unset it to use the project's own stand-in pack.")
     return folder / name
 
 

@@ -48,7 +48,8 @@ RELATIONS: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
 OTHER_SENTENCE = {task: next(t for t, (first, _) in enumerate(RELATIONS) if first == second)
                   for task, (_, second) in enumerate(RELATIONS) if task != 0}
 
-TABLE_AREA = np.array([[-0.22, 0.17], [-0.08, 0.32]])  # (x, y) × (low, high): reachable, in view of agentview
+TABLE_AREA = np.array([[-0.22, 0.17], [-0.08, 0.32]])  # (x, y) × (low, high): reachable
+VIEW_EDGE, VIEW_SLOPE = 0.39, 0.32  # agentview shows the table for |y| < 0.39 - 0.32 x
 CABINET, STOVE = ((-0.15, 0.20), (-0.45, -0.13)), ((-0.46, -0.16), (-0.24, -0.05))  # outlines: (x range, y range)
 OPEN_CABINET = ((-0.15, 0.25), (-0.45, 0.03))  # the cabinet with its top drawer open, and what that hides
 CENTER, CENTER_RADIUS = np.array([-0.075, 0.0]), 0.04
@@ -221,7 +222,9 @@ def _in_area(task: int, layout: dict[str, np.ndarray]) -> bool:
     drawer_open = ("fixed", "drawer") in RELATIONS[task]
     keep_out = (OPEN_CABINET if drawer_open else CABINET, STOVE)
     inside = all((TABLE_AREA[:, 0] <= xy).all() and (xy <= TABLE_AREA[:, 1]).all() for xy in on_table.values())
-    return inside and all(distance_to_rectangle(xy, *area) >= RADII[name] for name, xy in on_table.items() for area in keep_out)
+    in_view = all(xy[1] + RADII[name] <= VIEW_EDGE - VIEW_SLOPE * xy[0] for name, xy in on_table.items())
+    return inside and in_view and all(distance_to_rectangle(xy, *area) >= RADII[name]
+                                      for name, xy in on_table.items() for area in keep_out)
 
 
 def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range: tuple[float, float]) -> float:

@@ -1,0 +1,108 @@
+"""Where things stand: stored and sampled scenes, and what counts as success."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lar_core.errors import LarError
+from lar_core.sim import placements
+from lar_core.sim.env import SpatialEnv, instruction, official_init_states
+from lar_core.sim.placements import (BOWLS, DEMO_SEEDS, EVALUATION_SCENES, OTHER_SENTENCE, PLATE, TRIES, draw_layout,
+                                     evaluation_scenes, sample_scene, success)
+
+STORED = [(placement, task) for placement in EVALUATION_SCENES for task in range(10)
+          if placement == "wide" or task in OTHER_SENTENCE]
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = SpatialEnv(8, image_size=64, wrist_size=0)  # next to the plate; the other bowl is next to the ramekin
+    yield env
+    env.close()
+
+
+def test_official_scenes_are_the_fifty_of_the_benchmark():
+    scenes = evaluation_scenes(5, "official")
+    assert np.array_equal([scene.init_state for scene in scenes], official_init_states(5))
+    assert {scene.instruction for scene in scenes} == {instruction(5)}
+    assert {scene.target for scene in scenes} == {BOWLS[0]}
+
+
+@pytest.mark.parametrize(("placement", "task"), STORED)
+def test_stored_scenes_are_acceptable_and_all_different(placement, task):
+    states = [scene.init_state for scene in evaluation_scenes(task, placement)][::len(placements.sides(placement))]
+    assert len(states) == EVALUATION_SCENES[placement]
+    assert len({state.tobytes() for state in states}) == len(states)
+    assert all(placements._acceptable(task, placement, placements._positions(state)) for state in states)
+
+
+@pytest.mark.parametrize("placement", EVALUATION_SCENES)
+def test_a_stored_scene_is_drawn_again_from_its_seed(env, placement):
+    stored = evaluation_scenes(env.task, placement)[0]
+    again = draw_layout(env, placement, first_seed=0)
+    assert again.seed == stored.seed
+    assert np.array_equal(again.init_state, stored.init_state)
+
+
+def test_every_task_but_the_first_has_a_sentence_for_its_other_bowl():
+    assert OTHER_SENTENCE == {1: 6, 2: 8, 3: 9, 4: 9, 5: 3, 6: 7, 7: 9, 8: 1, 9: 7}
+    with pytest.raises(LarError, match="Task 0 has no counterfactual pair.*1, 2, 3, 4, 5, 6, 7, 8, 9"):
+        evaluation_scenes(0, "counterfactual")
+
+
+def test_counterfactual_scenes_come_twice_and_name_either_bowl():
+    scenes = evaluation_scenes(8, "counterfactual")
+    assert len(scenes) == 2 * EVALUATION_SCENES["counterfactual"]
+    for first, second in zip(scenes[::2], scenes[1::2]):
+        assert np.array_equal(first.init_state, second.init_state) and first.seed == second.seed
+        assert (first.instruction, second.instruction) == (instruction(8), instruction(1))
+        assert (first.target, second.target) == BOWLS == (second.distractor, first.distractor)
+
+
+def test_demonstrations_never_start_from_a_seed_of_the_evaluation():
+    seeds = [scene.seed for placement, task in STORED for scene in evaluation_scenes(task, placement)]
+    assert max(seeds) < TRIES * max(EVALUATION_SCENES.values()) < DEMO_SEEDS
+
+
+@pytest.mark.parametrize("placement", ("official", "wide", "counterfactual"))
+def test_a_demonstration_scene_depends_on_its_number_alone(env, placement):
+    scene, other = sample_scene(env, placement, 4), sample_scene(env, placement, 6)
+    again = sample_scene(env, placement, 4)
+    assert np.array_equal(scene.init_state, again.init_state) and scene.seed == again.seed >= DEMO_SEEDS
+    assert not np.array_equal(scene.init_state, other.init_state)
+
+
+def test_a_scene_at_rest_is_where_it_was_put(env):
+    for scene in evaluation_scenes(env.task, "wide")[:5]:
+        env.reset(seed=scene.seed, options={"init_state": scene.init_state})
+        for name, xy in placements._positions(scene.init_state).items():
+            assert np.linalg.norm(env.body_pose(name)[0][:2] - xy) <= placements.MOVED
+
+
+def test_every_movable_object_is_in_view(env):
+    for scene in evaluation_scenes(env.task, "wide")[:10]:
+        env.reset(seed=scene.seed, options={"init_state": scene.init_state})
+        pixels = np.bincount(env.segment(128).ravel(), minlength=len(env.objects) + 1)[1:]
+        seen = dict(zip(env.objects, pixels))
+        assert all(seen[name] > 40 for name in placements.RADII), seen
+
+
+def test_success_is_the_named_bowl_on_the_plate_and_no_other(env):
+    first, second = evaluation_scenes(env.task, "counterfactual")[:2]
+    state = first.init_state.copy()
+    x = placements._X_ADDRESS
+    state[x[BOWLS[1]]:x[BOWLS[1]] + 2] = state[x[PLATE]:x[PLATE] + 2]  # the bowl that only `second` names
+    env.reset(seed=first.seed, options={"init_state": state, "wait_steps": 20})
+    assert success(env, second) and not success(env, first)
+    env.reset(seed=first.seed, options={"init_state": first.init_state})
+    assert not success(env, second) and not success(env, first)
+
+
+@pytest.mark.parametrize(("task", "placement", "message"), [
+    (5, "wild", "Unknown placement 'wild': did you mean 'wide'"),
+    (10, "wide", "Unknown task '10'"),
+])
+def test_what_does_not_exist_is_refused(task, placement, message):
+    with pytest.raises(LarError, match=message):
+        evaluation_scenes(task, placement)
