@@ -15,20 +15,20 @@ from .run import DATA, RUNS, Run
 
 STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",
-                  "Records demonstrations, trains the condition and its blind control, scores saliency, rolls out, times "
-                  "the policy and writes the report. Stop it at any moment and run it again: it goes on where it was."),
+                  "Records demonstrations, trains the condition and its blind control, scores saliency, rolls out, "
+                  "times the policy and writes the report. Stop it at any moment and run it again: it goes on."),
     "demos": ("record demonstrations with the scripted expert",
-              "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed attempt "
-              "is never saved."),
+              "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed "
+              "attempt is never saved."),
     "train": ("train one condition",
-              "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses to "
-              "RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
+              "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses "
+              "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
     "saliency": ("score where the trained policy looks, on held-out demonstrations",
-                 "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that never "
-                 "look at the image; action error beside the mean action; reconstruction beside interpolation."),
+                 "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that "
+                 "never look at the image; action error beside the mean action; reconstruction beside interpolation."),
     "rollout": ("roll out the trained policy in the scene",
-                "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a blank "
-                "one, or one of another task. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
+                "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a "
+                "blank one, or another task's. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
     "latency": ("time one policy step", "Median and 95th percentile in milliseconds, replans and actions a second."),
     "report": ("write results.json and report.html from what is there",
                "Steps that have not been run are named in the report with the command that fills them."),
@@ -59,8 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with one sub-command a step."""
-    parser = argparse.ArgumentParser(prog="lar", description="LA-ReconVLA: does masking what the instruction looks at, and "
-                                     "reconstructing it, make a policy act on the right object?",
+    parser = argparse.ArgumentParser(prog="lar", description="LA-ReconVLA: does masking what the instruction looks at, "
+                                     "and reconstructing it, make a policy act on the right object?",
                                      epilog="Start with `lar reproduce`; each step explains itself with --help.")
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
     for name, (short, long) in STEPS.items():

@@ -143,9 +143,8 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
             heldout_fraction=0.5, samples=128, batch_size=8, checkpoint_every=8, episodes_per_task=2, max_steps=24,
             videos_per_task=1, grounding_frames=16),
     _TINY,
-    replace(_TINY, name="small", vision_width=256, vision_layers=4, text_width=192, text_layers=6,
-            attention_heads=6, decoder_width=128, decoder_heads=8, tasks=(2, 5, 8), samples=400_000, batch_size=64, learning_rate=6e-4,
-            checkpoint_every=500, episodes_per_task=20, grounding_frames=600),
+    replace(_TINY, name="small", tasks=(2, 5, 8), samples=96_000, batch_size=32, checkpoint_every=200,
+            grounding_frames=600),
 )}
 
 

@@ -15,7 +15,7 @@ from .errors import LarError
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path (for a file or a folder) beside `path`; on success it replaces `path`, on any failure it is removed.
+    """Yield a temporary path (of a file or folder) beside `path`; on success it replaces `path`, otherwise it goes.
 
     Raises LarError when the disk is full, so that the cause is named instead of half a file being left.
     """
@@ -77,5 +77,5 @@ def read_jsonl(path: Path | str) -> list[dict]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
-            raise LarError(f"{path}, line {number}, is not JSON ({error.msg}): remove that line or the file.") from error
+            raise LarError(f"{path}, line {number}, is not JSON ({error.msg}): remove that line.") from error
     return rows

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
@@ -23,8 +25,9 @@ from transformers import get_cosine_schedule_with_warmup
 from .config import RunConfig
 from .data.dataset import DemoDataset, FrameSampler, load_split
 from .data.demos import Episode
+from .data.manifest import load_manifest
 from .data.stats import Stats
-from .errors import LarError
+from .errors import LarError, unknown
 from .files import append_jsonl, atomic_path, read_jsonl
 from .model.backbone import build_tiny
 from .model.losses import gradient_norm
@@ -57,7 +60,7 @@ def load_policy(run: Run, device: torch.device | str = "cpu") -> tuple[Policy, S
     """The trained policy of a run, in evaluation mode. Raises LarError when training is not finished."""
     if not run.trained:
         raise LarError(f"{run.path} holds no finished training: run `lar train` with the same settings first.")
-    policy = make_policy(run.config, run.backbone)
+    policy = make_policy(run.config, prepare_backbone(run))
     policy.load(run.final_checkpoint / "model.safetensors")
     return policy.to(device).eval(), Stats.load(run.stats)
 
@@ -81,10 +84,9 @@ class Trainer:
         self.run, self.config, self.dataset = run, run.config, dataset
         profile = run.config.profile
         self.sampler = FrameSampler(len(dataset), profile.batch_size, run.config.seed)
-        prepare_backbone(run)
-        policy = make_policy(run.config, run.backbone)
+        policy = make_policy(run.config, prepare_backbone(run))
         optimiser = torch.optim.AdamW(policy.parameters(), lr=profile.learning_rate, betas=(0.9, 0.95),
-                                      weight_decay=profile.weight_decay)
+                                      weight_decay=profile.weight_decay, fused=True)
         schedule = get_cosine_schedule_with_warmup(optimiser, round(profile.warmup_fraction * run.config.steps),
                                                    run.config.steps)
         self.accelerator = Accelerator()
@@ -115,8 +117,8 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         losses = self.policy(batch, generator)
         if not math.isfinite(losses["loss"].item()):
-            raise LarError(f"The loss became {losses['loss'].item()} at step {self.step}: lower learning_rate, and look "
-                           f"at {self.run.metrics} for when it began to grow.")
+            raise LarError(f"The loss became {losses['loss'].item()} at step {self.step}: lower learning_rate, and "
+                           f"look at {self.run.metrics} for when it began to grow.")
         row = {name: value.item() for name, value in losses.items()}
         if self.step % GRADIENTS_EVERY == GRADIENTS_EVERY - 1:
             row |= self._gradients(losses)
@@ -170,11 +172,29 @@ class Trainer:
         return row
 
 
-def prepare_backbone(run: Run) -> None:
-    """Put the run's untrained backbone where `run.backbone` says; done once."""
-    if not run.backbone.exists():
-        with atomic_path(run.backbone) as temporary:
-            build_tiny(run.config.profile, temporary, run.config.seed)
+def prepare_backbone(run: Run) -> Path:
+    """The folder of the run's untrained backbone: built once ("tiny"), given, or downloaded at its pinned revision.
+
+    Raises LarError for a hub id that data_manifest.yaml does not list, and for a download that fails.
+    """
+    name = run.config.profile.backbone
+    if name == "tiny":
+        if not run.backbone.exists():
+            with atomic_path(run.backbone) as temporary:
+                build_tiny(run.config.profile, temporary, run.config.seed)
+        return run.backbone
+    return Path(name) if Path(name).is_dir() else _download(name)
+
+
+def _download(name: str) -> Path:
+    listed = {entry.id: entry for entry in load_manifest().values() if entry.kind == "weights"}
+    if name not in listed:
+        raise unknown("backbone", name, ["tiny", *listed])
+    try:
+        return Path(snapshot_download(name, revision=listed[name].pinned_revision()))
+    except (HfHubHTTPError, OSError) as error:
+        raise LarError(f"{name} could not be downloaded ({type(error).__name__}): check the connection; where it is "
+                       "gated, accept its licence on its page on the hub and set HF_TOKEN.") from error
 
 
 def _load_trainer(path: Path) -> dict:

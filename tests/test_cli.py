@@ -1,4 +1,4 @@
-"""The command line: it teaches, refuses nonsense in one sentence with a non-zero exit code, and never shows a traceback."""
+"""The command line: it teaches, and refuses nonsense in one sentence with a non-zero exit code."""
 
 import errno
 import subprocess

@@ -144,3 +144,23 @@ def test_action_only_and_attention_mask_see_the_same_batches(new_run, demos):
     runs = [new_run(name, condition=name) for name in ("action_only", "attention_mask")]
     trainers = [Trainer(run, make_dataset(episodes, Stats.of(episodes), run.config)) for run in runs]
     assert json.dumps(trainers[0].sampler.batch_indices(7)) == json.dumps(trainers[1].sampler.batch_indices(7))
+
+
+def test_a_backbone_from_a_folder_is_used_as_it_is(new_run, demos, backbone_folder):
+    run = new_run("run", backbone=str(backbone_folder), samples=8)
+    train(run, [demos])
+    assert run.trained and not run.backbone.exists()
+
+
+def test_a_hub_backbone_must_be_in_the_manifest(new_run, demos):
+    run = new_run("run", backbone="google/paligema-3b-pt-224")
+    with pytest.raises(LarError, match="did you mean 'google/paligemma-3b-pt-224'"):
+        train(run, [demos])
+
+
+def test_a_backbone_that_cannot_be_downloaded_says_why(new_run, demos, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("offline")
+    monkeypatch.setattr("lar_core.train.snapshot_download", no_network)
+    with pytest.raises(LarError, match="could not be downloaded.*licence.*HF_TOKEN"):
+        train(new_run("run", backbone="google/paligemma-3b-pt-224"), [demos])

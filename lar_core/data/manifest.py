@@ -29,7 +29,6 @@ class Entry:
     size_bytes: int | None  # of all the files together; None: not known
     files: tuple[str, ...] = ()  # paths in the repository; empty: all of it
     sha256: dict[str, str] | None = None  # path: checksum, where known
-    url: str = ""
     gated: bool = False  # a licence must be accepted first, and a token is needed
     note: str = ""
 

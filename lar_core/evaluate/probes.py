@@ -1,4 +1,4 @@
-"""What the trained policy knows about held-out demonstrations: actions, saliency, reconstruction, each beside baselines.
+"""What the trained policy knows of held-out demonstrations: actions, saliency, reconstruction, each beside baselines.
 
 Intervals are bootstrapped over episodes, because the frames of one episode are not independent.
 """
@@ -37,7 +37,7 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     """
     train_episodes, heldout_episodes = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
     train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
-    frames = np.linspace(0, len(heldout) - 1, min(run.config.profile.grounding_frames, len(heldout))).round().astype(int)
+    frames = _spread(run.config.profile.grounding_frames, len(heldout))
     measured = _measure(policy, heldout, frames)
     mean_action = _mean_action(train)
     result = {
@@ -48,8 +48,13 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
         if "target" in measured else None,
     }
     write_json(run.path / "heldout.json", result)
-    _save_gallery(run, policy, heldout, frames[np.linspace(0, len(frames) - 1, GALLERY).round().astype(int)])
+    _save_gallery(run, policy, heldout, frames[_spread(GALLERY, len(frames))])
     return result
+
+
+def _spread(count: int, total: int) -> np.ndarray:
+    """Up to `count` indices, evenly spread over `total`."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int)
 
 
 def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,7 +133,7 @@ def _reconstruction(measured: dict) -> dict:
 def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
     """Where the named object was in the training frames on average, (P,)."""
     grid = round(policy.backbone.patches**0.5)
-    frames = np.linspace(0, len(train) - 1, min(500, len(train))).round().astype(int)
+    frames = _spread(500, len(train))
     regions = train.batch(frames)["regions"][:, 0].numpy()
     return grounding.mean_map(grounding.patch_coverage(regions, (grid, grid)))
 
@@ -181,7 +186,7 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
 def reconstruction_panels(policy: Policy, recon: Reconstruction) -> np.ndarray:
     """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8.
 
-    A decoder of normalised targets does not predict a patch's brightness and contrast: they are taken from the original.
+    A decoder of normalised targets predicts no patch's brightness and contrast: they are taken from the original.
     """
     predicted = recon.prediction
     if policy.condition.recon_target == "normalised":

@@ -182,8 +182,8 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
             break
     seconds = (time.perf_counter() - began) / len(wave)
     return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(finished[i]),
-             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i],
-             "assets": use_assets(), "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
+             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], "assets": use_assets(),
+             "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
 
 
 def _frame(observation: dict, i: int, saliency: np.ndarray, sentence: str) -> np.ndarray:

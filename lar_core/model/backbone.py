@@ -31,9 +31,10 @@ SENTENCES = [
 class Encoding:
     """What one forward pass gives.
 
-    patches (B, P, D): final states of the image tokens; text (B, L, D): final states of the text tokens, BOS and newline
-    included; instruction_mask (B, L) bool, True = a token of the instruction itself; suffix (B, S, D): final states of
-    the head's tokens; attention (B, N, H, L, P) and saliency (B, P), rows summing to 1, or None when not asked for.
+    patches (B, P, D): final states of the image tokens; text (B, L, D): final states of the text tokens, BOS and
+    newline included; instruction_mask (B, L) bool, True = a token of the instruction itself; suffix (B, S, D): final
+    states of the head's tokens; attention (B, N, H, L, P) and saliency (B, P), rows summing to 1, or None when not
+    asked for.
     """
 
     patches: Tensor
@@ -95,7 +96,8 @@ class Backbone(nn.Module):
     def image_tokens(self, images: Tensor) -> Tensor:
         """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> projected tokens (B, P', D)."""
         model = self.vlm.model
-        states = model.vision_tower(images.to(self.vlm.dtype), interpolate_pos_encoding=images.shape[-1] != self.image_size)
+        other_size = images.shape[-1] != self.image_size
+        states = model.vision_tower(images.to(self.vlm.dtype), interpolate_pos_encoding=other_size)
         return model.multi_modal_projector(states.last_hidden_state)
 
     def encode(self, images: Tensor, instructions: list[str], suffix: Tensor | None = None, *, saliency: bool = True,

@@ -130,7 +130,8 @@ class Policy(nn.Module):
             self.load_state_dict(state)
         except (SafetensorError, KeyError, RuntimeError, OSError) as error:
             raise LarError(f"The checkpoint {path} is damaged or belongs to another model "
-                           f"({str(error).splitlines()[0]}): delete its folder to go on from the one before.") from error
+                           f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
+                           ) from error
 
 
 def make_policy(config: RunConfig, backbone: str | Path) -> Policy:

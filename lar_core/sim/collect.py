@@ -66,14 +66,15 @@ def demo_paths(config: RunConfig, data_dir: Path | str) -> list[Path]:
 def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: tqdm) -> list[Path]:
     """Make attempts until enough have succeeded; return the parts in the order of the attempts.
 
-    Never more attempts are under way than successes are missing, so that none is made in vain.
+    Never more attempts are under way than successes are missing, so that none is made in vain, and never more than
+    there are processes, so that Ctrl-C waits for one episode at most.
     """
     folder.mkdir(parents=True, exist_ok=True)
     wanted, attempt, running = profile.demos_per_task, 0, set()
     bar.update(min(wanted, len(_succeeded(folder))))
     with _pool(min(workers, wanted)) as pool:
         while len(_succeeded(folder)) < wanted:
-            while len(running) < wanted - len(_succeeded(folder)):
+            while len(running) < min(workers, wanted - len(_succeeded(folder))):
                 if attempt >= MOST_ATTEMPTS * wanted + 10:
                     raise LarError(f"The scripted expert solved only {len(_succeeded(folder))} of {attempt} attempts "
                                    f"at task {task}, placement {profile.placement}: see scripts/check_expert.py.")
