@@ -67,9 +67,9 @@ class Profile:
     placement: str = "official"
     demos_per_task: int = 50
     heldout_fraction: float = 0.1  # of episodes
-    recovery_noise: float = 0.3  # expert's action noise while recording; the clean action is the label
+    recovery_noise: float = 0.1  # expert's action noise while recording; the clean action is the label
     # Optimisation
-    samples: int = 24_000  # training samples seen; steps = samples / batch_size
+    samples: int = 36_000  # training samples seen; steps = samples / batch_size
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.01

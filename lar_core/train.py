@@ -39,8 +39,10 @@ GRADIENTS_EVERY = 50  # steps; two more backward passes each time
 KEEP = 2  # checkpoints
 
 
-def train(run: Run, demos: list[Path]) -> Policy:
+def train(run: Run, demos: list[Path], line: int = 0) -> Policy:
     """Train `run`'s policy on demonstration files and return it; a finished run is only loaded.
+
+    line: where on the terminal the progress bar goes, for trainings that run side by side.
 
     Raises LarError for bad demonstrations, a damaged checkpoint or a loss that is not finite.
     """
@@ -52,7 +54,7 @@ def train(run: Run, demos: list[Path]) -> Policy:
     trainer = Trainer(run, make_dataset(episodes, stats, run.config))
     trainer.resume()
     with _interruptible() as interrupted:
-        trainer.run_steps(interrupted)
+        trainer.run_steps(interrupted, line)
     return trainer.policy
 
 
@@ -93,11 +95,12 @@ class Trainer:
         self.policy, self.optimiser, self.schedule = self.accelerator.prepare(policy, optimiser, schedule)
         self.step, self.seconds = 0, 0.0
 
-    def run_steps(self, interrupted: list) -> None:
+    def run_steps(self, interrupted: list, line: int = 0) -> None:
         """Train from the current step to the last one, logging and saving on the way."""
         self.policy.train()
         total, every = self.config.steps, self.config.profile.checkpoint_every
-        with tqdm(total=total, initial=self.step, desc="training", unit="step") as bar:
+        label = f"training {self.config.condition.name}"
+        with tqdm(total=total, initial=self.step, desc=label, unit="step", position=line) as bar:
             while self.step < total:
                 began = time.perf_counter()
                 row = self.one_step()

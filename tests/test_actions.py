@@ -33,7 +33,16 @@ def test_decoding_a_sharp_distribution_gives_the_bin_centre():
     assert torch.allclose(decode(logits), bin_centres(bins), atol=1e-5)
 
 
-def test_decoding_does_not_average_two_modes():
+def test_decoding_takes_the_median():
+    """Three modes of weight .3, .45 and .25: half of the mass is reached in the second."""
     logits = torch.full((1, 1, 7, BINS), -100.0)
-    logits[..., 10], logits[..., 200] = 5.0, 4.9
-    assert torch.allclose(decode(logits)[..., :6], torch.tensor((10.5 / 128) - 1))
+    logits[..., 10], logits[..., 60], logits[..., 200] = (torch.tensor([0.3, 0.45, 0.25]).log())
+    assert torch.allclose(decode(logits), bin_centres(torch.full((1, 1, 7), 60)))
+
+
+def test_decoding_is_not_thrown_by_a_spike_beside_a_broad_mode():
+    probabilities = torch.full((BINS,), 1e-9)
+    probabilities[255] = 0.1  # where clipped commands pile up
+    probabilities[40:90] = 0.9 / 50
+    decoded = decode(probabilities.log().expand(1, 1, 7, BINS))
+    assert (decoded[..., :6] < 0).all() and (decoded[..., 6] == -1).all()

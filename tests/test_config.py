@@ -37,7 +37,7 @@ def test_nonsense_is_refused_in_one_sentence(arguments, message):
 
 def test_a_run_folder_refuses_another_configuration(tmp_path):
     Run.open(make_config(), tmp_path / "run")
-    with pytest.raises(LarError, match="profile.samples is 24000 there and 100 now"):
+    with pytest.raises(LarError, match="profile.samples is 36000 there and 100 now"):
         Run.open(make_config(samples=100), tmp_path / "run")
 
 

@@ -61,10 +61,10 @@ def test_noise_disturbs_what_is_executed_but_not_what_is_recorded(env, monkeypat
 
 def test_disturbances_are_correlated_in_time_and_repeatable():
     draws = expert._disturbances(0.3, seed=3)
-    values = np.array([next(draws) for _ in range(4000)])[:, :6]
-    assert np.allclose(values[100:].std(), 0.3, atol=0.04)
-    assert np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1] == pytest.approx(expert.NOISE_MEMORY, abs=0.03)
-    assert np.array_equal(next(expert._disturbances(0.3, seed=3)), np.append(values[0], 0))
+    values = np.array([next(draws) for _ in range(8000)])
+    assert np.allclose(values[100:].std(axis=0), 0.3 * expert.NOISE_SHARES, atol=0.04)
+    assert np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1] == pytest.approx(expert.NOISE_MEMORY, abs=0.03)
+    assert np.array_equal(next(expert._disturbances(0.3, seed=3)), values[0])
 
 
 def test_an_attempt_that_runs_out_of_time_gives_no_episode(env, monkeypatch):

@@ -20,9 +20,9 @@ from .env import SpatialEnv
 from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 
 OPEN, CLOSED = -1.0, 1.0
-POSITION_GAIN, ROTATION_GAIN = 0.025, 0.3  # error that asks for a full action; with OSC_POSE's own scales, 0.05 and
-# 0.5, a stretched arm stops a centimetre short
-ROTATION_CLIP = 0.6
+POSITION_GAIN, ROTATION_GAIN = 0.05, 0.5  # error that asks for a full action: OSC_POSE's own scales. A higher gain would
+# ask a policy that learns from pictures for more precision than they have
+SPEED, TURN_SPEED = 0.6, 0.4  # largest action: slow enough for a policy that looks only every few steps
 RIM_HEIGHT = 0.053  # of the bowl's rim above its origin
 PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.017  # where the hand aims: from the bowl's axis, below the rim
 DRAWER_PINCH_RADIUS = 0.032  # there the outer finger has a wall behind it
@@ -37,6 +37,7 @@ DIRECTIONS = 16  # candidate sides of the bowl
 ATTEMPTS = 3
 STEP_LIMIT = 300  # of a recorded episode
 NOISE_MEMORY = 0.9  # correlation of the recovery noise from one step to the next
+NOISE_SHARES = np.array([1, 1, 1, 0.25, 0.25, 0.25, 0])  # of position, rotation and gripper
 CAREFUL_NOISE = 0.3  # the part of the noise that remains while the fingers are at the bowl
 IDLE = np.array([0, 0, 0, 0, 0, 0, OPEN])
 
@@ -78,7 +79,7 @@ class Expert:
         self.careful = False
         yield from self._funnel(lambda: self._pinch_point(direction), turn, OPEN, tolerance=0.006)
         self.careful = True
-        yield from self._hold(turn, CLOSED, steps=12)
+        yield from self._hold(turn, CLOSED, steps=8)
         self._resting_height = self._bowl[2]
         yield from self._rise(CLOSED)
 
@@ -86,7 +87,7 @@ class Expert:
         turn = self._hand()[1]
         yield from self._while_held(self._carry(turn))
         self.careful = True
-        yield from self._hold(turn, OPEN, steps=8)
+        yield from self._hold(turn, OPEN, steps=6)
         yield from self._rise(OPEN)
 
     def _carry(self, turn: Rotation) -> Iterator[np.ndarray]:
@@ -125,7 +126,7 @@ class Expert:
             yield self._towards(hand, turn, gripper)
 
     def _go(self, waypoint: Callable[[], np.ndarray], turn: Rotation, gripper: float, arrived: Callable[[], bool],
-            limit: int = 70) -> Iterator[np.ndarray]:
+            limit: int = 120) -> Iterator[np.ndarray]:
         for _ in range(limit):
             if arrived():
                 return
@@ -134,9 +135,9 @@ class Expert:
     def _towards(self, position: np.ndarray, turn: Rotation, gripper: float) -> np.ndarray:
         hand, rotation = self._hand()
         move = (position - hand) / POSITION_GAIN
-        move[:2] /= max(1.0, np.linalg.norm(move[:2]))  # a straight line in the plane
-        move[2] = np.clip(move[2], -1, 1)
-        twist = np.clip((turn * rotation.inv()).as_rotvec() / ROTATION_GAIN, -ROTATION_CLIP, ROTATION_CLIP)
+        move[:2] /= max(1.0, np.linalg.norm(move[:2]) / SPEED)  # a straight line in the plane
+        move[2] = np.clip(move[2], -SPEED, SPEED)
+        twist = np.clip((turn * rotation.inv()).as_rotvec() / ROTATION_GAIN, -TURN_SPEED, TURN_SPEED)
         return np.concatenate([move, twist, [gripper]])
 
     # --- what the expert knows ------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ def _disturbances(noise: float, seed: int) -> Iterator[np.ndarray]:
     """Endless (7,) disturbances: stationary, each correlated with the one before, none for the gripper."""
     rng, current = np.random.default_rng(seed), np.zeros(7)
     while True:
-        fresh = np.append(rng.normal(0, noise, 6), 0.0)
+        fresh = rng.normal(0, noise, 7) * NOISE_SHARES
         current = NOISE_MEMORY * current + np.sqrt(1 - NOISE_MEMORY ** 2) * fresh
         yield current
 
