@@ -1,6 +1,7 @@
 # make reproduce   sets everything up, then reproduces one condition from nothing to report.html
 # make test        sets everything up, then runs all tests
 # make bench       shows the speed claims as ratios measured side by side
+# ARGS="..." goes to lar reproduce or to pytest: make reproduce ARGS="--condition random_mask --seed 1"
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
 READY := $(VENV)/.ready
@@ -19,7 +20,7 @@ reproduce: setup
 	@$(VENV)/bin/lar reproduce $(ARGS)
 
 test: setup
-	@$(VENV)/bin/python -m pytest -n 2 $(ARGS)
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/bench_env.py

@@ -157,10 +157,6 @@ def _check(task: int, placement: str) -> None:
 
 
 def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
-    model = env.stock.sim.model  # LIBERO's sampler takes it that cabinet and stove stand at the origin before a reset
-    for fixture in env.stock.fixtures_dict.values():
-        body = model.body_name2id(fixture.root_body)
-        model.body_pos[body], model.body_quat[body] = (0, 0, 0), (1, 0, 0, 0)
     env.reset(seed=seed, options={"init_state": None, "wait_steps": 0})
     return env.state()
 
