@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from .evaluate.gather import gather_results
 from .evaluate.latency import measure_latency
 from .evaluate.probes import probe_heldout
 from .evaluate.rollout import INSTRUCTIONS, roll_out
+from .processes import end_with_parent
 from .run import DATA, Run
 from .runtime import device, quiet
 from .sim.collect import collect
@@ -59,7 +61,10 @@ def train_side_by_side(run: Run, data: Path = DATA) -> None:
     try:
         torch.set_num_threads(max(1, threads // 2))
         train(run, make_demos(run.config, data))
-    except LarError:
+    except KeyboardInterrupt:
+        os.kill(control.pid, signal.SIGINT)  # a terminal's Ctrl-C has reached it already, a plain `kill -INT` has not
+        raise
+    except BaseException:
         control.terminate()
         raise
     finally:
@@ -71,6 +76,7 @@ def train_side_by_side(run: Run, data: Path = DATA) -> None:
 
 def _train_control(path: Path, data: Path) -> None:
     """In a process of its own."""
+    end_with_parent()
     quiet()
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:

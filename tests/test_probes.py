@@ -47,7 +47,7 @@ def test_every_number_is_there_and_finite(tmp_path, demos):
     assert result["train_episodes"] == 2 and result["heldout_episodes"] == 2
     assert 0 <= result["action"]["l1"]["mean"] <= 2
     assert result["reconstruction"]["loss"] > 0
-    assert set(result["grounding"]["aos"]) == {"model", "uniform", "centre", "mean_map"}
+    assert set(result["grounding"]["aos"]) == {"model", "uniform", "centre", "mean_map", "best"}
     assert 0 <= result["grounding"]["auc"]["model"]["mean"] <= 1
     assert result["grounding"]["auc"]["uniform"]["mean"] == pytest.approx(0.5)
 

@@ -153,8 +153,9 @@ def _grounding(measured: dict, prior: np.ndarray, episode: np.ndarray) -> dict:
         if (metric, name) == ("aos", "uniform"):
             return grounding.aos_uniform(target)
         return metrics[metric](maps[name], target)
-    return {"frames": shape[0], "episodes": len(np.unique(episode)),
-            **{metric: {name: _interval(score(metric, name), episode) for name in maps} for metric in metrics}}
+    scores = {metric: {name: _interval(score(metric, name), episode) for name in maps} for metric in metrics}
+    scores["aos"]["best"] = _interval(grounding.aos_best(target), episode)
+    return {"frames": shape[0], "episodes": len(np.unique(episode)), **scores}
 
 
 def _interval(values: np.ndarray, episode: np.ndarray) -> dict[str, float] | None:

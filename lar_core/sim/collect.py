@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -26,6 +25,7 @@ from ..config import Profile, RunConfig
 from ..data.demos import episode_count, merge_episodes, write_episode
 from ..errors import LarError
 from ..files import write_text
+from ..processes import end_with_parent
 from .env import SpatialEnv
 from .expert import run_expert
 from .libero_setup import task_names, use_assets
@@ -119,12 +119,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-
-    def end_with_parent() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 def _parts_folder(path: Path) -> Path:

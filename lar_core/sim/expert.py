@@ -20,8 +20,8 @@ from .env import SpatialEnv
 from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 
 OPEN, CLOSED = -1.0, 1.0
-POSITION_GAIN, ROTATION_GAIN = 0.05, 0.5  # error that asks for a full action: OSC_POSE's own scales. A higher gain would
-# ask a policy that learns from pictures for more precision than they have
+POSITION_GAIN, ROTATION_GAIN = 0.05, 0.5  # error that asks for a full action: OSC_POSE's own scales. A higher gain
+# would ask a policy that learns from pictures for more precision than they have
 SPEED, TURN_SPEED = 0.6, 0.4  # largest action: slow enough for a policy that looks only every few steps
 RIM_HEIGHT = 0.053  # of the bowl's rim above its origin
 PINCH_RADIUS, PINCH_DEPTH = 0.042, 0.017  # where the hand aims: from the bowl's axis, below the rim

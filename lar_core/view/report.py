@@ -200,6 +200,9 @@ def _saliency(results: dict, gallery: dict) -> str:
     parts.append(scroll_table(("metric", *figures.SERIES.values()), [
         (_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
         for metric in figures.METRICS if grounding[metric]]))
+    if best := (grounding["aos"] or {}).get("best"):
+        parts.append(f"<p class=note>The object covers fewer patches than the top 25 %, so AOS can reach "
+                     f"{reading.estimate(best)} at most.</p>")
     return section("Where the instruction looks", "".join(parts))
 
 
