@@ -73,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "rollout":
             step.add_argument("--instructions", nargs="+", choices=("right", "blank", "swapped"), metavar="KIND",
                               default=["right"], help="right, blank, swapped")
+            step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
+                              help="evaluate on other placements than in training: official, wide, counterfactual")
     return parser
 
 
@@ -147,7 +149,7 @@ def _saliency(arguments: argparse.Namespace) -> None:
 def _rollout(arguments: argparse.Namespace) -> None:
     from . import reproduce
     run = _run_of(arguments)
-    reproduce.roll_out_policy(run, tuple(arguments.instructions))
+    reproduce.roll_out_policy(run, tuple(arguments.instructions), arguments.on)
     _print_report(run)
 
 

@@ -54,13 +54,13 @@ def train_side_by_side(run: Run, data: Path = DATA) -> None:
     Two small models on half of the cores each are faster than one after the other on all of them.
     Raises LarError when the control's training failed; its own message stands above.
     """
-    make_demos(run.config, data)
+    demos = make_demos(run.config, data)
     control = multiprocessing.get_context("spawn").Process(target=_train_control, args=(run.path, data))
     control.start()
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, threads // 2))
-        train(run, make_demos(run.config, data))
+        train(run, demos)
     except KeyboardInterrupt:
         os.kill(control.pid, signal.SIGINT)  # a terminal's Ctrl-C has reached it already, a plain `kill -INT` has not
         raise

@@ -82,7 +82,9 @@ def test_single_steps_work_on_the_run_folder(folder, run, first):
         (copy / part).unlink()
     lar(folder, "latency", "--run-dir", "copy")
     lar(folder, "saliency", "--run-dir", "copy")
-    lar(folder, "rollout", "--run-dir", "copy", "--instructions", "right")
     assert (copy / "report.html").exists()
     one, other = (load_results(path / "results.json") for path in (copy, run))
     assert one["grounding"] == other["grounding"] and one["rollouts"] == other["rollouts"]
+    lar(folder, "rollout", "--run-dir", "copy", "--on", "wide")
+    rows = load_results(copy / "results.json")["rollouts"]
+    assert {row["policy"] for row in rows if row["placement"] == "wide"} == {"attention_mask", "blind"}
