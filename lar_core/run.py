@@ -1,4 +1,4 @@
-"""The run folder: the one thing that passes between commands, notebooks, sessions and machines.
+"""The run folder: the one thing that passes between commands, notebooks and machines.
 
     config.yaml                what was asked for
     backbone/                  the untrained backbone (tiny profiles only), in transformers' own format

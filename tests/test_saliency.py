@@ -23,7 +23,7 @@ def images():
 def eager_attention(folder, backbone, images, suffix):
     """All layers' attention (N, B, H, S, S) of the same sequence by the eager implementation."""
     eager = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    inputs = backbone._embed(images, backbone.prompt(SENTENCES), suffix)
+    inputs = backbone._embed(images, backbone.tokenise(SENTENCES), suffix)
     return torch.stack(eager.model(**inputs, output_attentions=True).attentions)
 
 
@@ -48,9 +48,9 @@ def test_saliency_is_the_mean_over_layers_heads_and_instruction_tokens(backbone,
 
 
 def test_bos_newline_and_padding_are_left_out(backbone):
-    prompt = backbone.prompt(SENTENCES)
-    tokens = [backbone.processor.tokenizer.convert_ids_to_tokens(row[backbone.patches:].tolist()) for row in prompt.ids]
-    chosen = [[token for token, keep in zip(row, mask) if keep] for row, mask in zip(tokens, prompt.instruction)]
+    prefix = backbone.tokenise(SENTENCES)
+    tokens = [backbone.processor.tokenizer.convert_ids_to_tokens(row[backbone.patches:].tolist()) for row in prefix.ids]
+    chosen = [[token for token, keep in zip(row, mask) if keep] for row, mask in zip(tokens, prefix.instruction)]
     assert [backbone.processor.tokenizer.convert_tokens_to_string(row).strip() for row in chosen] == SENTENCES
 
 
@@ -72,10 +72,10 @@ def test_gradient_is_the_same_under_gradient_checkpointing(backbone, images):
     def gradient():
         backbone.zero_grad()
         P, L = backbone.patches, 16
-        inputs = backbone._embed(images, backbone.prompt(SENTENCES), None)
+        inputs = backbone._embed(images, backbone.tokenise(SENTENCES), None)
         with SaliencyTap(layers=backbone.tapped, image_tokens=P, text_tokens=L, differentiable=True) as tap:
             states = backbone.vlm.model(**inputs, use_cache=False).last_hidden_state
-            loss = mean_attention(tap.attention, backbone.prompt(SENTENCES).instruction)[:, :3].sum() + states.mean()
+            loss = mean_attention(tap.attention, backbone.tokenise(SENTENCES).instruction)[:, :3].sum() + states.mean()
             loss.backward()
         return [p.grad.clone() for p in backbone.vlm.model.language_model.layers.parameters()]
     backbone.train()

@@ -46,7 +46,7 @@ class Encoding:
 
 
 @dataclass
-class Prompt:
+class Prefix:
     """A batch of tokenised instructions, right-padded: ids (B, P + L), mask and instruction (B, L) as in Encoding."""
 
     ids: Tensor
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
         self.processor = processor
         layers = vlm.config.text_config.num_hidden_layers
         self.tapped = tuple(range(layers - saliency_layers, layers))
-        self._prompts: dict[str, list[int]] = {}
+        self._prefixes: dict[str, list[int]] = {}
 
     @property
     def width(self) -> int:
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
     def image_size(self) -> int:
         return self.vlm.config.vision_config.image_size
 
-    def prompt(self, instructions: list[str]) -> Prompt:
+    def tokenise(self, instructions: list[str]) -> Prefix:
         """Tokenise as PaliGemma's own processor does. Raises LarError for an empty instruction."""
         rows = [self._token_ids(instruction) for instruction in instructions]
         length = max(map(len, rows))
@@ -91,7 +91,7 @@ class Backbone(nn.Module):
             mask[i, : len(row)] = 1
             instruction[i, 1 : len(row) - self.patches - 1] = True  # between BOS and newline
         device = self.vlm.device
-        return Prompt(ids.to(device), mask.to(device), instruction.to(device))
+        return Prefix(ids.to(device), mask.to(device), instruction.to(device))
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> projected tokens (B, P', D)."""
@@ -113,23 +113,23 @@ class Backbone(nn.Module):
             LarError: images of another size, or an empty instruction.
         """
         self._check(images)
-        prompt = self.prompt(instructions)
-        inputs = self._embed(images, prompt, suffix)
-        P, L = self.patches, prompt.instruction.shape[1]
+        prefix = self.tokenise(instructions)
+        inputs = self._embed(images, prefix, suffix)
+        P, L = self.patches, prefix.instruction.shape[1]
         if not saliency:
             states = self.vlm.model(**inputs, use_cache=False).last_hidden_state
-            return self._split(states, prompt, None)
+            return self._split(states, prefix, None)
         with SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable) as tap:
             states = self.vlm.model(**inputs, use_cache=False).last_hidden_state
-        return self._split(states, prompt, tap.attention)
+        return self._split(states, prefix, tap.attention)
 
-    def _embed(self, images: Tensor, prompt: Prompt, suffix: Tensor | None) -> dict[str, Tensor]:
-        text = self.vlm.get_input_embeddings()(prompt.ids[:, self.patches:])  # scaled by sqrt(D) inside
+    def _embed(self, images: Tensor, prefix: Prefix, suffix: Tensor | None) -> dict[str, Tensor]:
+        text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # scaled by sqrt(D) inside
         parts = [self.image_tokens(images).to(text.dtype), text]
-        mask, kinds = prompt.mask, torch.zeros_like(prompt.mask)  # 0 = prefix
+        mask, kinds = prefix.mask, torch.zeros_like(prefix.mask)  # 0 = prefix
         if suffix is not None:
             parts.append(suffix.to(text.dtype))
-            behind = prompt.mask.new_ones(suffix.shape[:2])
+            behind = prefix.mask.new_ones(suffix.shape[:2])
             mask, kinds = torch.cat([mask, behind], dim=1), torch.cat([kinds, behind], dim=1)  # 1 = suffix
         return {
             "inputs_embeds": torch.cat(parts, dim=1),  # (B, P + L + S, D)
@@ -138,21 +138,21 @@ class Backbone(nn.Module):
             "position_ids": mask.cumsum(dim=1),  # PaliGemma counts from 1; padding between text and suffix is skipped
         }
 
-    def _split(self, states: Tensor, prompt: Prompt, attention: Tensor | None) -> Encoding:
-        P, L = self.patches, prompt.instruction.shape[1]
-        return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prompt.instruction,
+    def _split(self, states: Tensor, prefix: Prefix, attention: Tensor | None) -> Encoding:
+        P, L = self.patches, prefix.instruction.shape[1]
+        return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
                         suffix=states[:, P + L :], attention=attention,
-                        saliency=None if attention is None else mean_attention(attention, prompt.instruction))
+                        saliency=None if attention is None else mean_attention(attention, prefix.instruction))
 
     def _token_ids(self, instruction: str) -> list[int]:
         if not instruction.strip():
             raise LarError("The instruction is empty: give the policy a sentence, such as "
                            "'pick up the black bowl on the ramekin and place it on the plate'.")
-        if instruction not in self._prompts:
+        if instruction not in self._prefixes:
             grey = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
             inputs = self.processor(images=grey, text="<image>" + instruction, return_tensors="pt")
-            self._prompts[instruction] = inputs["input_ids"][0].tolist()
-        return self._prompts[instruction]
+            self._prefixes[instruction] = inputs["input_ids"][0].tolist()
+        return self._prefixes[instruction]
 
     def _check(self, images: Tensor) -> None:
         expected = (3, self.image_size, self.image_size)
