@@ -27,3 +27,4 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*enable_nested_tensor.*")
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="transformers")
