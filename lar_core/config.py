@@ -20,6 +20,9 @@ MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze")
 RECONSTRUCTORS = ("none", "mae")
 HEADS = ("parallel",)
 PLACEMENTS = ("official", "wide", "counterfactual")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
+TUNES = ("all", "lora_all", "lora_top", "full_top")
+DEMOS = ("expert", "official", "lerobot")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,12 @@ class Profile:
     text_width: int = 128
     text_layers: int = 4
     attention_heads: int = 4
+    precision: str = "fp32"  # of frozen weights: fp32, bf16, fp16, int8 or nf4; what is trained is kept in fp32
+    tune: str = "all"  # what of the backbone learns: all of it, LoRA in every layer, LoRA or all weights in the top
+    top_layers: int = 3  # how many of the last layers lora_top and full_top train; the head's tokens join below them
+    lora_rank: int = 16
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
+    cache: bool = False  # compute what the frozen lower layers give once, and train the top from disk
     # MAE decoder
     decoder_width: int = 64
     decoder_layers: int = 4
@@ -65,12 +74,15 @@ class Profile:
     # Data
     tasks: tuple[int, ...] = (5,)
     placement: str = "official"
+    demos: str = "expert"  # whose demonstrations: our scripted expert's, LIBERO's official files, or LeRobot's copy
+    render_demos: bool = False  # official demonstrations of another size: render them again, instead of resizing them
     demos_per_task: int = 50
     heldout_fraction: float = 0.1  # of episodes
     recovery_noise: float = 0.1  # expert's action noise while recording; the clean action is the label
     # Optimisation
     samples: int = 36_000  # training samples seen; steps = samples / batch_size
     batch_size: int = 16
+    shift: int = 0  # pixels by which training images are moved at random (padded with their border); 0: not at all
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup_fraction: float = 0.03
