@@ -9,6 +9,7 @@ os.environ.setdefault("LAR_LIBERO_ASSETS", "standin")  # tests never depend on w
 import numpy as np
 import pytest
 import torch
+from hub_stand_in import hub  # noqa: F401  (a fixture for all tests)
 
 from lar_core.config import PROFILES, make_config
 from lar_core.model.backbone import build_tiny
