@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 
 import torch
 import transformers
 
+from .errors import LarError
+
 
 def device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def native_bf16(on: torch.device) -> bool:
+    """Whether bf16 runs in hardware; a T4 emulates it, slowly, and `torch.cuda.is_bf16_supported()` says yes there."""
+    return on.type == "cuda" and torch.cuda.get_device_capability(on) >= (8, 0)
+
+
+def float_dtype(precision: str, on: torch.device) -> torch.dtype:
+    """The floats of a model at this precision: what is not quantised, and what activations are.
+
+    Raises LarError for bf16 on a GPU that has none.
+    """
+    if precision in ("int8", "nf4"):
+        if on.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if native_bf16(on) else torch.float16
+    if precision == "bf16" and on.type == "cuda" and not native_bf16(on):
+        raise LarError(f"{torch.cuda.get_device_name(on)} has no bf16 in hardware and would emulate it slowly: "
+                       "set precision=fp16.")
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def device_name() -> str:
@@ -26,5 +49,7 @@ def quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every call with inputs that are not fp16
+    warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
     warnings.filterwarnings("ignore", message=".*enable_nested_tensor.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="transformers")

@@ -29,7 +29,7 @@ from .data.manifest import load_manifest
 from .data.stats import Stats
 from .errors import LarError, unknown
 from .files import append_jsonl, atomic_path, read_jsonl
-from .model.backbone import build_tiny
+from .model.offline import build_tiny
 from .model.losses import gradient_norm
 from .model.policy import Policy, make_policy
 from .run import Run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,9 @@ import torch
 from transformers import PaliGemmaForConditionalGeneration
 
 from lar_core.config import PROFILES
-from lar_core.model.backbone import Backbone, build_tiny, load_backbone
+from lar_core.model.backbone import Backbone
+from lar_core.model.loading import load_backbone
+from lar_core.model.offline import build_tiny
 from lar_core.runtime import device_name, quiet
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
@@ -26,31 +29,38 @@ TRUE_WIDTH = replace(PROFILES["tiny"], image_size=224, patch_size=14, vision_wid
 
 
 @torch.no_grad()
-def times(backbone: Backbone, images: torch.Tensor, repeats: int, **options) -> np.ndarray:
-    """Seconds of single forward passes of the language model."""
+def fastest(forward: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds of the fastest of a few forward passes."""
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
-        backbone.encode(images, [SENTENCE] * len(images), **options)
+        forward()
         seconds.append(time.perf_counter() - began)
-    return np.array(seconds)
+    return min(seconds)
+
+
+def eager_forward(folder: str, backbone: Backbone, images: torch.Tensor) -> Callable[[], object]:
+    """The same pass by transformers' own model with eager attention."""
+    model = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32,
+                                                              attn_implementation="eager").model
+    ids = backbone.tokenise([SENTENCE] * len(images)).ids
+    return lambda: model(input_ids=ids, pixel_values=images, token_type_ids=torch.zeros_like(ids), use_cache=False)
 
 
 def compare(name: str, profile, layers: int, batch: int, repeats: int) -> None:
     """Print medians and ratios; the variants take turns, so that a drifting machine is fair to all."""
     with tempfile.TemporaryDirectory() as folder:
         build_tiny(profile, folder)
-        tapped = load_backbone(folder, saliency_layers=layers)
-        eager = load_backbone(folder, saliency_layers=layers)
-        eager.vlm = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32,
-                                                                      attn_implementation="eager")
-    images = torch.rand(batch, 3, profile.image_size, profile.image_size) * 2 - 1
-    variants = {"plain SDPA": (tapped, {"saliency": False}), "SDPA with tap": (tapped, {"saliency": True}),
-                "eager": (eager, {"saliency": False})}
+        backbone = load_backbone(folder, saliency_layers=layers)
+        images = torch.rand(batch, 3, profile.image_size, profile.image_size) * 2 - 1
+        eager = eager_forward(folder, backbone, images)
+    sentences = [SENTENCE] * batch
+    variants = {"plain SDPA": lambda: backbone.encode(images, sentences, saliency=False),
+                "SDPA with tap": lambda: backbone.encode(images, sentences), "eager": eager}
     rounds = {variant: [] for variant in variants}
     for _ in range(repeats + 1):
-        for variant, (backbone, options) in variants.items():
-            rounds[variant].append(times(backbone, images, 3, **options).min())
+        for variant, forward in variants.items():
+            rounds[variant].append(fastest(forward))
     base = np.array(rounds["plain SDPA"][1:])  # the first round warms up
     print(f"{name}, batch {batch}:")
     for variant, seconds in rounds.items():

@@ -12,7 +12,7 @@ import torch
 from hub_stand_in import hub  # noqa: F401  (a fixture for all tests)
 
 from lar_core.config import PROFILES, make_config
-from lar_core.model.backbone import build_tiny
+from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
 from lar_core.runtime import quiet
 

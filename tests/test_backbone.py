@@ -5,7 +5,7 @@ import torch
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
 from lar_core.errors import LarError
-from lar_core.model.backbone import load_backbone
+from lar_core.model.loading import load_backbone
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from transformers import PaliGemmaForConditionalGeneration
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from lar_core.model.backbone import load_backbone
-from lar_core.model.saliency import SaliencyTap, mean_attention
+from lar_core.config import PROFILES
+from lar_core.model.loading import load_backbone
+from lar_core.model.offline import make_processor, tiny_config
+from lar_core.model.saliency import SaliencyTap
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
 
@@ -20,11 +22,23 @@ def images():
     return torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
-def eager_attention(folder, backbone, images, suffix):
-    """All layers' attention (N, B, H, S, S) of the same sequence by the eager implementation."""
-    eager = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    inputs = backbone._embed(images, backbone.tokenise(SENTENCES), suffix)
-    return torch.stack(eager.model(**inputs, output_attentions=True).attentions)
+def official_inputs(backbone, images, suffix):
+    """The same sequence as arguments of transformers' own forward pass, which makes its own prefix-LM mask."""
+    prefix = backbone.tokenise(SENTENCES)
+    parts = [backbone.image_tokens(images), backbone.vlm.get_input_embeddings()(prefix.ids[:, backbone.patches:])]
+    mask, kinds = prefix.mask, torch.zeros_like(prefix.mask)
+    if suffix is not None:
+        ones = mask.new_ones(suffix.shape[:2])
+        parts, mask, kinds = [*parts, suffix], torch.cat([mask, ones], dim=1), torch.cat([kinds, ones], dim=1)
+    return {"inputs_embeds": torch.cat(parts, dim=1), "attention_mask": mask, "token_type_ids": kinds,
+            "position_ids": mask.cumsum(dim=1), "use_cache": False}
+
+
+def eager(folder, backbone, images, suffix):
+    """Final states and all layers' attention (N, B, H, S, S) of the same sequence by the eager implementation."""
+    official = PaliGemmaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    out = official.model(**official_inputs(backbone, images, suffix), output_attentions=True)
+    return out.last_hidden_state, torch.stack(out.attentions)
 
 
 @pytest.mark.parametrize("with_suffix", [False, True])
@@ -32,10 +46,33 @@ def test_tap_equals_eager_attention_under_padding_and_batching(backbone_folder, 
     suffix = torch.randn(2, 5, backbone.width) if with_suffix else None
     encoding = backbone.encode(images, SENTENCES, suffix)
     P, L = backbone.patches, encoding.instruction_mask.shape[1]
-    expected = eager_attention(backbone_folder, backbone, images, suffix)[-2:, :, :, P : P + L, :P]  # (N, B, H, L, P)
+    states, attention = eager(backbone_folder, backbone, images, suffix)
+    expected = attention[-2:, :, :, P : P + L, :P]  # (N, B, H, L, P)
     real = encoding.instruction_mask[:, None, None, :, None]
     difference = (encoding.attention - expected.transpose(0, 1)) * real
     assert difference.abs().max() < 1e-5
+    assert torch.allclose(encoding.patches, states[:, :P], atol=1e-5)
+    if with_suffix:
+        assert torch.allclose(encoding.suffix, states[:, P + L :], atol=1e-5)
+
+
+def test_tap_equals_eager_attention_in_paligemma_2(tmp_path):
+    """Its language model, Gemma 2, squashes attention scores, which SDPA cannot do."""
+    processor = make_processor(64, 16)
+    config = tiny_config(PROFILES["micro"], processor)
+    text = {**config.text_config.to_dict(), "model_type": "gemma2", "attn_logit_softcapping": 0.1, "sliding_window": 4096,
+            "query_pre_attn_scalar": 16, "layer_types": None}
+    vlm = PaliGemmaForConditionalGeneration(PaliGemmaConfig(vision_config=config.vision_config.to_dict(), text_config=text,
+                                                            image_token_id=processor.image_token_id, projection_dim=32))
+    vlm.save_pretrained(tmp_path), processor.save_pretrained(tmp_path)
+    backbone = load_backbone(tmp_path, saliency_layers=2)
+    images, suffix = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 5, 32)
+    encoding = backbone.encode(images, SENTENCES, suffix)
+    states, attention = eager(tmp_path, backbone, images, suffix)
+    P, L = backbone.patches, encoding.instruction_mask.shape[1]
+    real = encoding.instruction_mask[:, None, None, :, None]
+    assert ((encoding.attention - attention[-2:, :, :, P : P + L, :P].transpose(0, 1)) * real).abs().max() < 1e-5
+    assert torch.allclose(encoding.suffix, states[:, P + L :], atol=1e-5)
 
 
 def test_saliency_is_the_mean_over_layers_heads_and_instruction_tokens(backbone, images):
@@ -69,15 +106,13 @@ def test_saliency_has_a_gradient_only_on_request(backbone, images):
 
 
 def test_gradient_is_the_same_under_gradient_checkpointing(backbone, images):
+    """The backward pass runs after the tap was taken off, and layers run again in it."""
     def gradient():
         backbone.zero_grad()
-        P, L = backbone.patches, 16
-        inputs = backbone._embed(images, backbone.tokenise(SENTENCES), None)
-        with SaliencyTap(layers=backbone.tapped, image_tokens=P, text_tokens=L, differentiable=True) as tap:
-            states = backbone.vlm.model(**inputs, use_cache=False).last_hidden_state
-            loss = mean_attention(tap.attention, backbone.tokenise(SENTENCES).instruction)[:, :3].sum() + states.mean()
-            loss.backward()
+        encoding = backbone.encode(images, SENTENCES, differentiable=True)
+        (encoding.saliency[:, :3].sum() + encoding.patches.mean()).backward()
         return [p.grad.clone() for p in backbone.vlm.model.language_model.layers.parameters()]
+
     backbone.train()
     plain = gradient()
     backbone.vlm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -2,29 +2,21 @@
 
 A sequence is `<image> x P, <bos>, instruction, "\\n"` (the prefix: everything sees everything) followed by the action
 head's tokens (the suffix: causal, sees the prefix, never seen by it). This is PaliGemma's own prefix-LM mask.
+
+The suffix joins at layer `join`: 0, or the first layer that is trained when only the top is. Below it the prefix runs
+alone, through weights that never change, so that those states can be computed once and kept (`lar_core.data.cache`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor,
-                          PreTrainedTokenizerFast, SiglipImageProcessorPil)
+from transformers import DynamicCache, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from ..config import Profile
 from ..errors import LarError
-from .saliency import ATTENTION, SaliencyTap, mean_attention
-
-# What the tiny tokenizer is trained on. It is byte-level, so any other sentence can be written too, in more tokens.
-SENTENCES = [
-    "pick up the black bowl and place it on the plate",
-    "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box",
-    "in the top drawer of the wooden cabinet", "on the ramekin", "next to the cookie box", "on the stove",
-    "next to the plate", "on the wooden cabinet",
-]
+from .saliency import SaliencyTap, active_tap, mean_attention
 
 
 @dataclass
@@ -57,12 +49,14 @@ class Prefix:
 class Backbone(nn.Module):
     """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model."""
 
-    def __init__(self, vlm: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, saliency_layers: int = 3):
+    def __init__(self, vlm: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, saliency_layers: int = 3,
+                 join: int = 0):
         super().__init__()
         self.vlm = vlm
         self.processor = processor
-        layers = vlm.config.text_config.num_hidden_layers
-        self.tapped = tuple(range(layers - saliency_layers, layers))
+        self.join = join
+        self.layers = vlm.config.text_config.num_hidden_layers
+        self.tapped = tuple(range(self.layers - saliency_layers, self.layers))
         self._prefixes: dict[str, list[int]] = {}
 
     @property
@@ -78,6 +72,15 @@ class Backbone(nn.Module):
     @property
     def image_size(self) -> int:
         return self.vlm.config.vision_config.image_size
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen layers stay in evaluation mode (8-bit ones would otherwise be made float again at every step)."""
+        super().train(mode)
+        if not all(parameter.requires_grad for parameter in self.vlm.parameters()):
+            self.vlm.eval()
+            for layer in self.vlm.model.language_model.layers[self.join:]:
+                layer.training = mode  # of the layer alone: gradient checkpointing asks it
+        return self
 
     def tokenise(self, instructions: list[str]) -> Prefix:
         """Tokenise as PaliGemma's own processor does. Raises LarError for an empty instruction."""
@@ -97,7 +100,7 @@ class Backbone(nn.Module):
         """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> projected tokens (B, P', D)."""
         model = self.vlm.model
         other_size = images.shape[-1] != self.image_size
-        states = model.vision_tower(images.to(self.vlm.dtype), interpolate_pos_encoding=other_size)
+        states = model.vision_tower(images.to(model.vision_tower.dtype), interpolate_pos_encoding=other_size)
         return model.multi_modal_projector(states.last_hidden_state)
 
     def encode(self, images: Tensor, instructions: list[str], suffix: Tensor | None = None, *, saliency: bool = True,
@@ -112,31 +115,61 @@ class Backbone(nn.Module):
         Raises:
             LarError: images of another size, or an empty instruction.
         """
-        self._check(images)
         prefix = self.tokenise(instructions)
-        inputs = self._embed(images, prefix, suffix)
+        return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable)
+
+    def lower(self, images: Tensor, prefix: Prefix) -> Tensor:
+        """The prefix's states (B, P + L, D) at the input of layer `join`: all that the layers below have to say."""
+        self._check(images)
+        text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # scaled by sqrt(D) inside
+        states = torch.cat([self.image_tokens(images).to(text.dtype), text], dim=1)  # (B, P + L, D)
+        return self._run(states, prefix.mask, states.shape[1], range(self.join))
+
+    def upper(self, states: Tensor, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
+              differentiable: bool = False, past: DynamicCache | None = None) -> Encoding:
+        """From the states (B, P + L, D) that `lower` gave to the end, with the suffix; arguments as in `encode`.
+
+        past: keys and values are put here, for `extend`.
+        """
         P, L = self.patches, prefix.instruction.shape[1]
+        states, mask = states.to(self._top_dtype), prefix.mask
+        if suffix is not None:
+            states = torch.cat([states, suffix.to(states.dtype)], dim=1)  # (B, P + L + S, D)
+            mask = torch.cat([mask, mask.new_ones(suffix.shape[:2])], dim=1)
+        top = range(self.join, self.layers)
         if not saliency:
-            states = self.vlm.model(**inputs, use_cache=False).last_hidden_state
-            return self._split(states, prefix, None)
+            return self._split(self._finish(self._run(states, mask, P + L, top, past)), prefix, None)
         with SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable) as tap:
-            states = self.vlm.model(**inputs, use_cache=False).last_hidden_state
+            states = self._finish(self._run(states, mask, P + L, top, past))
         return self._split(states, prefix, tap.attention)
 
-    def _embed(self, images: Tensor, prefix: Prefix, suffix: Tensor | None) -> dict[str, Tensor]:
-        text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # scaled by sqrt(D) inside
-        parts = [self.image_tokens(images).to(text.dtype), text]
-        mask, kinds = prefix.mask, torch.zeros_like(prefix.mask)  # 0 = prefix
-        if suffix is not None:
-            parts.append(suffix.to(text.dtype))
-            behind = prefix.mask.new_ones(suffix.shape[:2])
-            mask, kinds = torch.cat([mask, behind], dim=1), torch.cat([kinds, behind], dim=1)  # 1 = suffix
-        return {
-            "inputs_embeds": torch.cat(parts, dim=1),  # (B, P + L + S, D)
-            "attention_mask": mask,
-            "token_type_ids": kinds,
-            "position_ids": mask.cumsum(dim=1),  # PaliGemma counts from 1; padding between text and suffix is skipped
-        }
+    def extend(self, tokens: Tensor, prefix: Prefix, past: DynamicCache) -> Tensor:
+        """Append tokens (B, S, D) to the suffix of the sequence in `past` -> their final states (B, S, D)."""
+        before = past.layers[self.join].keys.shape[2]
+        behind = prefix.mask.new_ones(len(tokens), before - prefix.mask.shape[1] + tokens.shape[1])
+        mask = torch.cat([prefix.mask, behind], dim=1)
+        states = self._run(tokens.to(self._top_dtype), mask, prefix.mask.shape[1], range(self.join, self.layers), past)
+        return self._finish(states)
+
+    def _run(self, states: Tensor, mask: Tensor, prefix: int, layers: range, past: DynamicCache | None = None) -> Tensor:
+        """Some of the language model's layers on states (B, S, D), the last S of the positions in mask (B, N)."""
+        model, new = self.vlm.model.language_model, states.shape[1]
+        allowed = prefix_lm_mask(mask.bool(), prefix)[:, :, -new:]
+        positions = mask.cumsum(dim=1)[:, -new:]  # PaliGemma counts from 1; padding before the suffix is skipped
+        rotary = model.rotary_emb(states, position_ids=positions)
+        for index in layers:
+            states = model.layers[index](states, attention_mask=allowed, position_ids=positions,
+                                         position_embeddings=rotary, past_key_values=past, use_cache=past is not None,
+                                         saliency_tap=active_tap())
+        return states
+
+    def _finish(self, states: Tensor) -> Tensor:
+        return self.vlm.model.language_model.norm(states)
+
+    @property
+    def _top_dtype(self) -> torch.dtype:
+        """Of the residual stream from `join` on: fp32 where the top layers' weights are kept so for training."""
+        return self.vlm.model.language_model.layers[self.layers - 1].input_layernorm.weight.dtype
 
     def _split(self, states: Tensor, prefix: Prefix, attention: Tensor | None) -> Encoding:
         P, L = self.patches, prefix.instruction.shape[1]
@@ -161,67 +194,11 @@ class Backbone(nn.Module):
                            "render or resize them to the profile's image_size.")
 
 
-def load_backbone(source: str | Path, saliency_layers: int = 3) -> Backbone:
-    """Load a backbone from a folder or hub id with transformers' own `from_pretrained`.
+def prefix_lm_mask(valid: Tensor, prefix: int) -> Tensor:
+    """PaliGemma's mask: valid (B, N) bool, the first `prefix` positions see each other, the others see what is before.
 
-    Raises LarError when it is not there or cannot be had.
+    Returns (B, 1, N, N) bool, True = may attend; nobody attends to what is not valid.
     """
-    try:
-        processor = PaliGemmaProcessor.from_pretrained(source)
-        vlm = PaliGemmaForConditionalGeneration.from_pretrained(
-            source, dtype=torch.float32, attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"})
-    except (OSError, ValueError) as error:
-        raise LarError(f"The backbone {str(source)!r} could not be loaded ({str(error).splitlines()[0]}): check the "
-                       "folder, or for a hub model accept its licence on its page and set HF_TOKEN.") from error
-    return Backbone(vlm, processor, saliency_layers)
-
-
-def build_tiny(profile: Profile, folder: Path | str, seed: int = 0) -> None:
-    """Make a small, randomly initialised PaliGemma and its processor, and save both in `folder`, all offline."""
-    patches = (profile.image_size // profile.patch_size) ** 2
-    tokenizer = _tiny_tokenizer()
-    image_processor = SiglipImageProcessorPil(size={"height": profile.image_size, "width": profile.image_size},
-                                              image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    image_processor.image_seq_length = patches
-    processor = PaliGemmaProcessor(image_processor=image_processor, tokenizer=tokenizer)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        vlm = PaliGemmaForConditionalGeneration(_tiny_config(profile, processor, patches))
-    processor.save_pretrained(folder)
-    vlm.save_pretrained(folder)
-
-
-def _tiny_config(profile: Profile, processor: PaliGemmaProcessor, patches: int) -> PaliGemmaConfig:
-    tokenizer = processor.tokenizer
-    return PaliGemmaConfig(
-        vision_config={
-            "model_type": "siglip_vision_model", "image_size": profile.image_size, "patch_size": profile.patch_size,
-            "hidden_size": profile.vision_width, "intermediate_size": 2 * profile.vision_width,
-            "num_hidden_layers": profile.vision_layers, "num_attention_heads": profile.attention_heads,
-            "num_image_tokens": patches, "projection_dim": profile.text_width, "vision_use_head": False,
-        },
-        text_config={
-            "model_type": "gemma", "vocab_size": len(tokenizer), "hidden_size": profile.text_width,
-            "intermediate_size": 4 * profile.text_width, "num_hidden_layers": profile.text_layers,
-            "num_attention_heads": profile.attention_heads, "num_key_value_heads": 1,
-            "head_dim": profile.text_width // profile.attention_heads, "max_position_embeddings": 1024,
-            "pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id, "num_image_tokens": patches,
-        },
-        image_token_id=processor.image_token_id, projection_dim=profile.text_width, hidden_size=profile.text_width,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def _tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the benchmark's sentences: one token a word there, bytes elsewhere."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=512, min_frequency=1, show_progress=False,
-                                  special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(SENTENCES + [" " + sentence for sentence in SENTENCES], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
-                                   unk_token="<unk>", padding_side="right")
+    places = torch.arange(valid.shape[1], device=valid.device)
+    order = (places[None, :] < prefix) | (places[None, :] <= places[:, None])  # (N query, N key)
+    return order & valid[:, None, None, :]

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ..config import Condition, Profile, RunConfig
 from ..errors import LarError
 from .actions import decode
-from .backbone import Backbone, Encoding, load_backbone
+from .backbone import Backbone, Encoding
 from .heads import HEADS
+from .loading import load_for
 from .losses import action_loss
 from .mae import MAEDecoder, normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
@@ -134,8 +135,9 @@ class Policy(nn.Module):
                            ) from error
 
 
-def make_policy(config: RunConfig, backbone: str | Path) -> Policy:
+def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu") -> Policy:
     """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Policy(load_backbone(backbone, config.condition.saliency_layers), config.condition, config.profile)
+        loaded = load_for(config.profile, backbone, config.condition.saliency_layers, device)
+        return Policy(loaded, config.condition, config.profile).to(device)

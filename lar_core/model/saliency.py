@@ -8,8 +8,8 @@ action is decoded. `SaliencyTap` reads this slice, and only this slice, beside t
         model(...)
     saliency = mean_attention(tap.attention, instruction_mask)        # (B, P), every row sums to 1
 
-A differentiable tap must stay on until the backward pass is done when gradient checkpointing is used: the recomputed
-layer has to run the same operations as the first time.
+With gradient checkpointing a layer runs again in the backward pass, when the tap has been taken off, and must run the
+same operations then. `Backbone` therefore also hands the tap to each layer, as the argument `saliency_tap`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from torch import Tensor
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
-ATTENTION = "sdpa_with_saliency_tap"
+ATTENTION = "saliency_tap"  # without "sdpa" in it, which transformers would refuse for Gemma 2
 _active: SaliencyTap | None = None
 
 
@@ -63,21 +64,22 @@ class SaliencyTap:
                                f"the model with attn_implementation={ATTENTION!r}).")
         return torch.stack([self._captured[layer] for layer in self.layers], dim=1)
 
-    def read(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
+    def read(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float,
+             softcap: float | None = None) -> None:
         """Capture one layer. A layer recomputed by gradient checkpointing runs again but is not stored again."""
         if layer not in self.layers:
             return
         with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            attention = text_rows(query, key, mask, scaling, self.image_tokens, self.text_tokens)
+            attention = text_rows(query, key, mask, scaling, self.image_tokens, self.text_tokens, softcap)
         self._captured.setdefault(layer, attention)
 
 
 def text_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, image_tokens: int,
-              text_tokens: int) -> Tensor:
-    """softmax over *all* keys for the text rows only, image columns kept: (B, H, L, P) in fp32.
+              text_tokens: int, softcap: float | None = None) -> Tensor:
+    """softmax over *all* keys for the text rows only, image columns kept: (B, H, L, P) in fp32, under autocast too.
 
     query (B, H, S, d), key (B, H_kv, S, d) with H a multiple of H_kv (grouped-query attention), mask (B, 1, S, S):
-    bool with True = may attend, or additive float.
+    bool with True = may attend, or additive float. softcap: Gemma 2 squashes its scores to +- softcap.
     """
     if mask is None:
         raise RuntimeError("The tap needs the prefix mask: pass token_type_ids and attention_mask to the model.")
@@ -85,7 +87,10 @@ def text_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, i
     batch, heads, _, width = query.shape
     groups = key.shape[1]
     q = query[:, :, rows].float().reshape(batch, groups, heads // groups, text_tokens, width)
-    scores = torch.einsum("bgrld,bgsd->bgrls", q, key.float()) * scaling
+    with torch.autocast(query.device.type, enabled=False):
+        scores = torch.einsum("bgrld,bgsd->bgrls", q, key.float()) * scaling
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     allowed = mask[:, :, rows, : key.shape[2]].unsqueeze(2)  # (B, 1, 1, L, S)
     if allowed.dtype == torch.bool:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
@@ -107,10 +112,21 @@ def mean_attention(attention: Tensor, instruction_mask: Tensor) -> Tensor:
     return saliency / saliency.sum(dim=1, keepdim=True)
 
 
-def _sdpa_with_tap(module, query, key, value, attention_mask, scaling=None, **kwargs):
-    if _active is not None:
-        _active.read(module.layer_idx, query, key, attention_mask, scaling)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+def active_tap() -> SaliencyTap | None:
+    """The tap that is on."""
+    return _active
+
+
+def _sdpa_with_tap(module, query, key, value, attention_mask, scaling=None, softcap=None, saliency_tap=None, **kwargs):
+    tap = saliency_tap or _active
+    if tap is not None:
+        tap.read(module.layer_idx, query, key, attention_mask, scaling, softcap)
+    if softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    if attention_mask.dtype == torch.bool:  # SDPA cannot cap scores, and the plain way adds its mask
+        lowest = torch.finfo(query.dtype).min
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, lowest)
+    return eager_attention_forward(module, query, key, value, attention_mask, scaling=scaling, softcap=softcap)
 
 
 AttentionInterface.register(ATTENTION, _sdpa_with_tap)

@@ -1,0 +1,112 @@
+"""Backbones made here, without any download: tiny ones to train from scratch, and the true size with random weights.
+
+Both are `PaliGemmaForConditionalGeneration` with its own processor, saved and reloaded in transformers' own format, so
+that what is tried with them runs the very code that the real weights run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor,
+                          PreTrainedTokenizerFast, SiglipImageProcessorPil)
+
+from ..config import Profile
+
+# What the tokenizer is trained on. It is byte-level, so any other sentence can be written too, in more tokens.
+SENTENCES = [
+    "pick up the black bowl and place it on the plate",
+    "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box",
+    "in the top drawer of the wooden cabinet", "on the ramekin", "next to the cookie box", "on the stove",
+    "next to the plate", "on the wooden cabinet",
+]
+
+
+def build_tiny(profile: Profile, folder: Path | str, seed: int = 0) -> None:
+    """Make a randomly initialised PaliGemma of the profile's widths, and its processor, and save both in `folder`."""
+    processor = make_processor(profile.image_size, profile.patch_size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        vlm = PaliGemmaForConditionalGeneration(tiny_config(profile, processor))
+    processor.save_pretrained(folder)
+    vlm.save_pretrained(folder)
+
+
+def build_full_size(folder: Path | str, config: PaliGemmaConfig | None = None, shard: str = "1GB") -> None:
+    """Save the true architecture with random weights in bf16 (5.8 GB), as a sharded checkpoint, and its processor.
+
+    config: another one in its place, such as a slice of it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            vlm = PaliGemmaForConditionalGeneration(config or full_config())
+        finally:
+            torch.set_default_dtype(torch.float32)
+    size = vlm.config.vision_config
+    make_processor(size.image_size, size.patch_size).save_pretrained(folder)
+    vlm.save_pretrained(folder, max_shard_size=shard)
+
+
+def tiny_config(profile: Profile, processor: PaliGemmaProcessor) -> PaliGemmaConfig:
+    """The architecture at a profile's widths."""
+    return paligemma_config(
+        processor,
+        vision={"image_size": profile.image_size, "patch_size": profile.patch_size,
+                "hidden_size": profile.vision_width, "intermediate_size": 2 * profile.vision_width,
+                "num_hidden_layers": profile.vision_layers, "num_attention_heads": profile.attention_heads},
+        text={"vocab_size": len(processor.tokenizer), "hidden_size": profile.text_width,
+              "intermediate_size": 4 * profile.text_width, "num_hidden_layers": profile.text_layers,
+              "num_attention_heads": profile.attention_heads, "num_key_value_heads": 1,
+              "head_dim": profile.text_width // profile.attention_heads, "max_position_embeddings": 1024})
+
+
+def full_config(vision_layers: int = 27, text_layers: int = 18, vocabulary: int = 257_216) -> PaliGemmaConfig:
+    """PaliGemma-3B at 224 pixels (Beyer et al. 2024, section 3.1): SigLIP-So400m/14 and Gemma-2B, 2.92 B parameters.
+
+    Fewer layers or a smaller vocabulary give a slice at true width.
+    """
+    return paligemma_config(
+        make_processor(224, 14),
+        vision={"image_size": 224, "patch_size": 14, "hidden_size": 1152, "intermediate_size": 4304,
+                "num_hidden_layers": vision_layers, "num_attention_heads": 16},
+        text={"vocab_size": vocabulary, "hidden_size": 2048, "intermediate_size": 16_384,
+              "num_hidden_layers": text_layers, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256,
+              "max_position_embeddings": 8192})
+
+
+def paligemma_config(processor: PaliGemmaProcessor, *, vision: dict, text: dict) -> PaliGemmaConfig:
+    """Put the parts together; the special tokens are the processor's."""
+    tokenizer, patches = processor.tokenizer, processor.image_seq_length
+    special = {"pad_token_id": tokenizer.pad_token_id, "bos_token_id": tokenizer.bos_token_id,
+               "eos_token_id": tokenizer.eos_token_id}
+    width = text["hidden_size"]
+    return PaliGemmaConfig(
+        vision_config={"model_type": "siglip_vision_model", "num_image_tokens": patches, "projection_dim": width,
+                       "vision_use_head": False, **vision},
+        text_config={"model_type": "gemma", "num_image_tokens": patches, **special, **text},
+        image_token_id=processor.image_token_id, projection_dim=width, hidden_size=width, **special)
+
+
+def make_processor(image_size: int, patch_size: int) -> PaliGemmaProcessor:
+    """PaliGemma's own processor around a small tokenizer."""
+    image_processor = SiglipImageProcessorPil(size={"height": image_size, "width": image_size},
+                                              image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    image_processor.image_seq_length = (image_size // patch_size) ** 2
+    return PaliGemmaProcessor(image_processor=image_processor, tokenizer=_small_tokenizer())
+
+
+def _small_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on the benchmark's sentences: one token a word there, bytes elsewhere."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=512, min_frequency=1, show_progress=False,
+                                  special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(SENTENCES + [" " + sentence for sentence in SENTENCES], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
+                                   unk_token="<unk>", padding_side="right")
