@@ -1,0 +1,188 @@
+"""What the instruction looks at in one frame: attention of every layer, head and word -> saliency -> mask -> metrics.
+
+The three steps are plain functions, so that a widget, a notebook and a test can all call them:
+
+    attention = reader.read(image, "pick up the black bowl")       # (N layers, H heads, L words, P patches)
+    saliency = aggregate(attention, Choice(layers=(3,), reduce="max"))     # (P,), sums to 1
+    view = look(attention, Choice(), coverage)                     # saliency, mask and metrics together
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from ..errors import LarError, unknown
+from ..model.backbone import Backbone
+from ..model.masking import count_masked, mask_top
+from ..model.policy import Policy
+from . import grounding
+
+REDUCE = {"mean": np.mean, "max": np.max}
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One frame under one instruction: values (N, H, L, P), softmax over all keys, so that a row's sum is the share of
+    a word's attention that goes to the image; `words`, the L tokens as text; `own` (L,) bool, True = a word of the
+    instruction itself (not BOS or newline); `tapped`, the layers that the policy itself reads.
+    """
+
+    values: np.ndarray
+    words: tuple[str, ...]
+    own: np.ndarray
+    tapped: tuple[int, ...]
+
+    @property
+    def own_words(self) -> list[int]:
+        """Places of the instruction's own words."""
+        return np.flatnonzero(self.own).tolist()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How attention becomes saliency and mask; None stands for the policy's own choice."""
+
+    layers: tuple[int, ...] | None = None  # None: the layers that the policy taps
+    heads: tuple[int, ...] | None = None  # None: all
+    words: tuple[int, ...] | None = None  # places of tokens; None: the instruction's own
+    reduce: str = "mean"  # over layers, heads and words: one of REDUCE
+    smoothing: float = 0.0  # standard deviation of a Gaussian, in patches; 0: none
+    mask_ratio: float = 0.25
+
+
+@dataclass(frozen=True)
+class View:
+    """saliency (P,) summing to 1; mask (P,) bool, True = masked; metrics by name, NaN where nothing can be seen."""
+
+    saliency: np.ndarray
+    mask: np.ndarray
+    metrics: dict[str, float]
+
+
+class AttentionReader:
+    """Runs the backbone with every layer tapped and remembers the last `remember` frames, least used goes first."""
+
+    def __init__(self, policy: Policy, remember: int = 512):
+        self.policy, self.remember = policy, remember
+        self._known: OrderedDict[tuple[str, str], Attention] = OrderedDict()
+
+    @property
+    def layers(self) -> int:
+        return self.policy.backbone.vlm.config.text_config.num_hidden_layers
+
+    @property
+    def heads(self) -> int:
+        return self.policy.backbone.vlm.config.text_config.num_attention_heads
+
+    def read(self, image: np.ndarray, instruction: str) -> Attention:
+        """Attention for image (H, W, 3) uint8. Raises LarError for an empty instruction or an image of another size."""
+        self.prepare(image[None], instruction)
+        key = _key(image, instruction)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    def prepare(self, images: np.ndarray, instruction: str) -> None:
+        """Read images (T, H, W, 3) uint8 in batches, so that looking at any of them later costs nothing."""
+        keys = [_key(image, instruction) for image in images]
+        todo = [i for i, key in enumerate(keys) if key not in self._known][: self.remember]
+        for start in range(0, len(todo), BATCH):
+            chosen = todo[start : start + BATCH]
+            for i, attention in zip(chosen, self._run(images[chosen], instruction)):
+                self._known[keys[i]] = attention
+        while len(self._known) > self.remember:
+            self._known.popitem(last=False)
+
+    @torch.no_grad()
+    def _run(self, images: np.ndarray, instruction: str) -> list[Attention]:
+        backbone = self.policy.backbone
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.policy.device)
+        with every_layer(backbone) as tapped:
+            encoding = backbone.encode(self.policy.see(pixels), [instruction] * len(images))
+        ids = backbone.tokenise([instruction]).ids[0, backbone.patches :]
+        words = tuple(word_of(backbone, token) for token in ids)
+        own = encoding.instruction_mask[0].cpu().numpy()
+        return [Attention(values.float().cpu().numpy(), words, own, tapped) for values in encoding.attention]
+
+
+@contextmanager
+def every_layer(backbone: Backbone) -> Iterator[tuple[int, ...]]:
+    """Tap all layers of the language model; yields the ones that are tapped otherwise."""
+    tapped = backbone.tapped
+    backbone.tapped = tuple(range(backbone.vlm.config.text_config.num_hidden_layers))
+    try:
+        yield tapped
+    finally:
+        backbone.tapped = tapped
+
+
+def word_of(backbone: Backbone, token: int | torch.Tensor) -> str:
+    """A token as a reader would write it."""
+    text = backbone.processor.tokenizer.decode([int(token)])
+    return text.replace("\n", "\\n").strip() or "␣"
+
+
+def aggregate(attention: Attention, choice: Choice) -> np.ndarray:
+    """Saliency (P,), summing to 1. Raises LarError for a layer, head or word that is not there."""
+    if choice.reduce not in REDUCE:
+        raise unknown("way to aggregate", choice.reduce, REDUCE)
+    chosen = (("layer", choice.layers, attention.tapped), ("head", choice.heads, range(attention.values.shape[1])),
+              ("word", choice.words, attention.own_words))
+    values = attention.values
+    for axis, (kind, places, default) in enumerate(chosen):
+        values = values.take(_places(kind, places, default, values.shape[axis]), axis=axis)
+    saliency = REDUCE[choice.reduce](values, axis=(0, 1, 2))
+    return smooth(saliency / saliency.sum(), choice.smoothing)
+
+
+def _places(kind: str, places: Sequence[int] | None, default: Sequence[int], count: int) -> list[int]:
+    places = list(default if places is None else places)
+    if not places or not all(0 <= place < count for place in places):
+        raise LarError(f"There is no {kind} {places}: choose at least one from 0 to {count - 1}.")
+    return places
+
+
+def smooth(saliency: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur saliency (P,) by a Gaussian of `sigma` patches; what would leave the picture is reflected at its border."""
+    if sigma == 0:
+        return saliency
+    grid = round(saliency.size**0.5)
+    return gaussian_filter(saliency.reshape(grid, grid), sigma, mode="reflect").ravel()
+
+
+def look(attention: Attention, choice: Choice, coverage: np.ndarray | None = None) -> View:
+    """Aggregate, mask and score. coverage (2, P): named object and other bowl; None: without metrics."""
+    saliency = aggregate(attention, choice)
+    mask = mask_top(torch.from_numpy(saliency)[None], count_masked(saliency.size, choice.mask_ratio))[0].numpy()
+    return View(saliency, mask, {} if coverage is None else score(saliency, coverage, choice.mask_ratio))
+
+
+def score(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> dict[str, float]:
+    """Every metric of `grounding` for one frame, with what chance and a perfect map would reach."""
+    grid = (round(saliency.size**0.5),) * 2
+    one, target, other = saliency[None], coverage[:1], coverage[1:]
+    metrics = {
+        "aos": grounding.aos(one, target, ratio), "aos_uniform": grounding.aos_uniform(target, ratio),
+        "aos_best": grounding.aos_best(target, ratio), "auc": grounding.auc(one, target),
+        "pointing": grounding.pointing(one, target, grid), "on_target": grounding.mass(one, target),
+        "on_other": grounding.mass(one, other),
+        "target_minus_distractor": grounding.target_minus_distractor(one, target, other),
+    }
+    return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def image_share(attention: Attention) -> np.ndarray:
+    """(N, H, L): the share of each word's attention that goes to the image at all; the rest goes to other words."""
+    return attention.values.sum(axis=-1)
+
+
+def _key(image: np.ndarray, instruction: str) -> tuple[str, str]:
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).hexdigest(), instruction
