@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import gymnasium
-import imageio.v2 as imageio
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
@@ -25,17 +24,16 @@ from tqdm import tqdm
 from ..config import Profile
 from ..data.stats import Stats, proprio
 from ..errors import LarError
-from ..files import append_jsonl, atomic_path, read_jsonl
+from ..files import append_jsonl, read_jsonl
 from ..model.policy import Policy
 from ..run import Run
 from ..sim.env import SpatialEnv, instruction
 from ..sim.libero_setup import use_assets
 from ..sim.placements import evaluation_scenes, success
-from ..view.figures import frame_with_saliency
+from .film import Film
 
 INSTRUCTIONS = ("right", "blank", "swapped")
 BLANK = "."  # the shortest sentence that is not empty
-FPS = 20
 
 
 class EpisodeEnv(gymnasium.Wrapper):
@@ -167,7 +165,7 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
     observation, _ = envs.reset(seed=padded)
     steps = np.full(len(padded), actor.profile.max_steps)
     finished = np.zeros(len(padded), dtype=bool)
-    films: list[list[np.ndarray]] = [[] for _ in padded]
+    films = [Film() for _ in padded]
     for step in range(actor.profile.max_steps):
         place = step % actor.profile.execute
         if place == 0:
@@ -176,7 +174,7 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
         steps[done & ~finished] = step + 1
         for i, episode in enumerate(wave):
             if episode < actor.profile.videos_per_task and not finished[i]:
-                films[i].append(_frame(observation, i, saliency[i], sentences[i]))
+                films[i].add(observation, i, chunk[i, place], saliency[i], sentences[i])
         finished |= done
         if finished[: len(wave)].all():
             break
@@ -186,15 +184,9 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
              "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
 
 
-def _frame(observation: dict, i: int, saliency: np.ndarray, sentence: str) -> np.ndarray:
-    wrist = observation["eye_in_hand_rgb"][i] if "eye_in_hand_rgb" in observation else None
-    return frame_with_saliency(observation["agentview_rgb"][i], saliency, wrist, sentence)
-
-
-def _save_film(run: Run, trial: Trial, episode: int, frames: list[np.ndarray]) -> str | None:
-    if not frames:
+def _save_film(run: Run, trial: Trial, episode: int, film: Film) -> str | None:
+    if not len(film):
         return None
     name = f"rollouts/{trial.policy}-{trial.instruction}-{trial.placement}-task{trial.task}-{episode:02d}.mp4"
-    with atomic_path(run.path / name) as temporary:
-        imageio.mimsave(temporary, frames, fps=FPS, macro_block_size=2)
+    film.save(run.path / name)
     return name
