@@ -37,6 +37,15 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def require_space(folder: Path | str, size: int, purpose: str, remedy: str = "free some space") -> None:
+    """Raise LarError unless `size` bytes, and a tenth of a GB to spare, are free where `folder` is or will be."""
+    place = Path(folder).absolute()
+    free = shutil.disk_usage(next(parent for parent in (place, *place.parents) if parent.exists())).free
+    if size and free < size + 10**8:
+        raise LarError(f"{purpose[0].upper()}{purpose[1:]} takes {size / 1e9:.1f} GB in {place}, but only "
+                       f"{free / 1e9:.1f} GB are free there: {remedy}, and try again.")
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` atomically."""
     with atomic_path(path) as temporary:

@@ -54,7 +54,8 @@ class HubStandIn:
     """The server and what it holds. `url` is its endpoint.
 
     log: every request, as "METHOD path"; received: every request's body, and every uploaded file; cut_after: when set
-    to n, the connection of the next file that is downloaded breaks after n bytes.
+    to n, the connection of the next file that is downloaded breaks after n bytes; sha256: the checksums that listings
+    tell, by path of the file, as the real hub does for large ones.
     """
 
     def __init__(self):
@@ -62,6 +63,7 @@ class HubStandIn:
         self.log: list[str] = []
         self.received: list[bytes] = []
         self.cut_after: int | None = None
+        self.sha256: dict[str, str] = {}
 
     def __enter__(self) -> HubStandIn:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -198,8 +200,13 @@ class _Handler(BaseHTTPRequestHandler):
                         for name, content in repo.commits[commit].items()])
         else:
             self._json({"id": key.split("/", 1)[1], "sha": commit, "private": repo.private, "gated": repo.gated,
-                        "siblings": [{"rfilename": name, "size": len(content)}
+                        "siblings": [{"rfilename": name, "size": len(content), **self._lfs(name, content)}
                                      for name, content in repo.commits[commit].items()]})
+
+    def _lfs(self, name: str, content: bytes) -> dict:
+        if name not in self.hub.sha256:
+            return {}
+        return {"lfs": {"sha256": self.hub.sha256[name], "size": len(content), "pointerSize": 134}}
 
     def _commit(self, key: str, repo: Repo, operations: list[dict]) -> None:
         files = dict(repo.commits.get(repo.find("main"), {}))

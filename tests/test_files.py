@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from lar_core.errors import LarError
-from lar_core.files import append_jsonl, atomic_path, read_jsonl, write_json, write_text
+from lar_core.files import append_jsonl, atomic_path, read_jsonl, require_space, write_json, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -27,6 +27,13 @@ def test_folders_are_atomic_too(tmp_path):
 def test_a_full_disk_is_a_sentence(tmp_path):
     with pytest.raises(LarError, match="disk is full.*a.txt"), atomic_path(tmp_path / "a.txt"):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_too_little_space_is_noticed_beforehand_even_for_a_folder_to_come(tmp_path):
+    require_space(tmp_path / "to" / "come", 1, "this test")
+    require_space(tmp_path, 0, "nothing")
+    with pytest.raises(LarError, match="This test takes 1000000000.0 GB .* free there: buy a disk, and try again"):
+        require_space(tmp_path / "to" / "come", 10**18, "this test", "buy a disk")
 
 
 def test_nan_never_reaches_json(tmp_path):

@@ -1,0 +1,140 @@
+"""Files from the hub: what `data_manifest.yaml` lists, at the revision it pins, checked; and a sentence for each failure.
+
+What is there is not downloaded again, a connection that breaks is taken up, and without a network what an earlier call
+brought is used. After a kill, the file that was in progress begins anew: the hub's library keeps whole files only.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RevisionNotFoundError,
+)
+from huggingface_hub.errors import HTTPError as TransportError  # of httpx or httpx2, whichever the library stands on
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import filter_repo_objects
+
+from ..errors import LarError
+from ..files import require_space
+from .manifest import Entry, entry
+
+
+def download(key: str, files: Sequence[str] | None = None, folder: Path | str | None = None) -> Path:
+    """Bring what the manifest lists as `key` onto this machine; returns the folder that holds its files.
+
+    files: paths in the repository, or patterns such as "meta/*"; None: those of the entry, or all if it names none.
+    folder: where to put them; None: the hub's own cache (HF_HOME), which other programs share.
+    Raises LarError for an unknown or unpinned entry, a missing licence, token, network, file or disk space, and for a
+    checksum other than the manifest's or the hub's (the file is then deleted).
+    """
+    source = entry(key)
+    if source.repo_type == "package":
+        raise LarError(f"{key} is the Python package {source.id}: install it with pip, or run `make setup`.")
+    patterns = list(files or source.files) or None
+    where = {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": folder,
+             "allow_patterns": patterns}
+    with _sentences(source):
+        try:
+            listing = _listing(source, patterns)
+        except (TransportError, OfflineModeIsEnabled):
+            if (path := _from_before(source, where)) is None:
+                raise
+            return path
+        new = [file for file in listing if _place(source, file, folder) is None]
+        require_space(folder or constants.HF_HUB_CACHE, sum(file.size or 0 for file in new),
+                      f"downloading {source.id}", "set HF_HOME to a folder on a larger disk")
+        try:
+            return Path(snapshot_download(source.id, **where))
+        finally:
+            _verify(source, {path: _sha256(source, file) for file in new if (path := _place(source, file, folder))})
+
+
+def _listing(source: Entry, patterns: list[str] | None) -> list[RepoSibling]:
+    """The files at the hub that `patterns` ask for. Raises LarError for one that it does not have."""
+    found = HfApi().repo_info(source.id, repo_type=source.repo_type, revision=source.revision, files_metadata=True)
+    names = [file.rfilename for file in found.siblings]
+    for pattern in patterns or ["*"]:
+        if not any(filter_repo_objects(names, allow_patterns=pattern)):
+            raise LarError(f"{source.id} has no file {pattern} at revision {source.revision}: correct "
+                           "data_manifest.yaml.")
+    return list(filter_repo_objects(found.siblings, allow_patterns=patterns, key=lambda file: file.rfilename))
+
+
+def _from_before(source: Entry, where: dict) -> Path | None:
+    """The folder that an earlier call filled, or None if that lacks something."""
+    try:
+        path = Path(snapshot_download(source.id, local_files_only=True, **where))
+    except LocalEntryNotFoundError:
+        return None
+    return path if all(any(path.glob(pattern)) for pattern in where["allow_patterns"] or ["*"]) else None
+
+
+def _place(source: Entry, file: RepoSibling, folder: Path | str | None) -> Path | None:
+    """Where `file` is on this machine, or None."""
+    if folder is not None:
+        path = Path(folder) / file.rfilename
+        return path if path.is_file() else None
+    path = try_to_load_from_cache(source.id, file.rfilename, revision=source.revision, repo_type=source.repo_type)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _sha256(source: Entry, file: RepoSibling) -> str | None:
+    return (source.sha256 or {}).get(file.rfilename) or (file.lfs.sha256 if file.lfs else None)
+
+
+def _verify(source: Entry, checksums: dict[Path, str | None]) -> None:
+    """Compare new files with their checksums; delete those that differ, and raise LarError for the first of them."""
+    wrong = [path for path, wanted in checksums.items() if wanted and _hash(path) != wanted]
+    for path in wrong:
+        path.resolve().unlink()  # in the hub's cache, the name is a link to the content
+        path.unlink(missing_ok=True)
+    if wrong:
+        raise LarError(f"{wrong[0].name} of {source.id} arrived with another sha256 than expected and was deleted: try "
+                       "again; if that happens twice, the file, or data_manifest.yaml, was changed.")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _sentences(source: Entry) -> Iterator[None]:
+    """Turn what the hub's library raises into a LarError that says what to do."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        raise LarError(_refusal(source, error)) from error
+    except (TransportError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise LarError(f"The disk became full while downloading {source.id}: free some space, or set HF_HOME to a "
+                           "folder on a larger disk, and try again; finished files are kept.") from error
+        raise LarError(f"{source.id} is not on this machine and could not be downloaded ({type(error).__name__}): check "
+                       "the connection and try again; finished files are kept.") from error
+
+
+def _refusal(source: Entry, error: HfHubHTTPError) -> str:
+    """What to tell when the hub answered, but not with the file."""
+    status, hub = error.response.status_code, constants.ENDPOINT
+    if isinstance(error, RevisionNotFoundError | EntryNotFoundError):
+        return (f"{source.id} has no revision {source.revision}, or not the files that data_manifest.yaml names: look up "
+                "its present commit and files, write them there, and try again.")
+    if status in (401, 403) and source.gated:
+        page = f"{hub}/{'datasets/' if source.repo_type == 'dataset' else ''}{source.id}"
+        token = "without a token" if get_token() is None else "with the token that is set"
+        return (f"{source.id} is gated and cannot be read {token}: (1) accept its licence on {page}, (2) make a token "
+                f"that may read on {hub}/settings/tokens, (3) set it as HF_TOKEN; then try again.")
+    if status in (401, 403, 404):
+        return (f"The hub does not show {source.id} (HTTP {status}): correct its id in data_manifest.yaml, or, if "
+                "HF_TOKEN is set, correct or unset that.")
+    return f"The hub could not deliver {source.id} (HTTP {status}): try again later; finished files are kept."
