@@ -18,7 +18,7 @@ from .files import write_text
 
 MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze")
 RECONSTRUCTORS = ("none", "mae")
-HEADS = ("parallel",)
+HEADS = ("parallel", "autoregressive")
 PLACEMENTS = ("official", "wide", "counterfactual")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
 TUNES = ("all", "lora_all", "lora_top", "full_top")

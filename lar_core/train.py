@@ -30,6 +30,7 @@ from .data.stats import Stats
 from .errors import LarError, unknown
 from .files import append_jsonl, atomic_path, read_jsonl
 from .model.offline import build_tiny
+from .model.draws import Draws
 from .model.losses import gradient_norm
 from .model.policy import Policy, make_policy
 from .run import Run
@@ -117,8 +118,8 @@ class Trainer:
     def one_step(self) -> dict[str, float]:
         """One optimiser step; returns the row for metrics.jsonl."""
         batch = to_device(self.dataset.batch(self.sampler.batch_indices(self.step)), self.accelerator.device)
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        losses = self.policy(batch, generator)
+        draws = Draws(self.config.seed * 1_000_003 + self.step)
+        losses = self.policy(batch, draws)
         if not math.isfinite(losses["loss"].item()):
             raise LarError(f"The loss became {losses['loss'].item()} at step {self.step}: lower learning_rate, and "
                            f"look at {self.run.metrics} for when it began to grow.")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from lar_core.model.actions import to_bins
+from lar_core.model.draws import Draws
 from lar_core.model.losses import action_loss, gradient_norm
 
 
@@ -21,13 +22,13 @@ def test_padded_steps_do_not_count(batch):
 
 
 def test_total_is_the_weighted_sum(policy_of, batch):
-    losses = policy_of("random_mask", lambda_recon=0.3)(batch, torch.Generator().manual_seed(0))
+    losses = policy_of("random_mask", lambda_recon=0.3)(batch, Draws(0))
     assert losses["loss"].item() == pytest.approx(losses["action"].item() + 0.3 * losses["recon"].item(), rel=1e-6)
 
 
 def test_reconstruction_sends_a_gradient_into_the_backbone(policy_of, batch):
     policy = policy_of("random_mask")
-    losses = policy(batch, torch.Generator().manual_seed(0))
+    losses = policy(batch, Draws(0))
     assert gradient_norm(losses["recon"], policy.backbone.parameters()) > 0
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lar_core.errors import LarError
+from lar_core.model.draws import Draws
 from lar_core.model.masking import (SOURCES, area_resample, count_masked, make_mask, mask_top, pixel_mask)
 
 
@@ -13,7 +14,7 @@ def draw(source, seed=0, patches=64, **arguments):
     coverage = torch.zeros(5, patches)
     coverage[:, 9] = 0.5
     return saliency, make_mask(source, saliency=saliency, coverage=coverage, ratio=0.25,
-                               generator=torch.Generator().manual_seed(seed), **arguments)
+                               draws=Draws(seed), **arguments)
 
 
 @pytest.mark.parametrize("source", SOURCES)
@@ -33,7 +34,7 @@ def test_inverse_takes_the_least_salient_quarter():
     assert (saliency[mask].reshape(5, -1).max(1).values <= saliency[~mask].reshape(5, -1).min(1).values).all()
 
 
-def test_random_is_a_function_of_its_generator():
+def test_random_is_a_function_of_its_seed():
     assert torch.equal(draw("random", 3)[1], draw("random", 3)[1])
     assert not torch.equal(draw("random", 3)[1], draw("random", 4)[1])
 
@@ -63,7 +64,7 @@ def test_at_least_one_patch_is_masked_and_one_visible():
 
 def test_essay_grid_is_14_by_14_with_49_masked(policy_of, batch):
     policy = policy_of("random_mask", mask_grid="essay")
-    recon = policy.reconstruct(batch, policy.encode(batch), torch.Generator().manual_seed(0))
+    recon = policy.reconstruct(batch, policy.encode(batch), Draws(0))
     assert recon.mask.shape == (2, 196) and (recon.mask.sum(1) == 49).all()
     assert recon.prediction.shape == (2, 196, 3 * 16 * 16)
 

@@ -5,12 +5,14 @@ import torch
 
 from lar_core.config import CONDITIONS
 from lar_core.errors import LarError
+from lar_core.model.actions import decode
+from lar_core.model.draws import Draws
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_every_condition_gives_finite_losses_and_gradients(policy_of, batch, condition):
     policy = policy_of(condition)
-    losses = policy(batch, torch.Generator().manual_seed(0))
+    losses = policy(batch, Draws(0))
     losses["loss"].backward()
     assert torch.isfinite(losses["loss"])
     assert all(torch.isfinite(p.grad).all() for p in policy.parameters() if p.grad is not None)
@@ -45,6 +47,31 @@ def test_wrist_and_proprioception_are_switches(policy_of, batch, key, change):
 
 def test_chunk_of_one_is_the_literal_setting(policy_of, batch):
     assert policy_of(chunk=1, execute=1).act(batch)[0].shape == (2, 1, 7)
+
+
+def test_tokens_written_one_by_one_are_those_that_one_pass_over_them_gives(policy_of, batch):
+    """The autoregressive head with its cache of keys and values against itself without one, under padding."""
+    policy = policy_of(head="autoregressive")
+    actions, saliency = policy.act(batch)
+    encoding = policy.encode({**batch, "actions": actions})
+    assert torch.equal(decode(policy.head(encoding.suffix)), actions)
+    assert torch.allclose(saliency, encoding.saliency, atol=1e-6)
+
+
+def test_an_autoregressive_token_sees_only_what_was_written_before_it(policy_of, batch):
+    policy = policy_of(head="autoregressive")
+    other = batch["actions"].clone()
+    other[:, 3, 2:] *= -1
+    one, changed = (policy.head(policy.encode({**batch, "actions": actions}).suffix).flatten(1, 2)
+                    for actions in (batch["actions"], other))
+    assert torch.equal(one[:, : 3 * 7 + 3], changed[:, : 3 * 7 + 3])
+    assert not torch.allclose(one[:, 3 * 7 + 3], changed[:, 3 * 7 + 3])
+
+
+def test_an_autoregressive_policy_trains(policy_of, batch):
+    policy = policy_of(head="autoregressive")
+    policy(batch)["loss"].backward()
+    assert policy.head.bins.weight.grad.abs().sum() > 0
 
 
 def test_policies_of_one_seed_start_from_the_same_head_whatever_the_condition(policy_of):

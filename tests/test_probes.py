@@ -8,6 +8,7 @@ from test_demos import make_episode
 from lar_core.config import make_config
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.evaluate.probes import mean_patch, neighbours, probe_heldout, reconstruction_panels
+from lar_core.model.draws import Draws
 from lar_core.run import Run
 from lar_core.train import load_policy, train
 
@@ -61,20 +62,14 @@ def test_conditions_without_a_decoder_reconstruct_nothing(tmp_path, demos):
 
 def test_a_policy_that_knows_the_action_has_no_error(tmp_path, demos, monkeypatch):
     run, policy, stats = trained(tmp_path, demos)
-    truth = {}
-    batch = type(policy).encode
-    def remember(self, given, **options):
-        truth["actions"] = given["actions"]
-        return batch(self, given, **options)
-    monkeypatch.setattr(type(policy), "encode", remember)
-    monkeypatch.setattr("lar_core.evaluate.probes.decode", lambda _: truth["actions"])
+    monkeypatch.setattr(type(policy), "act", lambda self, batch: (batch["actions"], None))
     result = probe_heldout(run, policy, stats, demos)
     assert result["action"]["l1"]["mean"] == 0 < result["action"]["l1_mean_action"]["mean"]
 
 
 def test_panels_are_original_masked_reconstructed_and_pasted(policy_of, batch):
     policy = policy_of("random_mask", recon_target="raw")
-    recon = policy.reconstruct(batch, policy.encode(batch), torch.Generator().manual_seed(0))
+    recon = policy.reconstruct(batch, policy.encode(batch), Draws(0))
     recon.prediction = recon.pixels + 0.0
     original, masked, reconstructed, pasted = reconstruction_panels(policy, recon)[0]
     assert np.abs(original.astype(int) - batch["images"][0].permute(1, 2, 0).numpy()).max() <= 1

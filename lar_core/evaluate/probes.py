@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.dataset import DemoDataset, load_split
 from ..data.stats import Stats
 from ..files import atomic_path, write_json
-from ..model.actions import decode
+from ..model.draws import Draws
 from ..model.losses import action_loss
 from ..model.mae import denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
@@ -60,18 +60,18 @@ def _spread(count: int, total: int) -> np.ndarray:
 def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[str, np.ndarray]:
     """Run the policy over `frames`; every array has one row a frame, N in all."""
     rows: dict[str, list] = {}
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     grid = round(policy.backbone.patches**0.5)
     for start in range(0, len(frames), BATCH):
         batch = to_device(dataset.batch(frames[start : start + BATCH]), policy.device)
         encoding = policy.encode(batch)
         logits = policy.head(encoding.suffix)
-        values = {"predicted": decode(logits), "actions": batch["actions"], "padded": batch["action_pad"],
+        values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
                   "saliency": encoding.saliency,
                   "entropy": torch.stack([action_loss(logits[i : i + 1], batch["actions"][i : i + 1],
                                                       batch["action_pad"][i : i + 1]) for i in range(len(logits))])}
         if policy.decoder is not None:
-            values |= _recon_losses(policy.reconstruct(batch, encoding, generator))
+            values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
         if "regions" in batch:
             regions = batch["regions"].cpu().numpy()
             values["target"] = grounding.patch_coverage(regions[:, 0], (grid, grid))
@@ -178,7 +178,7 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
     if "regions" in batch:
         arrays["saliency_regions"] = batch["regions"].cpu().numpy()
     if policy.decoder is not None:
-        recon = policy.reconstruct(batch, encoding, torch.Generator().manual_seed(0))
+        recon = policy.reconstruct(batch, encoding, Draws(0))
         arrays["panels"] = reconstruction_panels(policy, recon)
     with atomic_path(run.path / "gallery.npz") as temporary:
         np.savez_compressed(temporary, **arrays)

@@ -31,8 +31,13 @@ def decode(logits: Tensor) -> Tensor:
     The likeliest bin is a poor choice: clipped commands pile up in a few bins, which then win over broad distributions
     elsewhere. The mean would lie between two modes.
     """
+    return bin_centres(median_bins(logits))
+
+
+def median_bins(logits: Tensor) -> Tensor:
+    """logits (..., 256) -> the bin (...) in which each distribution's cumulative sum passes one half."""
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
-    return bin_centres((cumulative < 0.5).sum(dim=-1).clamp(max=BINS - 1))
+    return (cumulative < 0.5).sum(dim=-1).clamp(max=BINS - 1)
 
 
 def _with_binary_gripper(actions: Tensor) -> Tensor:

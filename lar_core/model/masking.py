@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LarError, unknown
+from .draws import Draws
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels
@@ -31,7 +32,7 @@ def mask_top(scores: Tensor, k: int) -> Tensor:
 
 
 def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: float,
-              generator: torch.Generator | None = None) -> Tensor:
+              draws: Draws | None = None) -> Tensor:
     """Choose the masked patches.
 
     Args:
@@ -39,7 +40,7 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
         saliency: (B, P), where the instruction looks; also gives shape and device.
         coverage: (B, P) in [0, 1], share of each patch that the named object covers; only `gaze` needs it.
         ratio: share of patches to mask.
-        generator: randomness of the `random` source, on the CPU, so that every device masks the same patches.
+        draws: randomness of the `random` source.
     Returns:
         mask (B, P) bool, True = masked, exactly `count_masked(P, ratio)` a sample.
     Raises:
@@ -47,12 +48,12 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
     """
     if source not in SOURCES:
         raise unknown("mask source", source, SOURCES)
-    scores = SOURCES[source](saliency.detach(), coverage, generator)
+    scores = SOURCES[source](saliency.detach(), coverage, draws or Draws(0))
     return mask_top(scores, count_masked(saliency.shape[1], ratio))
 
 
-def _random(saliency: Tensor, _: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(saliency.shape, generator=generator).to(saliency.device)
+def _random(saliency: Tensor, _: Tensor | None, draws: Draws) -> Tensor:
+    return draws.uniform(*saliency.shape).to(saliency.device)
 
 
 def _attention(saliency: Tensor, *_: object) -> Tensor:

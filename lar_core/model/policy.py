@@ -2,7 +2,9 @@
 
 Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); wrist uint8 (B, 3, h, w); proprio
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
-(B, 2, H, W), pixels of the named object and of the other bowl.
+(B, 2, H, W), pixels of the named object and of the other bowl. From the feature cache come, instead of a run through the
+frozen layers, states (B, P + L, D) and wrist_tokens (B, W, D). `valid` is the number of valid steps to divide L_action
+by, where several processes share a batch.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from ..config import Condition, Profile, RunConfig
 from ..errors import LarError
 from .actions import decode
 from .backbone import Backbone, Encoding
+from .draws import Draws
 from .heads import HEADS
 from .loading import load_for
 from .losses import action_loss
@@ -61,33 +64,39 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.vlm.device
 
-    def forward(self, batch: dict, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def forward(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
         """Losses of a batch: `loss` = L_action + lambda * L_recon, with `action` and `recon` (0 without a decoder)."""
         encoding = self.encode(batch, saliency=self.decoder is not None)
-        action = action_loss(self.head(encoding.suffix), batch["actions"], batch["action_pad"])
+        action = action_loss(self.head(encoding.suffix), batch["actions"], batch["action_pad"], batch.get("valid"))
         if self.decoder is None:
             return {"loss": action, "action": action, "recon": torch.zeros_like(action)}
-        recon = self.reconstruct(batch, encoding, generator).loss
+        recon = self.reconstruct(batch, encoding, draws).loss
         return {"loss": action + self.condition.lambda_recon * recon, "action": action, "recon": recon}
 
     def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None) -> Encoding:
         """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey."""
+        prefix = self.backbone.tokenise(batch["instructions"])
+        states, wrist = (batch["states"], batch.get("wrist_tokens")) if "states" in batch else self.look(batch, hidden)
+        suffix = self.head.suffix(wrist, batch["proprio"], batch.get("actions"))
+        return self.backbone.upper(states, prefix, suffix, saliency=saliency)
+
+    def look(self, batch: dict, hidden: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the layers below `join` make of the pixels: states (B, P + L, D), wrist tokens (B, W, D) or None."""
         images = self.see(batch["images"])
         if hidden is not None:
             images = images.masked_fill(hidden, 0.0)
         wrist = self.backbone.image_tokens(self.see(batch["wrist"])) if "wrist" in batch else None
-        suffix = self.head.suffix(wrist, batch["proprio"], len(images))
-        return self.backbone.encode(images, batch["instructions"], suffix, saliency=saliency)
+        return self.backbone.lower(images, self.backbone.tokenise(batch["instructions"])), wrist
 
     def see(self, images: Tensor) -> Tensor:
         """uint8 pixels -> [-1, 1], as SigLIP's processor does; a blind policy gets mid-grey (0) everywhere."""
         images = images.to(torch.float32) / 127.5 - 1
         return torch.zeros_like(images) if self.condition.blind else images
 
-    def reconstruct(self, batch: dict, encoding: Encoding, generator: torch.Generator | None = None) -> Reconstruction:
+    def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction:
         """Choose the mask and reconstruct what it hides."""
         mask = make_mask(self.condition.mask_source, saliency=area_resample(encoding.saliency, self.grid),
-                         coverage=self.coverage(batch), ratio=self.condition.mask_ratio, generator=generator)
+                         coverage=self.coverage(batch), ratio=self.condition.mask_ratio, draws=draws)
         if self.condition.mask_input:
             hidden = pixel_mask(mask, self.backbone.image_size)
             encoding = self.encode(batch, saliency=False, hidden=hidden)
@@ -114,21 +123,25 @@ class Policy(nn.Module):
     @torch.no_grad()
     def act(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
-        encoding = self.encode(batch)
-        return decode(self.head(encoding.suffix)), encoding.saliency
+        states, wrist = self.look(batch)
+        prefix = self.backbone.tokenise(batch["instructions"])
+        return self.head.act(self.backbone, prefix, states, self.head.senses(wrist, batch["proprio"]))
+
+    def trained(self) -> dict[str, Tensor]:
+        """Every tensor that training changes, by name: for a tiny profile all weights, for a 3 B one a few per cent."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def save(self, path: Path) -> None:
-        """Write all weights as safetensors."""
-        tied = {"backbone.vlm.lm_head.weight"}  # the same tensor as the token embedding
-        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items() if name not in tied}
-        save_file(state, path)
+        """Write the trained weights as safetensors."""
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.trained().items()}, path)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises LarError when the file is damaged or of another model."""
         try:
             state = load_file(path)
-            state["backbone.vlm.lm_head.weight"] = state["backbone.vlm.model.language_model.embed_tokens.weight"]
-            self.load_state_dict(state)
+            if foreign := set(state) ^ set(self.trained()):
+                raise KeyError(f"{min(foreign)} is in only one of the two")
+            self.load_state_dict(state, strict=False)
         except (SafetensorError, KeyError, RuntimeError, OSError) as error:
             raise LarError(f"The checkpoint {path} is damaged or belongs to another model "
                            f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
