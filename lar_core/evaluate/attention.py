@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +22,7 @@ from ..errors import LarError, unknown
 from ..model.backbone import Backbone
 from ..model.masking import count_masked, mask_top
 from ..model.policy import Policy
+from ..model.saliency import SaliencyTap
 from . import grounding
 
 REDUCE = {"mean": np.mean, "max": np.max}
@@ -77,7 +77,7 @@ class AttentionReader:
 
     @property
     def layers(self) -> int:
-        return self.policy.backbone.vlm.config.text_config.num_hidden_layers
+        return self.policy.backbone.layers
 
     @property
     def heads(self) -> int:
@@ -105,23 +105,13 @@ class AttentionReader:
     def _run(self, images: np.ndarray, instruction: str) -> list[Attention]:
         backbone = self.policy.backbone
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.policy.device)
-        with every_layer(backbone) as tapped:
-            encoding = backbone.encode(self.policy.see(pixels), [instruction] * len(images))
-        ids = backbone.tokenise([instruction]).ids[0, backbone.patches :]
-        words = tuple(word_of(backbone, token) for token in ids)
-        own = encoding.instruction_mask[0].cpu().numpy()
-        return [Attention(values.float().cpu().numpy(), words, own, tapped) for values in encoding.attention]
-
-
-@contextmanager
-def every_layer(backbone: Backbone) -> Iterator[tuple[int, ...]]:
-    """Tap all layers of the language model; yields the ones that are tapped otherwise."""
-    tapped = backbone.tapped
-    backbone.tapped = tuple(range(backbone.vlm.config.text_config.num_hidden_layers))
-    try:
-        yield tapped
-    finally:
-        backbone.tapped = tapped
+        prefix = backbone.tokenise([instruction] * len(images))
+        with SaliencyTap(layers=range(backbone.layers), image_tokens=backbone.patches,
+                         text_tokens=prefix.instruction.shape[1]) as tap:
+            backbone.upper(backbone.lower(self.policy.see(pixels), prefix), prefix, saliency=False)
+        words = tuple(word_of(backbone, token) for token in prefix.ids[0, backbone.patches :])
+        own = prefix.instruction[0].cpu().numpy()
+        return [Attention(values.cpu().numpy(), words, own, backbone.tapped) for values in tap.attention]
 
 
 def word_of(backbone: Backbone, token: int | torch.Tensor) -> str:
