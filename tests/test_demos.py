@@ -18,6 +18,7 @@ from lar_core.data.demos import (
     merge_episodes,
     read_episode,
     read_episodes,
+    read_provenance,
     write_episode,
 )
 from lar_core.errors import LarError
@@ -146,6 +147,19 @@ def test_an_episode_without_wrist_camera_and_segmentation_is_whole(tmp_path, bdd
     found = read_episode(tmp_path / "bare.hdf5", 0)
     assert found.eye_in_hand_rgb is None and found.segmentation is None
     np.testing.assert_array_equal(found.init_state, bare.states[0])
+
+
+def test_an_episode_of_a_source_without_simulator_states_is_whole(tmp_path, bddl):
+    bare = replace(make_episode(), states=None, joint_states=None, init_state=None)
+    write_episode(tmp_path / "bare.hdf5", bare, bddl_file=bddl)
+    found = read_episode(tmp_path / "bare.hdf5", 0)
+    assert found.states is None and found.joint_states is None and found.init_state is None
+    np.testing.assert_array_equal(found.actions, bare.actions)
+
+
+def test_the_provenance_can_be_read_on_its_own(demo_file, official_file):
+    assert read_provenance(demo_file) == make_episode().provenance
+    assert read_provenance(official_file[0]) == {}
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -11,6 +11,8 @@ Layout (LIBERO, `scripts/create_dataset.py`); ours adds what is in brackets, whi
         obs/ee_pos (T,3)  ee_ori (T,3)  ee_states (T,6)  gripper_states (T,2)  joint_states (T,7)
         [obs/agentview_segmentation (T,H,W) uint8]
 
+Files that were made from other people's formats lack states and joint_states where those do not tell them.
+
 Two conventions differ between file and memory, and are translated here and nowhere else:
 * Images lie in the file as OpenGL draws them; an `Episode` holds them upright (rotated by 180 degrees).
 * An `Episode` pairs an action with what was seen *before* it. The official script stores what was seen *after* it, so
@@ -50,7 +52,7 @@ _ARRAYS = {
     "segmentation": ("obs/agentview_segmentation", (None, None), np.uint8),
 }
 PER_STEP = tuple(_ARRAYS)  # the fields of an Episode that have one entry a step
-_OPTIONAL = {"eye_in_hand_rgb", "segmentation"}
+_OPTIONAL = {"eye_in_hand_rgb", "segmentation", "states", "joint_states"}
 _IMAGES = {"agentview_rgb", "eye_in_hand_rgb", "segmentation"}
 _OURS = "before_action"  # value of the attribute observation_time; official files do not have it
 
@@ -65,14 +67,14 @@ class Episode:
     ee_pos: np.ndarray  # (T, 3) metres
     ee_ori: np.ndarray  # (T, 3) axis-angle, radians
     gripper_states: np.ndarray  # (T, 2) metres
-    joint_states: np.ndarray  # (T, 7) radians
-    states: np.ndarray  # (T, S) flattened simulator states
+    joint_states: np.ndarray | None = None  # (T, 7) radians; None where the source does not tell them
+    states: np.ndarray | None = None  # (T, S) flattened simulator states; None where the source does not tell them
     eye_in_hand_rgb: np.ndarray | None = None  # (T, h, w, 3) uint8; None without a wrist camera
     segmentation: np.ndarray | None = None  # (T, H, W) uint8: 0 = everything else, i + 1 = objects[i]
     objects: Sequence[str] = ()  # instance names in segmentation order
     target: str = ""  # the instance that the instruction names
     distractor: str = ""  # the other instance of its kind
-    init_state: np.ndarray | None = None  # (S,) what the scene was reset to; None: states[0]
+    init_state: np.ndarray | None = None  # (S,) what the scene was reset to; None: states[0], if there are states
     model_file: str = ""  # MJCF of the scene
     provenance: dict = field(default_factory=dict)  # JSON: seed, assets, versions, ...
 
@@ -141,6 +143,12 @@ def read_episodes(path: Path | str) -> Iterator[Episode]:
             yield _read_group(file, name, path)
 
 
+def read_provenance(path: Path | str) -> dict:
+    """How the first episode of a demonstration file came about; {} for an official file. Raises as `read_episode`."""
+    with _open(path) as file:
+        return _json(file[f"data/{_names(file, path)[0]}"].attrs, "provenance", "{}", str(path))
+
+
 def check_file(path: Path | str) -> int:
     """Read and check every episode; return their number. Raises LarError for the first thing that is wrong."""
     return sum(1 for _ in read_episodes(path))
@@ -205,10 +213,11 @@ def _write_group(group: h5py.Group, episode: Episode) -> None:
     group["rewards"], group["dones"] = last, last
     group["robot_states"] = np.hstack([episode.gripper_states, episode.ee_pos, quaternion])
     group["obs/ee_states"] = np.hstack([episode.ee_pos, episode.ee_ori])
-    init_state = episode.states[0] if episode.init_state is None else episode.init_state
-    group.attrs.update(num_samples=len(episode), init_state=init_state, instruction=episode.instruction,
-                       target=episode.target, distractor=episode.distractor, objects=json.dumps(list(episode.objects)),
+    group.attrs.update(num_samples=len(episode), instruction=episode.instruction, target=episode.target,
+                       distractor=episode.distractor, objects=json.dumps(list(episode.objects)),
                        provenance=json.dumps(episode.provenance), model_file=episode.model_file)
+    if episode.init_state is not None or episode.states is not None:
+        group.attrs["init_state"] = episode.states[0] if episode.init_state is None else episode.init_state
 
 
 def _read_group(file: h5py.File, name: str, path: Path | str) -> Episode:
