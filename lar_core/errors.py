@@ -9,6 +9,10 @@ from collections.abc import Iterable
 class LarError(Exception):
     """Raised for every foreseeable failure; the command line prints it as one sentence and exits with code 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in a notebook in the place of a traceback."""
+        return [f"LarError: {self}"]
+
 
 def unknown(kind: str, name: object, choices: Iterable[object]) -> LarError:
     """Return (not raise) the error for a misspelt `name`, with the nearest valid choice."""

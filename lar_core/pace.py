@@ -1,0 +1,110 @@
+"""How long a step will take and how much memory it needs, said before it begins.
+
+Scaled from what one core of a 2-core Xeon took with the tiny model; a run that has begun is judged by its own speed.
+Most CPUs are within a factor of two of it. A GPU is faster, so there these are upper bounds.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from .config import RunConfig
+from .files import read_jsonl
+from .run import Run
+
+STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
+DEMO, FRAMES = 4.4, 110  # seconds of one demonstration on one core, and the steps it has
+SAMPLE = {"micro": 0.004, "tiny": 0.016}  # seconds of one training sample on one core
+CONTROL = 0.016  # seconds of one control step of one environment on one core, two pictures and the policy included
+STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
+LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done anything
+POLL = 0.2  # seconds
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and peak memory in GiB: of the GPU where there is one, else of this process and its workers."""
+
+    seconds: float
+    gib: float
+
+    def __str__(self) -> str:
+        return f"{duration(self.seconds)} and {self.gib:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `1 h 20 min`."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
+    """What is still to be done of each step of `run`, by name; training includes the blind control beside it."""
+    config, profile, cores = run.config, run.config.profile, cores or len(os.sched_getaffinity(0))
+    frames = profile.demos_per_task * len(profile.tasks) * FRAMES
+    data = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2) / 2**30  # rgb and segmentation, wrist
+    episodes = 4 * profile.episodes_per_task * len(profile.tasks)  # three instructions and the blind control
+    rollout = CONTROL * STEPS_NEEDED * profile.max_steps
+    return {
+        "demonstrations": Cost(START + DEMO * frames / FRAMES / cores, LIBRARIES * cores),
+        "training": Cost(START + _sample_seconds(run) * _samples_left(run, config) * 2 / min(2, cores),
+                         2 * (LIBRARIES + 2 * data)),  # episodes and data set are in memory at the same time
+        "saliency": Cost(START + 0.03 * profile.grounding_frames, LIBRARIES + 2 * data),
+        "rollouts": Cost(4 * START + rollout * episodes / cores, LIBRARIES * (1 + cores)),
+        "latency": Cost(3.0, LIBRARIES),
+    }
+
+
+def _sample_seconds(run: Run) -> float:
+    rows = read_jsonl(run.metrics)
+    if rows:
+        return rows[-1]["seconds"] / rows[-1]["step"] / run.config.profile.batch_size
+    return SAMPLE["micro" if run.config.profile.text_width < 64 else "tiny"]
+
+
+def _samples_left(run: Run, config: RunConfig) -> int:
+    rows = read_jsonl(run.metrics)
+    return 0 if run.trained else (config.steps - (rows[-1]["step"] if rows else 0)) * config.profile.batch_size
+
+
+class PeakMemory:
+    """`with PeakMemory() as peak: ...; peak.gib`: of the GPU, else of this process and the ones it started."""
+
+    def __enter__(self) -> PeakMemory:
+        self.gib, self._done = 0.0, threading.Event()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._done.wait(POLL):
+            self._look()
+
+    def _look(self) -> None:
+        now = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident()
+        self.gib = max(self.gib, now / 2**30)
+
+
+def _resident() -> int:
+    """Bytes in memory of this process and of all that it started."""
+    own, total = psutil.Process(), 0
+    for process in (own, *own.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.NoSuchProcess:  # it has just ended
+            continue
+    return total

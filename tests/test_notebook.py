@@ -1,0 +1,145 @@
+"""Where a notebook runs, how big, whose token, which folder; and that every refusal leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import types
+
+import pytest
+
+from lar_core import notebook
+from lar_core.config import make_config
+from lar_core.errors import LarError
+from lar_core.run import Run
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A work folder of its own, no token, no memory of earlier notebooks."""
+    for name in ("HF_TOKEN", "LAR_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LAR_WORK", str(tmp_path / "work"))
+    monkeypatch.setattr(notebook, "_mirrors", {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def colab(monkeypatch, tmp_path):
+    """A stand-in for google.colab: secrets that can be set, a Drive that can be mounted."""
+    secrets, package = {}, types.ModuleType("google.colab")
+    def mount(where):
+        os.makedirs(f"{where}/MyDrive", exist_ok=True)
+    package.userdata = types.SimpleNamespace(get=lambda name: secrets[name])
+    package.drive = types.SimpleNamespace(mount=mount)
+    monkeypatch.setitem(sys.modules, "google.colab", package)
+    monkeypatch.setattr(notebook, "on_colab", lambda: True)
+    monkeypatch.setattr(notebook, "DRIVE", tmp_path / "drive")
+    return types.SimpleNamespace(secrets=secrets, drive=package.drive, folder=tmp_path / "drive/MyDrive/la-reconvla")
+
+
+def test_without_a_gpu_the_tiny_profile_and_the_reason(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert notebook.choose_profile("auto") == "tiny"
+    said = capsys.readouterr().out
+    assert "no GPU" in said and "Profile tiny" in said and "set PROFILE" in said
+
+
+def test_on_colab_without_a_gpu_it_says_how_to_get_one(capsys, monkeypatch, colab):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert notebook.choose_profile("auto") == "tiny"
+    assert "Change runtime type" in capsys.readouterr().out
+
+
+def test_the_readers_choice_comes_first_then_the_environment(monkeypatch):
+    monkeypatch.setenv("LAR_PROFILE", "micro")
+    assert notebook.choose_profile("auto") == "micro" and notebook.choose_profile("small") == "small"
+
+
+def test_a_misspelt_profile_is_refused_with_the_nearest():
+    with pytest.raises(LarError, match="did you mean 'tiny'"):
+        notebook.choose_profile("tinny")
+
+
+def test_a_token_comes_from_colab_first_and_is_never_printed(capsys, monkeypatch, colab):
+    colab.secrets["HF_TOKEN"] = " hf_secret_of_colab\n"
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_environment")
+    assert notebook.sign_in() and os.environ["HF_TOKEN"] == "hf_secret_of_colab"
+    assert "secret" not in capsys.readouterr().out
+
+
+def test_without_a_token_the_three_steps_are_named(capsys, monkeypatch, colab):
+    monkeypatch.setattr(notebook, "getpass", lambda _: (_ for _ in ()).throw(EOFError()))
+    assert not notebook.sign_in()
+    said = capsys.readouterr().out
+    assert all(f"  {number}. " in said for number in (1, 2, 3)) and "huggingface.co/google/paligemma" in said
+
+
+def test_a_question_that_nobody_answers_gives_up(monkeypatch):
+    monkeypatch.setattr(notebook, "getpass", lambda _: time.sleep(30))
+    began = time.perf_counter()
+    assert not notebook.sign_in(patience=0.3)
+    assert time.perf_counter() - began < 5
+
+
+def test_the_run_is_opened_in_the_work_folder_and_says_what_is_done(here, capsys):
+    run = notebook.open_run("attention_mask", "micro")
+    assert os.getcwd() == str(here) and (here / "runs/attention_mask-micro-s0/config.yaml").exists()
+    assert "It is new" in capsys.readouterr().out
+    (run.path / "checkpoints/step_000008").mkdir(parents=True)
+    notebook.open_run("attention_mask", "micro")
+    assert "training 8 of 16 steps" in capsys.readouterr().out
+
+
+def test_on_colab_the_run_is_kept_on_drive_and_brought_back(here, colab, capsys):
+    notebook.open_run("attention_mask", "micro", drive=True)
+    notebook._mirrors[here][0].sync()
+    kept = colab.folder / "runs/attention_mask-micro-s0/config.yaml"
+    assert kept.exists()
+    (here / "runs/attention_mask-micro-s0/config.yaml").unlink()  # a new machine
+    notebook._mirrors.clear()
+    notebook.open_run("attention_mask", "micro", drive=True)
+    assert "1 files were brought back" in capsys.readouterr().out
+
+
+def test_a_drive_that_refuses_is_said_once(here, colab, capsys):
+    def refuse(_):
+        raise ValueError("mount failed")
+    colab.drive.mount = refuse
+    for _ in range(2):
+        notebook.open_run("attention_mask", "micro", drive=True)
+    assert capsys.readouterr().out.count("Google Drive is not there") == 1
+
+
+def test_a_run_that_is_there_is_used_and_else_a_small_one_is_trained(here, monkeypatch, capsys):
+    made = []
+    def train(run, data):
+        made.append(run)
+        run.final_checkpoint.mkdir(parents=True)
+    monkeypatch.setattr("lar_core.reproduce.train_policy", train)
+    quick = notebook.trained_run("attention_mask", "tiny")
+    assert quick.path.name.endswith("-quick") and quick.config.profile.samples == notebook.QUICK["samples"]
+    assert "A small one is trained now" in capsys.readouterr().out
+    assert notebook.trained_run("attention_mask", "tiny").path == quick.path and len(made) == 1
+    full = Run.open(make_config(profile="tiny"), here / "runs/attention_mask-tiny-s0")
+    full.final_checkpoint.mkdir(parents=True)
+    assert notebook.trained_run("attention_mask", "tiny").path.name == full.path.name
+
+
+def test_a_step_says_what_it_expects_and_what_it_took(here, capsys):
+    with notebook.step(notebook.open_run("attention_mask", "micro"), "latency"):
+        pass
+    said = capsys.readouterr().out
+    assert "Latency: 3 s and 1.0 GiB expected" in said and "it took 1 s" in said
+
+
+def test_out_of_memory_names_the_setting_to_lower_and_the_estimate(here):
+    with pytest.raises(LarError, match="expected: .* GiB.*lower batch_size"):
+        with notebook.step(notebook.open_run("attention_mask", "micro"), "training"):
+            raise MemoryError
+
+
+def test_an_error_of_ours_is_one_sentence_in_a_notebook():
+    assert LarError("Do this.")._render_traceback_() == ["LarError: Do this."]

@@ -1,0 +1,50 @@
+"""Expected time and memory, and what was really needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from lar_core import pace
+from lar_core.config import make_config
+from lar_core.files import append_jsonl
+from lar_core.run import Run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open(make_config(profile="tiny"), tmp_path / "run")
+
+
+def test_durations_read_as_one_says_them():
+    assert [pace.duration(s) for s in (0.2, 89, 100, 3600, 5000)] == ["1 s", "89 s", "2 min", "1 h 0 min", "1 h 23 min"]
+
+
+def test_every_step_has_a_cost_and_more_data_costs_more(run, tmp_path):
+    small = pace.expected(run, cores=2)
+    assert set(small) == set(pace.STEPS)
+    large = pace.expected(Run.open(make_config(profile="small"), tmp_path / "small"), cores=2)
+    for name in ("demonstrations", "training", "rollouts"):
+        assert large[name].seconds > 1.5 * small[name].seconds
+    assert pace.expected(run, cores=1)["demonstrations"].seconds > 1.8 * small["demonstrations"].seconds
+
+
+def test_a_run_that_has_begun_is_judged_by_its_own_speed(run):
+    append_jsonl(run.metrics, {"step": 250, "seconds": 1000.0})  # 4 s a step, 2000 steps to go
+    assert pace.expected(run, cores=2)["training"].seconds == pytest.approx(8000, rel=0.01)
+
+
+def test_peak_memory_sees_this_process_and_its_children():
+    with pace.PeakMemory() as nothing:
+        pass
+    with pace.PeakMemory() as peak:
+        block = np.ones(2**27 // 8)  # 128 MiB
+        child = subprocess.Popen([sys.executable, "-c", "x = bytearray(2**27); input()"], stdin=subprocess.PIPE)
+        time.sleep(1.0)
+        child.communicate(b"\n")
+        del block
+    assert 0.24 < peak.gib - nothing.gib < 0.5
