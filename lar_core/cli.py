@@ -32,6 +32,10 @@ STEPS: dict[str, tuple[str, str]] = {
     "latency": ("time one policy step", "Median and 95th percentile in milliseconds, replans and actions a second."),
     "report": ("write results.json and report.html from what is there",
                "Steps that have not been run are named in the report with the command that fills them."),
+    "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
+             "Weights as safetensors, settings, normalisation and a model card with the run's numbers beside its "
+             "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
+             "is the one of `hf auth login` or HF_TOKEN. REPO_ID stands first: `lar push me/bowls --run-dir DIR`."),
     "doctor": ("say what this machine has and what would run on it",
                "Checks Python, PyTorch, off-screen rendering, LIBERO and its assets, memory and disk."),
 }
@@ -70,6 +74,10 @@ def build_parser() -> argparse.ArgumentParser:
             _add_run_options(step)
         if name == "demos":
             step.add_argument("--workers", type=int, help="processes (default: one a core)")
+        if name == "push":
+            step.add_argument("repo_id", nargs="?", metavar="REPO_ID", help="OWNER/NAME on the hub; made where missing")
+            step.add_argument("--to", type=Path, metavar="FOLDER", help="export to this folder, upload nothing")
+            step.add_argument("--public", action="store_true", help="a new repository is public (default: private)")
         if name == "rollout":
             step.add_argument("--instructions", nargs="+", choices=("right", "blank", "swapped"), metavar="KIND",
                               default=["right"], help="right, blank, swapped")
@@ -164,6 +172,17 @@ def _report(arguments: argparse.Namespace) -> None:
     _print_report(_run_of(arguments))
 
 
+def _push(arguments: argparse.Namespace) -> None:
+    from . import share
+    if (arguments.repo_id is None) == (arguments.to is None):
+        raise LarError("Say where the policy goes: either a name on the hub, OWNER/NAME, or --to FOLDER.")
+    run = _run_of(arguments)
+    if arguments.to:
+        print(share.export(run, arguments.to))
+    else:
+        print(share.push(run, arguments.repo_id, private=not arguments.public))
+
+
 def _doctor(_: argparse.Namespace) -> None:
     from .doctor import examine
     if not examine():
@@ -179,7 +198,7 @@ def _print_report(run: Run) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reproduce": _reproduce, "demos": _demos, "train": _train, "saliency": _saliency, "rollout": _rollout,
-    "latency": _latency, "report": _report, "doctor": _doctor,
+    "latency": _latency, "report": _report, "push": _push, "doctor": _doctor,
 }
 
 if __name__ == "__main__":

@@ -92,9 +92,9 @@ def hub(tmp_path, monkeypatch):
     """A running stand-in to which huggingface_hub is pointed, with an empty cache and without a token."""
     with HubStandIn() as hub:
         home = tmp_path / "hf_home"
-        for name, value in {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN_PATH": str(home / "token"),
+        for name, value in {"ENDPOINT": hub.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": False,
                             "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
-                            "HF_HUB_OFFLINE": False}.items():
+                            "HF_TOKEN_PATH": str(home / "token")}.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,203 @@
+"""Policies for others: a trained run -> a folder or a hub repository -> the same policy again.
+
+    README.md           the model card
+    config.json         condition, profile, seed; the backbone's hub id and revision where it has one
+    model.safetensors   what the checkpoint holds: all weights, or only what was trained on top of the hub's
+    stats.json          normalisation of actions and proprioception
+    backbone/           the backbone's configuration and processor, in transformers' own format
+
+Nothing else leaves this machine: no optimiser state, no token, no weights that the hub has already.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import HTTPError as TransportError  # of httpx or httpx2, whichever the library stands on
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+
+from .config import Condition, Profile, RunConfig
+from .data.manifest import Entry, load_manifest
+from .data.stats import Stats
+from .errors import LarError, unknown
+from .evaluate.results import load_results
+from .files import atomic_path, read_jsonl, write_json, write_text
+from .model.backbone import Backbone
+from .model.policy import Policy, make_policy
+from .model.saliency import ATTENTION
+from .run import Run
+from .runtime import float_dtype
+from .train import prepare_backbone
+from .view.card import model_card
+
+FORMAT = 1  # of config.json
+REQUIRED = ("config.json", "model.safetensors", "stats.json", "backbone/config.json", "backbone/processor_config.json",
+            "backbone/tokenizer.json", "backbone/tokenizer_config.json")
+FILES = (*REQUIRED, "README.md", "backbone/model.safetensors")  # all that is ever uploaded or downloaded
+
+
+def export(run: Run, folder: Path | str, source: str | None = None) -> Path:
+    """Make `folder` out of a trained run; source: what the model card says to load (default: the folder's name).
+
+    Raises LarError for a run that is not trained, a backbone that others cannot have, or a folder that is not empty.
+    """
+    folder = Path(folder)
+    if not run.trained:
+        raise LarError(f"{run.path} holds no finished training: run `lar train` with the same settings first.")
+    if folder.exists() and any(folder.iterdir()):
+        raise LarError(f"{folder} is not empty: choose another folder, or delete it.")
+    base = base_model(run.config)
+    with atomic_path(folder) as temporary:
+        _write_backbone(run, temporary / "backbone")
+        shutil.copyfile(run.final_checkpoint / "model.safetensors", temporary / "model.safetensors")
+        Stats.load(run.stats).save(temporary / "stats.json")
+        write_json(temporary / "config.json", {"format": FORMAT, **asdict(run.config), "base_model": _named(base)})
+        write_text(temporary / "README.md", _card(run, base, source or folder.name))
+    return folder
+
+
+def push(run: Run, repo_id: str, private: bool = True) -> str:
+    """Export and upload to the hub, with the token that huggingface_hub finds; returns the commit's address.
+
+    Raises LarError when there is no token, or the upload fails.
+    """
+    if get_token() is None:
+        raise LarError("There is no Hugging Face token: make one that may write on huggingface.co/settings/tokens, "
+                       "then run `hf auth login` or set HF_TOKEN.")
+    with tempfile.TemporaryDirectory() as parent:
+        return upload(export(run, Path(parent) / "policy", source=repo_id), repo_id, private)
+
+
+def upload(folder: Path, repo_id: str, private: bool = True) -> str:
+    """Upload an exported folder. Raises LarError for a file that is none of FILES, before anything is sent."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.relative_to(folder).as_posix() not in FILES:
+            raise LarError(f"{path} is not part of a policy for others, so nothing was uploaded: remove it.")
+    api = HfApi()
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES),
+                                     commit_message="A policy made with LA-ReconVLA"))
+    except (TransportError, OSError, ValueError) as error:
+        raise LarError(f"{repo_id} could not be uploaded ({_first_line(error)}): check the connection, the name "
+                       "OWNER/NAME, and that the token may write there.") from error
+
+
+def from_pretrained(source: str | Path, *, revision: str | None = None,
+                    device: torch.device | str = "cpu") -> tuple[Policy, Stats]:
+    """The policy, in evaluation mode, and its scales, from an exported folder or a hub id (at `revision`).
+
+    Raises LarError when it cannot be had, is damaged, or is something else.
+    """
+    folder = Path(source) if Path(source).is_dir() else _download(str(source), revision)
+    config = _read_config(folder)
+    missing = [name for name in _required(config) if not (folder / name).is_file()]
+    if missing:
+        raise LarError(f"{folder} is not a whole policy ({missing[0]} is missing): export or download it again.")
+    policy = _untrained(folder, config, device)
+    try:
+        policy.load(folder / "model.safetensors")
+    except LarError as error:
+        raise LarError(f"The weights in {folder} are damaged or of another model: export or download them again."
+                       ) from error
+    return policy.to(device).eval(), Stats.load(folder / "stats.json")
+
+
+def base_model(config: RunConfig) -> Entry | None:
+    """The manifest's entry of the backbone; None for one that is made here ("tiny").
+
+    Raises LarError for a folder: nobody else has it, and its licence is not known.
+    """
+    name = config.profile.backbone
+    listed = {entry.id: entry for entry in load_manifest().values() if entry.kind == "weights"}
+    if name != "tiny" and name not in listed:
+        raise unknown("backbone of a policy for others", name, ["tiny", *listed])
+    return listed.get(name)
+
+
+def _write_backbone(run: Run, folder: Path) -> None:
+    """Configuration and processor; weights only where they are frozen and nobody else has them."""
+    source = prepare_backbone(run)
+    PaliGemmaConfig.from_pretrained(source).save_pretrained(folder)
+    PaliGemmaProcessor.from_pretrained(source).save_pretrained(folder)
+    if "backbone/model.safetensors" in _required(run.config):
+        shutil.copyfile(source / "model.safetensors", folder / "model.safetensors")
+
+
+def _required(config: RunConfig) -> tuple[str, ...]:
+    frozen_here = config.profile.backbone == "tiny" and config.profile.tune != "all"
+    return (*REQUIRED, "backbone/model.safetensors") if frozen_here else REQUIRED
+
+
+def _named(base: Entry | None) -> dict[str, str] | None:
+    return {"id": base.id, "revision": base.pinned_revision()} if base else None
+
+
+def _card(run: Run, base: Entry | None, source: str) -> str:
+    results = load_results(run.results) if run.results.exists() else None
+    rollouts = read_jsonl(run.path / "rollouts.jsonl") + read_jsonl(run.control / "rollouts.jsonl")
+    return model_card(run.config, base, results, rollouts, source)
+
+
+def _read_config(folder: Path) -> RunConfig:
+    """Of an exported folder. Raises LarError for any other folder, and for another revision of the backbone."""
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(f"format {values['format']!r}")
+        parts = {kind: {name: tuple(value) if isinstance(value, list) else value
+                        for name, value in values[kind].items()} for kind in ("condition", "profile")}
+        config = RunConfig(Condition(**parts["condition"]), Profile(**parts["profile"]), values["seed"])
+        base = values["base_model"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LarError(f"{folder} holds no policy of this version of lar_core (config.json: {_first_line(error)}): "
+                       "`lar push --to FOLDER --run-dir RUN` makes one.") from error
+    pinned = _named(base_model(config))
+    if base != pinned:
+        raise LarError(f"{folder} was trained on {base}, but this version of lar_core pins {pinned}: use the version "
+                       "that made it.")
+    return config
+
+
+def _untrained(folder: Path, config: RunConfig, device: torch.device | str) -> Policy:
+    """The policy around its backbone; where everything was trained, the weights that it began with are not needed."""
+    if config.profile.tune != "all":
+        return make_policy(config, prepare_backbone(Run(folder, config)), device)
+    try:
+        backbone = _unloaded_backbone(folder / "backbone", config, torch.device(device))
+    except (OSError, ValueError) as error:
+        raise LarError(f"{folder / 'backbone'} is damaged ({_first_line(error)}): export or download the policy again."
+                       ) from error
+    return Policy(backbone, config.condition, config.profile)
+
+
+def _unloaded_backbone(folder: Path, config: RunConfig, device: torch.device) -> Backbone:
+    vlm = PaliGemmaForConditionalGeneration._from_config(
+        PaliGemmaConfig.from_pretrained(folder), dtype=float_dtype(config.profile.precision, device),
+        attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"})
+    return Backbone(vlm, PaliGemmaProcessor.from_pretrained(folder), config.condition.saliency_layers)
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=list(FILES)))
+    except RevisionNotFoundError as error:
+        raise LarError(f"{repo_id} has no revision {revision!r}: its page on the hub lists its commits.") from error
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        raise LarError(f"{repo_id!r} is neither a folder here nor a model on the hub that you may read: check the "
+                       "spelling; for a private or gated one, set HF_TOKEN.") from error
+    except OSError as error:
+        raise LarError(f"{repo_id} could not be downloaded ({type(error).__name__}): check the connection and the "
+                       "free space on this disk.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
