@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from lar_core.data.demos import Episode
-from lar_core.view.explorer import HeatmapExplorer, metrics_table, presets, regions_of
+from lar_core.evaluate.attention import AttentionReader, Choice, compare, regions_of
+from lar_core.view.explorer import HeatmapExplorer, metrics_table, presets
+from lar_core.view.maps import by_head, by_word, maps
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 T = 4
@@ -100,3 +102,21 @@ def test_without_segmentation_nothing_is_scored(policy_of):
     explorer = HeatmapExplorer(policy_of().eval(), [episode(segmentation=None)])
     assert "no segmentation" in explorer.table.value and explorer.picture.value
     assert metrics_table({}) == explorer.table.value
+
+
+def test_choices_are_compared_on_the_same_frames_with_intervals_over_episodes(policy_of):
+    reader = AttentionReader(policy_of().eval())
+    choices = {"all": Choice(), "first layer": Choice(layers=(0,))}
+    scores = compare(reader, [episode(0), episode(1)], choices, frames=3)
+    assert set(scores) == set(choices) and scores["all"]["aos"].n == 2
+    assert scores["all"]["aos_uniform"] == scores["first layer"]["aos_uniform"]
+    assert scores["all"]["aos"] != scores["first layer"]["aos"] or scores["all"]["auc"] != scores["first layer"]["auc"]
+
+
+def test_maps_are_drawn_one_for_every_word_and_every_head(explorer):
+    image = episode().agentview_rgb[0]
+    attention = explorer.reader.read(image, SENTENCE)
+    assert len(by_word(attention)) == len(SENTENCE.split()) + 2
+    assert list(by_word(attention))[0] == "<bos>" and list(by_word(attention))[5] == "5 bowl"
+    assert list(by_head(attention))[-1] == "layer 2, head 1" and len(by_head(attention)) == 6
+    assert maps(image, attention, by_head(attention), columns=2, side=50).shape == (3 * 74, 110, 3)

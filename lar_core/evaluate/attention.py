@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
+from ..data.demos import Episode
 from ..errors import LarError, unknown
 from ..model.backbone import Backbone
 from ..model.masking import count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import SaliencyTap
 from . import grounding
+from .statistics import Interval, bootstrap_mean
 
 REDUCE = {"mean": np.mean, "max": np.max}
 BATCH = 16
@@ -167,6 +169,53 @@ def score(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> di
         "target_minus_distractor": grounding.target_minus_distractor(one, target, other),
     }
     return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def regions_of(episode: Episode, frame: int) -> np.ndarray | None:
+    """Pixels (2, H, W) bool of the named object and of the other bowl; None without segmentation."""
+    if episode.segmentation is None:
+        return None
+    numbers = [list(episode.objects).index(name) + 1 for name in (episode.target, episode.distractor)]
+    return np.stack([episode.segmentation[frame] == number for number in numbers])
+
+
+def coverage_of(episode: Episode, frame: int, patches: int) -> np.ndarray | None:
+    """Shares (2, P) of the patches that the two bowls cover; None without segmentation."""
+    regions, grid = regions_of(episode, frame), round(patches**0.5)
+    return None if regions is None else grounding.patch_coverage(regions, (grid, grid))
+
+
+def compare(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[str, Choice],
+            frames: int = 10) -> dict[str, dict[str, Interval]]:
+    """Score several choices on the same `frames` frames of every episode, each under its own instruction.
+
+    Returns, by choice and metric, the mean with its bootstrap interval over episodes; frames in which the object is
+    out of view do not count. Raises LarError for episodes without segmentation.
+    """
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in choices}
+    for episode in episodes:
+        moments = np.linspace(0, len(episode) - 1, min(frames, len(episode))).round().astype(int)
+        reader.prepare(episode.agentview_rgb[moments], episode.instruction)
+        attentions = [reader.read(episode.agentview_rgb[frame], episode.instruction) for frame in moments]
+        for name, choice in choices.items():
+            scores = [look(attention, choice, _seen(coverage_of(episode, frame, attention.values.shape[-1]))).metrics
+                      for frame, attention in zip(moments, attentions)]
+            rows[name].append({metric: _mean([score[metric] for score in scores]) for metric in scores[0]})
+    return {name: {metric: bootstrap_mean(values) for metric in means[0]
+                   if (values := [mean[metric] for mean in means if not np.isnan(mean[metric])])}
+            for name, means in rows.items()}
+
+
+def _seen(coverage: np.ndarray | None) -> np.ndarray:
+    if coverage is None:
+        raise LarError("These demonstrations have no segmentation, so nothing can be scored: record some with "
+                       "`lar demos`.")
+    return coverage
+
+
+def _mean(values: list[float]) -> float:
+    seen = [value for value in values if not np.isnan(value)]
+    return float(np.mean(seen)) if seen else float("nan")
 
 
 def image_share(attention: Attention) -> np.ndarray:

@@ -15,8 +15,7 @@ from IPython.display import display
 
 from ..data.demos import Episode
 from ..errors import LarError
-from ..evaluate.attention import AttentionReader, Choice, View, look
-from ..evaluate.grounding import patch_coverage
+from ..evaluate.attention import AttentionReader, Choice, View, coverage_of, look, regions_of
 from ..evaluate.rollout import BLANK
 from ..model.policy import Policy
 from ..sim.env import instruction
@@ -41,14 +40,6 @@ def presets(episode: Episode) -> dict[str, str]:
         swapped = OTHER_SENTENCE[task] if episode.target == BOWLS[0] else task
         sentences["the other bowl"] = instruction(swapped)
     return sentences
-
-
-def regions_of(episode: Episode, frame: int) -> np.ndarray | None:
-    """Pixels (2, H, W) of the named object and of the other bowl; None without segmentation."""
-    if episode.segmentation is None:
-        return None
-    numbers = [list(episode.objects).index(name) + 1 for name in (episode.target, episode.distractor)]
-    return np.stack([episode.segmentation[frame] == number for number in numbers])
 
 
 def compose(image: np.ndarray, view: View, regions: np.ndarray | None) -> np.ndarray:
@@ -186,8 +177,7 @@ class HeatmapExplorer:
     def look(self, frame: int, sentence: str, choice: Choice) -> View:
         """What a choice makes of one frame of the present episode."""
         attention = self.reader.read(self.episode.agentview_rgb[frame], sentence)
-        regions, grid = regions_of(self.episode, frame), round(attention.values.shape[-1] ** 0.5)
-        return look(attention, choice, None if regions is None else patch_coverage(regions, (grid, grid)))
+        return look(attention, choice, coverage_of(self.episode, frame, attention.values.shape[-1]))
 
 
 def _several(name: str, options: dict, chosen: Sequence, rows: int) -> widgets.SelectMultiple:

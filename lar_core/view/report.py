@@ -55,7 +55,7 @@ def summary_table(results: dict) -> str:
 
 def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     rows = []
-    for placements, label, _, successes, n, low, high in _success_bars(results):
+    for placements, label, _, successes, n, low, high in success_bars(results):
         rows.append((f"success, {label}", f"{successes}/{n}", f"{100 * low:.0f} to {100 * high:.0f} %", placements))
     grounding = results.get("grounding") or {}
     for metric in ("aos", "target_minus_distractor"):
@@ -136,11 +136,11 @@ def _success(results: dict) -> str:
     profile = results["run"]["config"]["profile"]
     note = (f"{profile.get('execute')} of {profile.get('chunk')} predicted actions are executed between two "
             f"inferences; an episode ends after {profile.get('max_steps')} steps.")
-    bars = picture("Success rates with Wilson intervals", figures.success_bars, _success_bars(results))
+    bars = picture("Success rates with Wilson intervals", figures.success_bars, success_bars(results))
     return section("Success", f"{bars}<p class=note>{text(note)}</p>{table}")
 
 
-def _success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, float]]:
+def success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, float]]:
     """Pooled rows in a fixed order: the policy, its changed instructions, then every other policy."""
     policy = results["run"]["condition"]
     others = dict.fromkeys(row["policy"] for row in results.get("rollouts") or [] if row["policy"] != policy)
