@@ -102,7 +102,7 @@ def fake_attempts(monkeypatch, failing) -> list[int]:
             yield threads
 
     monkeypatch.setattr(collecting, "_attempt", attempt)
-    monkeypatch.setattr(collecting, "_pool", pool)
+    monkeypatch.setattr(collecting, "pool", pool)
     return made
 
 

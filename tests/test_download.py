@@ -61,11 +61,17 @@ def test_the_pinned_revision_arrives_in_the_hubs_cache_once(repo):
     assert asked_for(repo, "a/first.bin") == asked_for(repo, "README.md") == 1
 
 
-def test_only_named_files_or_patterns_are_fetched(repo, lists):
-    lists(files=("a/first.bin",))
-    assert set(contents(download(KEY))) == {"a/first.bin"}
+def test_only_named_files_or_patterns_are_fetched(repo):
+    assert set(contents(download(KEY, ["a/first.bin"]))) == {"a/first.bin"}
     assert set(contents(download(KEY, ["a/*"]))) == {"a/first.bin", "a/second.bin"}
     assert not asked_for(repo, "README.md")
+
+
+def test_an_entry_that_lists_files_means_only_those(repo, lists):
+    lists(files=("a/first.bin",))
+    assert set(contents(download(KEY))) == {"a/first.bin"}
+    with pytest.raises(LarError, match="a/second.bin of someone/data is not listed in data_manifest.yaml, under a-key"):
+        download(KEY, ["a/first.bin", "a/second.bin"])
 
 
 def test_a_folder_of_ones_own_can_be_named(repo, tmp_path):

@@ -7,6 +7,7 @@ import yaml
 
 from lar_core.data.manifest import entry, load_manifest
 from lar_core.errors import LarError
+from lar_core.sim.libero_setup import task_names
 
 GOOD = {"key": "x", "kind": "weights", "id": "a/b", "repo_type": "model", "purpose": "p", "licence": "MIT",
         "revision": "0" * 40, "size_bytes": 3}
@@ -24,14 +25,16 @@ def test_the_projects_manifest_is_valid_and_names_the_backbone():
     assert {found.kind for found in load_manifest().values()} == {"weights", "demonstrations", "assets", "package data"}
 
 
-def test_the_demonstrations_of_three_spatial_tasks_are_listed():
-    files = entry("libero-spatial-demonstrations").files
-    assert len(files) == 3 and all(name.startswith("libero_spatial/") for name in files)
+def test_the_demonstrations_of_liberos_ten_spatial_tasks_are_listed_with_checksums():
+    listed = entry("libero-spatial-demonstrations")
+    assert listed.files == tuple(f"libero_spatial/{name}_demo.hdf5" for name in task_names())
+    assert set(listed.sha256) == set(listed.files)
 
 
-def test_an_unpinned_entry_cannot_be_downloaded():
-    with pytest.raises(LarError, match="lerobot/libero_spatial_image has no pinned revision"):
-        entry("libero-spatial-lerobot").pinned_revision()
+def test_an_unpinned_entry_cannot_be_downloaded(tmp_path):
+    unpinned = load_manifest(write(tmp_path, {**GOOD, "revision": None, "note": "not released"}))["x"]
+    with pytest.raises(LarError, match=r"a/b has no pinned revision .*\(not released\)"):
+        unpinned.pinned_revision()
     assert len(entry("libero-assets").pinned_revision()) == 40
 
 

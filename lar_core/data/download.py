@@ -34,12 +34,10 @@ def download(key: str, files: Sequence[str] | None = None, folder: Path | str | 
 
     files: paths in the repository, or patterns such as "meta/*"; None: those of the entry, or all if it names none.
     folder: where to put them; None: the hub's own cache (HF_HOME), which other programs share.
-    Raises LarError for an unknown or unpinned entry, a missing licence, token, network, file or disk space, and for a
-    checksum other than the manifest's or the hub's (the file is then deleted).
+    Raises LarError for an unknown or unpinned entry, an unlisted file, a missing licence, token, network, file or disk
+    space, and for a checksum other than the manifest's or the hub's (the file is then deleted).
     """
-    source = entry(key)
-    if source.repo_type == "package":
-        raise LarError(f"{key} is the Python package {source.id}: install it with pip, or run `make setup`.")
+    source = _source(key, files or ())
     patterns = list(files or source.files) or None
     where = {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": folder,
              "allow_patterns": patterns}
@@ -57,6 +55,17 @@ def download(key: str, files: Sequence[str] | None = None, folder: Path | str | 
             return Path(snapshot_download(source.id, **where))
         finally:
             _verify(source, {path: _sha256(source, file) for file in new if (path := _place(source, file, folder))})
+
+
+def _source(key: str, files: Sequence[str]) -> Entry:
+    """The manifest's entry, if `files` may be downloaded by it."""
+    source = entry(key)
+    if source.repo_type == "package":
+        raise LarError(f"{key} is the Python package {source.id}: install it with pip, or run `make setup`.")
+    if source.files and (unlisted := sorted(set(files) - set(source.files))):
+        raise LarError(f"{unlisted[0]} of {source.id} is not listed in data_manifest.yaml, under {key}: add it there, or "
+                       "ask for what is listed.")
+    return source
 
 
 def _listing(source: Entry, patterns: list[str] | None) -> list[RepoSibling]:

@@ -8,15 +8,8 @@ goes on from those files.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-import signal
-from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from functools import cache
+from concurrent.futures import FIRST_COMPLETED, wait
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -25,11 +18,10 @@ from ..config import Profile, RunConfig
 from ..data.demos import episode_count, merge_episodes, write_episode
 from ..errors import LarError
 from ..files import write_text
-from ..processes import end_with_parent
-from .env import SpatialEnv
 from .expert import run_expert
 from .libero_setup import task_names, use_assets
 from .placements import sample_scene
+from .workers import cores, environment, pool
 
 MOST_ATTEMPTS = 3  # times the number of demonstrations: an expert that fails more often is broken
 
@@ -50,7 +42,7 @@ def collect(config: RunConfig, data_dir: Path | str, *, workers: int | None = No
                 _check_count(path, config.profile.demos_per_task)
                 bar.update(config.profile.demos_per_task)
             else:
-                merge_episodes(_record_parts(config.profile, task, _parts_folder(path), workers or _cores(), bar), path)
+                merge_episodes(_record_parts(config.profile, task, _parts_folder(path), workers or cores(), bar), path)
             shutil.rmtree(_parts_folder(path), ignore_errors=True)
     return paths
 
@@ -72,14 +64,14 @@ def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: 
     folder.mkdir(parents=True, exist_ok=True)
     wanted, attempt, running = profile.demos_per_task, 0, set()
     bar.update(min(wanted, len(_succeeded(folder))))
-    with _pool(min(workers, wanted)) as pool:
+    with pool(min(workers, wanted)) as executor:
         while len(_succeeded(folder)) < wanted:
             while len(running) < min(workers, wanted - len(_succeeded(folder))):
                 if attempt >= MOST_ATTEMPTS * wanted + 10:
                     raise LarError(f"The scripted expert solved only {len(_succeeded(folder))} of {attempt} attempts "
                                    f"at task {task}, placement {profile.placement}: see scripts/check_expert.py.")
                 if not _part(folder, attempt).exists() and not _mark(folder, attempt).exists():
-                    running.add(pool.submit(_attempt, profile, task, folder, attempt))
+                    running.add(executor.submit(_attempt, profile, task, folder, attempt))
                 attempt += 1
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             bar.update(sum(future.result() for future in finished))
@@ -88,7 +80,7 @@ def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: 
 
 def _attempt(profile: Profile, task: int, folder: Path, attempt: int) -> bool:
     """In a worker process: make one attempt and leave its file; return whether it succeeded."""
-    env = _environment(task, profile.image_size, profile.wrist_size)
+    env = environment(task, profile.image_size, profile.wrist_size)
     scene = sample_scene(env, profile.placement, attempt)
     episode = run_expert(env, scene, profile.recovery_noise, seed=attempt)
     if episode is None:
@@ -96,30 +88,6 @@ def _attempt(profile: Profile, task: int, folder: Path, attempt: int) -> bool:
         return False
     write_episode(_part(folder, attempt), episode, bddl_file=env.stock.bddl_file_name)
     return True
-
-
-@cache
-def _environment(task: int, image_size: int, wrist_size: int) -> SpatialEnv:
-    """The one environment of this worker process."""
-    return SpatialEnv(task, image_size=image_size, wrist_size=wrist_size, segmentation=True)
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Worker processes for one task. On any exception, what runs is finished and saved, what waits is dropped."""
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise LarError("A recording process was killed, perhaps for lack of memory: run the same command again, with "
-                       "fewer workers; what was recorded is kept.") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    end_with_parent()
 
 
 def _parts_folder(path: Path) -> Path:
@@ -142,7 +110,3 @@ def _check_count(path: Path, wanted: int) -> None:
     if episode_count(path) != wanted:
         raise LarError(f"{path} has {episode_count(path)} episodes instead of {wanted}: delete it, "
                        "and it is recorded again.")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

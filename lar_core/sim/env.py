@@ -161,15 +161,13 @@ class SpatialEnv(gymnasium.Env):
 
     # --- the two ways to run -----------------------------------------------------------------------------------------
 
-    def _bddl(self) -> str:
-        return str(libero_setup.libero_root() / "bddl_files" / "libero_spatial" / f"{_task_name(self.task)}.bddl")
-
     def _make_fast(self):
         import robosuite
 
         from .fast import FastDomain
 
-        return FastDomain(bddl_file_name=self._bddl(), robots=["Panda"], initialization_noise=None, ignore_done=True,
+        return FastDomain(bddl_file_name=str(libero_setup.bddl_file(self.task)), robots=["Panda"],
+                          initialization_noise=None, ignore_done=True,
                           controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
                           use_camera_obs=False, has_offscreen_renderer=False, hard_reset=False)
 
@@ -177,8 +175,8 @@ class SpatialEnv(gymnasium.Env):
         from libero.libero.envs import OffScreenRenderEnv
 
         sizes = [self.image_size, self.wrist_size or self.image_size]
-        self._wrapper = OffScreenRenderEnv(bddl_file_name=self._bddl(), camera_names=list(_CAMERAS), ignore_done=True,
-                                           camera_heights=sizes, camera_widths=sizes)
+        self._wrapper = OffScreenRenderEnv(bddl_file_name=str(libero_setup.bddl_file(self.task)), ignore_done=True,
+                                           camera_names=list(_CAMERAS), camera_heights=sizes, camera_widths=sizes)
         return self._wrapper.env
 
     def _reset_stock(self) -> None:

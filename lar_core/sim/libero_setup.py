@@ -20,7 +20,6 @@ from unittest import mock
 
 import yaml
 
-from ..data.manifest import entry
 from ..errors import LarError
 from ..files import write_text
 from .assets import ARENA, MODELS, TEXTURES, standin_folder, standin_pack
@@ -96,6 +95,11 @@ def task_names() -> tuple[str, ...]:
     return tuple(suites["libero_spatial"])
 
 
+def bddl_file(task: int) -> Path:
+    """LIBERO's description of a task."""
+    return libero_root() / "bddl_files" / "libero_spatial" / f"{task_names()[task]}.bddl"
+
+
 def use_assets(choice: str | Path | None = None) -> dict[str, str]:
     """Point LIBERO at a set of assets and say which: {"name": "standin" | "official", "sha256": ...}.
 
@@ -118,7 +122,9 @@ def resolve_assets(choice: str | Path | None = None) -> Path:
     if choice == "standin":
         return standin_pack()
     if choice == "hub":
-        return _download()
+        from ..data.download import download  # the hub's library is slow to import, and every worker would
+
+        return download("libero-assets", folder=_hub_copy())
     if choice:
         return Path(choice).resolve()
     copies = (libero_root() / "assets", _hub_copy())
@@ -127,18 +133,6 @@ def resolve_assets(choice: str | Path | None = None) -> Path:
 
 def _hub_copy() -> Path:
     return Path.home() / ".cache" / "libero" / "assets"  # LIBERO's own download lands here too
-
-
-def _download() -> Path:
-    from huggingface_hub import snapshot_download
-
-    source = entry("libero-assets")
-    revision = source.pinned_revision()
-    try:
-        return Path(snapshot_download(source.id, revision=revision, local_dir=_hub_copy()))
-    except Exception as error:
-        raise LarError(f"LIBERO's assets could not be downloaded from {source.id} ({error}): check the connection, "
-                       "or set LAR_LIBERO_ASSETS to a folder that has them, or to `standin`.") from error
 
 
 @cache

@@ -1,0 +1,244 @@
+"""Other people's demonstrations become files like our own: same batches for the same content, resized or rendered again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_demos import make_episode
+from test_lerobot import content, write_lerobot
+
+from lar_core.config import make_config
+from lar_core.data import download as downloading
+from lar_core.data.dataset import DemoDataset, load_split
+from lar_core.data.demos import merge_episodes, read_episodes, read_provenance, write_episode
+from lar_core.data.manifest import entry
+from lar_core.data.stats import Stats
+from lar_core.errors import LarError
+from lar_core.sim import demonstrations as module
+from lar_core.sim.demonstrations import KEYS, converted_paths, demonstrations
+from lar_core.sim.env import SpatialEnv, instruction
+from lar_core.sim.libero_setup import bddl_file, task_names
+from lar_core.sim.rerender import render_again
+
+SIZES = {"size": 64, "wrist": 32}  # those of the micro profile
+
+
+def write_official(path, episodes):
+    """As LIBERO's scripts/create_dataset.py writes: each row holds an action and what was seen *after* it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        sentence = episodes[0].instruction.replace("pick up the", "Pick the akita")  # as LIBERO's task files have it
+        data.attrs["problem_info"] = json.dumps({"language_instruction": sentence})
+        for number, episode in enumerate(episodes):
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs.update(num_samples=len(episode) + 1, model_file=episode.model_file)
+            for name in ("actions", "states"):
+                rows = getattr(episode, name)
+                demo[name] = np.concatenate([rows[:1], rows])
+            for name in ("ee_pos", "ee_ori", "gripper_states", "joint_states", "agentview_rgb", "eye_in_hand_rgb"):
+                rows = np.concatenate([getattr(episode, name), getattr(episode, name)[-1:]])
+                demo[f"obs/{name}"] = rows[:, ::-1, ::-1] if name.endswith("rgb") else rows
+        data.attrs["num_demos"] = len(episodes)
+
+
+def file_name(task: int) -> str:
+    return f"libero_spatial/{task_names()[task]}_demo.hdf5"
+
+
+def episodes_of(task: int, count: int = 3, **sizes):
+    return [replace(content(seed, instruction(task), **(SIZES | sizes)), states=make_episode(5 + seed).states,
+                    joint_states=make_episode(5 + seed).joint_states) for seed in range(count)]
+
+
+@pytest.fixture
+def threads(monkeypatch):
+    """Threads instead of worker processes: for tests that do not render."""
+    @contextmanager
+    def pool(workers):
+        with ThreadPoolExecutor(workers) as executor:
+            yield executor
+    monkeypatch.setattr(module, "pool", pool)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """The manifest without checksums, since these tests make up the contents."""
+    monkeypatch.setattr(downloading, "entry", lambda key: replace(entry(key), sha256=None))
+
+
+def make(tmp_path, **changes):
+    config = make_config(profile="micro", **{"demos_per_task": 3, **changes})
+    return demonstrations(config, tmp_path, workers=2, progress=False)
+
+
+def batches(paths):
+    train, heldout = load_split(paths, 0.3, seed=0)
+    dataset = DemoDataset(train + heldout, Stats.of(train), image_size=64, wrist_size=32, chunk=4)
+    return dataset.batch(range(len(dataset)))
+
+
+@pytest.fixture
+def our_batches(tmp_path):
+    parts = [tmp_path / f"{number}.hdf5" for number in range(3)]
+    for part, episode in zip(parts, episodes_of(5)):
+        write_episode(part, episode, bddl_file=bddl_file(5))
+    merge_episodes(parts, tmp_path / "ours.hdf5")
+    return batches([tmp_path / "ours.hdf5"])
+
+
+@pytest.mark.parametrize("demos", ["official", "lerobot"])
+def test_batches_equal_those_of_our_own_files_for_the_same_content(tmp_path, threads, our_batches, demos):
+    if demos == "official":
+        write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    else:
+        write_lerobot(tmp_path / "lerobot", episodes_of(5), "v3.0")
+    theirs = batches(make(tmp_path, demos=demos))
+    assert set(theirs) == set(our_batches)
+    assert theirs.pop("instructions") == our_batches.pop("instructions")
+    assert all(torch.equal(theirs[name], our_batches[name]) for name in theirs)
+
+
+def test_only_the_files_of_the_profiles_tasks_are_fetched_and_once(tmp_path, threads, unchecked, hub):
+    for task in (2, 5, 8):
+        write_official(tmp_path / "hub" / file_name(task), episodes_of(task))
+    files = {file_name(task): (tmp_path / "hub" / file_name(task)).read_bytes() for task in (2, 5, 8)}
+    source = entry(KEYS["official"])
+    hub.add(source.id, files, repo_type="dataset", commit=source.revision)
+    paths = make(tmp_path, demos="official", tasks=(5, 2))
+    assert [path.name for path in paths] == [file_name(task).split("/")[1] for task in (5, 2)]
+    assert [next(read_episodes(path)).instruction for path in paths] == [instruction(5), instruction(2)]
+    assert sorted(line.rsplit("/", 1)[1] for line in hub.log if "GET" in line and "/resolve/" in line) == sorted(
+        file_name(task).split("/")[1] for task in (2, 5))
+    asked = len(hub.log)
+    assert make(tmp_path, demos="official", tasks=(5, 2)) == paths and len(hub.log) == asked
+    assert read_provenance(paths[0])["revision"] == source.revision
+
+
+def test_of_lerobots_copy_the_metadata_and_the_files_of_the_tasks_are_fetched(tmp_path, threads, unchecked, hub):
+    write_lerobot(tmp_path / "hub", [*episodes_of(3, 2), *episodes_of(5, 2), *episodes_of(8, 2)], "v3.0")
+    files = {str(path.relative_to(tmp_path / "hub")): path.read_bytes() for path in (tmp_path / "hub").rglob("*.*")}
+    source = entry(KEYS["lerobot"])
+    hub.add(source.id, files, repo_type="dataset", commit=source.revision)
+    (path,) = make(tmp_path, demos="lerobot")
+    assert [episode.instruction for episode in read_episodes(path)] == [instruction(5)] * 2
+    assert {line.rsplit("/", 1)[1] for line in hub.log if "GET" in line and "/data/" in line} == {"file-001.parquet"}
+
+
+def test_another_size_is_resized_and_the_choice_is_recorded(tmp_path, threads):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5, size=128, wrist=128))
+    episodes = list(read_episodes(make(tmp_path, demos="official")[0]))
+    assert {episode.agentview_rgb.shape[1:3] for episode in episodes} == {(64, 64)}
+    assert {episode.eye_in_hand_rgb.shape[1:3] for episode in episodes} == {(32, 32)}
+    made = episodes[1].provenance
+    assert (made["source"], made["images"], made["recorded_sizes"], made["episode"]) == (
+        "official", "resized", [128, 128], 1)
+    assert made["revision"].startswith("local")
+
+
+def test_at_most_the_demonstrations_asked_for_are_taken_in_order(tmp_path, threads):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5, 4))
+    assert [len(episode) for episode in read_episodes(make(tmp_path, demos="official", demos_per_task=2)[0])] == [5, 6]
+    assert len(list(read_episodes(make(tmp_path, demos="official", demos_per_task=9)[0]))) == 4
+
+
+def test_what_was_converted_before_a_kill_is_not_converted_again(tmp_path, threads, monkeypatch):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    convert = module._make_part
+
+    def killed_at_the_second(profile, task, origin, number, part):
+        if number == 1:
+            raise KeyboardInterrupt
+        convert(profile, task, origin, number, part)
+    monkeypatch.setattr(module, "_make_part", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, demos="official")
+    made = []
+    monkeypatch.setattr(module, "_make_part", lambda *job: (made.append(job[3]), convert(*job)))
+    (path,) = make(tmp_path, demos="official")
+    assert 0 not in made and 1 in made
+    assert [episode.provenance["episode"] for episode in read_episodes(path)] == [0, 1, 2]
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no parts are left
+
+
+def test_a_disk_too_small_for_all_is_noticed_after_the_first(tmp_path, threads, monkeypatch):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
+    with pytest.raises(LarError, match="Converting the demonstrations of task 5 takes .* GB in .*demos"):
+        make(tmp_path, demos="official")
+    assert [part.name for part in tmp_path.rglob("demo_*.hdf5")] == ["demo_00000.hdf5"]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"demos": "official", "placement": "wide"}, "recorded at official placements, but placement is 'wide'"),
+    ({"demos": "lerobot", "render_demos": True}, "no simulator states to render again from"),
+])
+def test_what_the_origin_cannot_serve_is_refused(tmp_path, changes, message):
+    with pytest.raises(LarError, match=message):
+        make(tmp_path, **changes)
+
+
+def test_a_task_that_the_manifest_does_not_list_is_refused(tmp_path, monkeypatch, hub):
+    monkeypatch.setattr(downloading, "entry", lambda key: replace(entry(key), files=(file_name(2),)))
+    with pytest.raises(LarError, match="on_the_ramekin.* is not listed in data_manifest.yaml"):
+        make(tmp_path, demos="official")
+
+
+def test_every_setting_that_changes_the_files_changes_their_path(tmp_path):
+    official = {"demos": "official"}
+    changes = [{"image_size": 128}, {"wrist_size": 16}, {"demos_per_task": 3}, {"demos": "lerobot"}, {"tasks": (3,)},
+               {"render_demos": True}]
+    profiles = [make_config(profile="micro", **(official | change)).profile for change in [{}, *changes]]
+    paths = {path for profile in profiles for path in converted_paths(profile, tmp_path).values()}
+    assert len(paths) == 1 + len(changes)
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """A real demonstration at two sizes: 12 steps of the simulator, with the cabinet where seed 7 puts it."""
+    env, rng = SpatialEnv(5, image_size=128, wrist_size=128, segmentation=True), np.random.default_rng(0)
+    observation, _ = env.reset(seed=7)
+    rows = []
+    for _ in range(12):
+        action = np.append(rng.uniform(-1, 1, 6), -1.0)
+        env.set_state(env.state())  # a step ends with poses that lag one substep behind the state
+        small = {"small": env.render_camera("agentview", 64), "seen": env.segment(64),
+                 "hand": env.render_camera("robot0_eye_in_hand", 32)}
+        rows.append(observation | small | {"actions": action, "states": env.state()})
+        observation, *_ = env.step(action)
+    model_file = env.stock.sim.model.get_xml()
+    env.close()
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, model_file
+
+
+def test_rendered_again_the_pictures_are_those_that_the_simulator_drew(tmp_path, recorded):
+    arrays, model_file = recorded
+    names = ("actions", "states", "agentview_rgb", "eye_in_hand_rgb", "ee_pos", "ee_ori", "gripper_states",
+             "joint_states")
+    episode = replace(make_episode(), **{name: arrays[name] for name in names}, segmentation=None, objects=(),
+                      target="", distractor="", model_file=model_file)
+    write_official(tmp_path / "official" / file_name(5), [episode])
+    (path,) = make(tmp_path, demos="official", render_demos=True)
+    (made,) = read_episodes(path)
+    np.testing.assert_array_equal(made.states, arrays["states"])
+    np.testing.assert_array_equal(made.agentview_rgb, arrays["small"])
+    np.testing.assert_array_equal(made.eye_in_hand_rgb, arrays["hand"])
+    np.testing.assert_array_equal(made.segmentation, arrays["seen"])
+    assert made.objects[0] == made.target == "akita_black_bowl_1" and made.distractor == "akita_black_bowl_2"
+    assert (made.provenance["images"], made.provenance["assets"]["name"]) == ("rendered", "standin")
+
+
+def test_without_states_or_scene_description_nothing_is_rendered(recorded):
+    env = SpatialEnv(5, image_size=64, wrist_size=32)
+    for missing, message in (({"states": None}, "no simulator states"), ({"model_file": ""}, "where wooden_cabinet_1")):
+        with pytest.raises(LarError, match=message):
+            render_again(env, replace(make_episode(), **({"model_file": recorded[1]} | missing)))
+    env.close()
