@@ -61,6 +61,7 @@ class Profile:
     tune: str = "all"  # what of the backbone learns: all of it, LoRA in every layer, LoRA or all weights in the top
     top_layers: int = 3  # how many of the last layers lora_top and full_top train; the head's tokens join below them
     lora_rank: int = 16
+    act_precision: str = "auto"  # of rollouts and latency: auto takes 16-bit floats on a GPU where they fit
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
     cache: bool = False  # compute what the frozen lower layers give once, and train the top from disk
     # MAE decoder
@@ -149,6 +150,10 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
 )}
 
 _TINY = Profile()
+_T4 = replace(_TINY, backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14,
+              vision_width=1152, vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8",
+              tune="lora_top", cache=True, decoder_width=256, decoder_heads=8, tasks=(2, 5, 8), samples=36_000,
+              batch_size=8, learning_rate=2e-4, grounding_frames=600)
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
     replace(_TINY, name="micro", vision_width=32, vision_layers=2, text_width=32, text_layers=3, attention_heads=2,
             decoder_width=32, decoder_layers=2, decoder_heads=2, image_size=64, wrist_size=32, demos_per_task=2,
@@ -157,6 +162,8 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
     _TINY,
     replace(_TINY, name="small", tasks=(2, 5, 8), samples=96_000, batch_size=32, checkpoint_every=200,
             grounding_frames=600),
+    replace(_T4, name="t4"),
+    replace(_T4, name="full", precision="bf16", tune="lora_all", cache=False, checkpointing=True, batch_size=16),
 )}
 
 
@@ -189,6 +196,10 @@ def validate(config: RunConfig) -> None:
         ("mask grid", condition.mask_grid, ("native", "essay")),
         ("reconstruction target", condition.recon_target, ("normalised", "raw")),
         ("placement", profile.placement, PLACEMENTS),
+        ("demonstrations", profile.demos, DEMOS),
+        ("precision", profile.precision, PRECISIONS),
+        ("precision", profile.act_precision, ("auto", *PRECISIONS)),
+        ("way to tune", profile.tune, TUNES),
         *(("task", task, range(10)) for task in profile.tasks),
     ):
         if name not in choices:
@@ -200,6 +211,7 @@ def validate(config: RunConfig) -> None:
 
 def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
     return [
+        *_impossible_tuning(condition, profile),
         ((condition.mask_source == "none") != (condition.reconstructor == "none"),
          f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
          f"{condition.reconstructor!r}: a reconstructor needs a mask, and a mask needs a reconstructor."),
@@ -216,6 +228,31 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
         (profile.demos_per_task < 2, "demos_per_task must be at least 2: one to train on and one to hold out."),
         (not 1 <= condition.saliency_layers <= profile.text_layers,
          f"saliency_layers is {condition.saliency_layers}, but the language model has {profile.text_layers} layers."),
+    ]
+
+
+def _impossible_tuning(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
+    only_top = profile.tune in ("lora_top", "full_top")
+    return [
+        (profile.tune == "all" and profile.precision != "fp32",
+         f"tune=all trains every weight, which needs precision=fp32, not {profile.precision}: choose lora_all, lora_top "
+         "or full_top."),
+        (not 1 <= profile.top_layers <= profile.text_layers,
+         f"top_layers is {profile.top_layers}, but the language model has {profile.text_layers} layers."),
+        (only_top and condition.saliency_layers > profile.top_layers,
+         f"saliency_layers is {condition.saliency_layers}, but only the last {profile.top_layers} layers are trained and see "
+         "the head's tokens: raise top_layers, or read fewer layers."),
+        (profile.cache and not only_top,
+         f"The feature cache keeps what frozen layers give, but tune={profile.tune} trains all of them: set cache=false, "
+         "or tune=lora_top or full_top."),
+        (profile.cache and condition.mask_input,
+         "mask_input runs every image a second time with other pixels hidden at each step, so the frozen layers' output "
+         "is never the same twice: set cache=false."),
+        (profile.cache and profile.shift > 0,
+         "shift moves the pixels at every step, so the frozen layers' output is never the same twice: set cache=false, or "
+         "shift=0."),
+        (profile.lora_rank < 1, f"lora_rank is {profile.lora_rank}, but must be at least 1."),
+        (profile.shift < 0, f"shift is {profile.shift} pixels, but must not be negative."),
     ]
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from .config import CONDITIONS, RunConfig
 from .errors import LarError
@@ -37,14 +38,16 @@ def make_demos(config: RunConfig, data: Path = DATA, workers: int | None = None)
 
 def train_policy(run: Run, data: Path = DATA) -> None:
     """Train the run's policy (demonstrations are recorded first where they are missing)."""
-    train(run, make_demos(run.config, data))
+    with PartialState().main_process_first():  # one of several processes records, the others wait
+        demos = make_demos(run.config, data)
+    train(run, demos, data)
 
 
 def train_control(run: Run, data: Path = DATA) -> Run:
     """Train the blind control of a run with the same recipe and seed; returns its run."""
     config = replace(run.config, condition=CONDITIONS["blind"])
     control = Run.open(config, run.control)
-    train(control, make_demos(config, data), line=1)
+    train(control, make_demos(config, data), data, line=1)
     return control
 
 
@@ -60,7 +63,7 @@ def train_side_by_side(run: Run, data: Path = DATA) -> None:
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(max(1, threads // 2))
-        train(run, demos)
+        train(run, demos, data)
     except KeyboardInterrupt:
         os.kill(control.pid, signal.SIGINT)  # a terminal's Ctrl-C has reached it already, a plain `kill -INT` has not
         raise

@@ -12,6 +12,9 @@ import transformers
 from .errors import LarError
 
 
+ACTING_BYTES = 8 * 10**9  # PaliGemma-3B in 16 bit with room for one policy step
+
+
 def device() -> torch.device:
     """The GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -35,6 +38,22 @@ def float_dtype(precision: str, on: torch.device) -> torch.dtype:
         raise LarError(f"{torch.cuda.get_device_name(on)} has no bf16 in hardware and would emulate it slowly: "
                        "set precision=fp16.")
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def act_precision(asked: str, trained: str, on: torch.device) -> str:
+    """Precision for acting. "auto": quantised weights become 16-bit floats on a GPU with room for them, because 8 bit
+    saves memory and costs time; elsewhere what the policy was trained with."""
+    if asked != "auto":
+        return asked
+    if trained not in ("int8", "nf4") or on.type == "cpu" or torch.cuda.mem_get_info(on)[0] < ACTING_BYTES:
+        return trained
+    return "bf16" if native_bf16(on) else "fp16"
+
+
+def mixed_precision(precision: str, on: torch.device) -> str:
+    """What accelerate is told: the number type of matrix products in training; weights that learn stay in fp32."""
+    kinds = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
+    return kinds[float_dtype(precision, on)] if on.type == "cuda" else "no"
 
 
 def device_name() -> str:

@@ -12,60 +12,72 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 from tqdm import tqdm
 from transformers import get_cosine_schedule_with_warmup
 
 from .config import RunConfig
+from .data.augment import shift_images
+from .data.cache import FeatureCache, weights_identity
 from .data.dataset import DemoDataset, FrameSampler, load_split
 from .data.demos import Episode
-from .data.manifest import load_manifest
 from .data.stats import Stats
-from .errors import LarError, unknown
-from .files import append_jsonl, atomic_path, read_jsonl
-from .model.offline import build_tiny
-from .model.draws import Draws
+from .errors import LarError
+from .files import append_jsonl, read_jsonl, write_json
+from .draws import Draws
 from .model.losses import gradient_norm
+from .model.loading import settle
 from .model.policy import Policy, make_policy
-from .run import Run
+from .model.ranges import activation_ranges, too_large
+from .run import DATA, Run
+from .runtime import act_precision, device, float_dtype, mixed_precision
+from .weights import prepare_backbone
 
 LOG_EVERY = 10  # steps
 GRADIENTS_EVERY = 50  # steps; two more backward passes each time
 KEEP = 2  # checkpoints
 
 
-def train(run: Run, demos: list[Path], line: int = 0) -> Policy:
-    """Train `run`'s policy on demonstration files and return it; a finished run is only loaded.
+def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None:
+    """Train `run`'s policy on demonstration files; a finished run is left as it is.
 
-    line: where on the terminal the progress bar goes, for trainings that run side by side.
+    data: the folder that holds the feature cache, where the profile asks for one. line: where on the terminal the
+    progress bar goes, for trainings that run side by side. Under `accelerate launch` every process calls this.
 
     Raises LarError for bad demonstrations, a damaged checkpoint or a loss that is not finite.
     """
     if run.trained:
-        return load_policy(run)[0]
+        return
     episodes, _ = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
     stats = Stats.of(episodes)
-    stats.save(run.stats)
-    trainer = Trainer(run, make_dataset(episodes, stats, run.config))
+    if PartialState().is_main_process:
+        stats.save(run.stats)
+    trainer = Trainer(run, make_dataset(episodes, stats, run.config), data)
     trainer.resume()
     with _interruptible() as interrupted:
         trainer.run_steps(interrupted, line)
-    return trainer.policy
 
 
-def load_policy(run: Run, device: torch.device | str = "cpu") -> tuple[Policy, Stats]:
-    """The trained policy of a run, in evaluation mode. Raises LarError when training is not finished."""
+def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats]:
+    """The trained policy of a run, ready to act. Raises LarError when training is not finished."""
     if not run.trained:
         raise LarError(f"{run.path} holds no finished training: run `lar train` with the same settings first.")
-    policy = make_policy(run.config, prepare_backbone(run))
+    policy = make_policy(acting(run.config, torch.device(on)), prepare_backbone(run), on)
     policy.load(run.final_checkpoint / "model.safetensors")
-    return policy.to(device).eval(), Stats.load(run.stats)
+    settle(policy.backbone)
+    return policy.eval(), Stats.load(run.stats)
+
+
+def acting(config: RunConfig, on: torch.device) -> RunConfig:
+    """The configuration at the precision in which its policy acts on this device."""
+    profile = config.profile
+    precision = act_precision(profile.act_precision, profile.precision, on)
+    return replace(config, profile=replace(profile, precision=precision, checkpointing=False))
 
 
 def make_dataset(episodes: list[Episode], stats: Stats, config: RunConfig) -> DemoDataset:
@@ -81,84 +93,157 @@ def to_device(batch: dict, device: torch.device) -> dict:
 
 
 class Trainer:
-    """One training run: policy, optimiser, schedule and how far it has come."""
+    """One training run: policy, optimiser, schedule and how far it has come; in every process that shares it."""
 
-    def __init__(self, run: Run, dataset: DemoDataset):
+    def __init__(self, run: Run, dataset: DemoDataset, data: Path = DATA):
         self.run, self.config, self.dataset = run, run.config, dataset
         profile = run.config.profile
+        self.accelerator = Accelerator(mixed_precision=mixed_precision(profile.precision, device()))
+        self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
+        if profile.batch_size % self.ranks:
+            raise LarError(f"batch_size is {profile.batch_size}, which {self.ranks} processes cannot share equally: choose "
+                           f"a multiple of {self.ranks}.")
         self.sampler = FrameSampler(len(dataset), profile.batch_size, run.config.seed)
-        policy = make_policy(run.config, prepare_backbone(run))
-        optimiser = torch.optim.AdamW(policy.parameters(), lr=profile.learning_rate, betas=(0.9, 0.95),
+        with self.accelerator.main_process_first():
+            folder = prepare_backbone(run)
+        policy = make_policy(run.config, folder, self.accelerator.device)
+        self.cache = self._features(policy, folder, data) if profile.cache else None
+        optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=profile.weight_decay, fused=True)
-        schedule = get_cosine_schedule_with_warmup(optimiser, round(profile.warmup_fraction * run.config.steps),
-                                                   run.config.steps)
-        self.accelerator = Accelerator()
-        self.policy, self.optimiser, self.schedule = self.accelerator.prepare(policy, optimiser, schedule)
+        self.schedule = get_cosine_schedule_with_warmup(optimiser, round(profile.warmup_fraction * run.config.steps),
+                                                        run.config.steps)
+        self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.step, self.seconds = 0, 0.0
+
+    @property
+    def bare(self) -> Policy:
+        """The policy without what accelerate has put around it."""
+        return self.accelerator.unwrap_model(self.policy)
 
     def run_steps(self, interrupted: list, line: int = 0) -> None:
         """Train from the current step to the last one, logging and saving on the way."""
         self.policy.train()
-        total, every = self.config.steps, self.config.profile.checkpoint_every
+        total, every, main = self.config.steps, self.config.profile.checkpoint_every, self.accelerator.is_main_process
         label = f"training {self.config.condition.name}"
-        with tqdm(total=total, initial=self.step, desc=label, unit="step", position=line) as bar:
+        with tqdm(total=total, initial=self.step, desc=label, unit="step", position=line, disable=not main) as bar:
             while self.step < total:
                 began = time.perf_counter()
                 row = self.one_step()
                 self.seconds += time.perf_counter() - began
-                if self.step % LOG_EVERY == 0 or self.step == total:
+                if main and (self.step % LOG_EVERY == 0 or self.step == total):
                     append_jsonl(self.run.metrics, {**row, "seconds": round(self.seconds, 2)})
                     bar.set_postfix(action=f"{row['action']:.3f}", recon=f"{row['recon']:.3f}")
-                if self.step % every == 0 or self.step == total or interrupted:
+                stopping = self._anywhere(interrupted)
+                if self.step % every == 0 or self.step == total or stopping:
                     self.save()
-                if interrupted:
+                if stopping:
                     raise KeyboardInterrupt
                 bar.update()
 
     def one_step(self) -> dict[str, float]:
         """One optimiser step; returns the row for metrics.jsonl."""
-        batch = to_device(self.dataset.batch(self.sampler.batch_indices(self.step)), self.accelerator.device)
-        draws = Draws(self.config.seed * 1_000_003 + self.step)
-        losses = self.policy(batch, draws)
-        if not math.isfinite(losses["loss"].item()):
-            raise LarError(f"The loss became {losses['loss'].item()} at step {self.step}: lower learning_rate, and "
-                           f"look at {self.run.metrics} for when it began to grow.")
-        row = {name: value.item() for name, value in losses.items()}
+        batch, draws = self.batch(self.step)
+        losses = self._losses(batch, draws)
+        row = {name: self.accelerator.reduce(value.detach(), "mean").item() for name, value in losses.items()}
+        if not math.isfinite(row["loss"]):
+            raise LarError(f"The loss became {row['loss']} at step {self.step}: lower learning_rate, and look at "
+                           f"{self.run.metrics} for when it began to grow{self._ranges_hint()}.")
         if self.step % GRADIENTS_EVERY == GRADIENTS_EVERY - 1:
             row |= self._gradients(losses)
         self.accelerator.backward(losses["loss"])
-        self.accelerator.clip_grad_norm_(self.policy.parameters(), self.config.profile.clip_norm)
+        self.accelerator.clip_grad_norm_(self.bare.trained().values(), self.config.profile.clip_norm)
         self.optimiser.step()
         self.schedule.step()
         self.optimiser.zero_grad()
         self.step += 1
         return {"step": self.step, **row, "lr": self.schedule.get_last_lr()[0]}
 
+    def batch(self, step: int) -> tuple[dict, Draws]:
+        """This process's share of batch number `step`, on its device, and the random numbers that go with it."""
+        indices = self.sampler.batch_indices(step)
+        share = len(indices) // self.ranks
+        mine = indices[self.rank * share : (self.rank + 1) * share]
+        draws = Draws(self.config.seed * 1_000_003 + step, self.rank, self.ranks)
+        batch = self.dataset.batch(mine)
+        if self.config.profile.shift:
+            batch = shift_images(batch, self.config.profile.shift, draws)
+        if self.cache is not None:
+            batch |= self.cache.batch(mine)
+        if self.ranks > 1:
+            batch["valid"] = self.dataset.valid_steps(indices) / self.ranks
+        return to_device(batch, self.accelerator.device), draws
+
     def save(self) -> None:
         """Write a checkpoint folder; it gets its name only when it is complete."""
-        final = self.run.path / "checkpoints" / f"step_{self.step:06d}"
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        self.accelerator.unwrap_model(self.policy).save(temporary / "model.safetensors")
-        self.config.save(temporary / "config.yaml")
-        torch.save({"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict(),
-                    "step": self.step, "seconds": self.seconds}, temporary / "trainer.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in self.run.checkpoints()[:-KEEP]:
-            shutil.rmtree(old)
+        if self.accelerator.is_main_process:
+            self._write_checkpoint()
+        self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics logged after it are dropped."""
         checkpoints = self.run.checkpoints()
         if checkpoints:
             state = _load_trainer(checkpoints[-1] / "trainer.pt")
-            self.accelerator.unwrap_model(self.policy).load(checkpoints[-1] / "model.safetensors")
+            self.bare.load(checkpoints[-1] / "model.safetensors")
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = state["step"], state["seconds"]
-        self._rewind_metrics()
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+        if self.accelerator.is_main_process:
+            self._rewind_metrics()
+
+    def _write_checkpoint(self) -> None:
+        final = self.run.path / "checkpoints" / f"step_{self.step:06d}"
+        temporary = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        self.bare.save(temporary / "model.safetensors")
+        self.config.save(temporary / "config.yaml")
+        scaler = self.accelerator.scaler
+        torch.save({"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict(),
+                    "scaler": scaler.state_dict() if scaler else {}, "step": self.step, "seconds": self.seconds},
+                   temporary / "trainer.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in self.run.checkpoints()[:-KEEP]:
+            shutil.rmtree(old)
+
+    def _features(self, policy: Policy, folder: Path, data: Path) -> FeatureCache:
+        """The feature cache of the frozen layers, filled; the layers are then dropped from memory."""
+        profile, on = self.config.profile, self.accelerator.device
+        identity = {"weights": weights_identity(folder), "precision": profile.precision, "layer": policy.backbone.join,
+                    "floats": str(float_dtype(profile.precision, on)), "blind": self.config.condition.blind}
+        kept = torch.float32 if profile.precision == "fp32" else torch.float16
+        cache = FeatureCache(data / "features", identity, self.dataset, kept)
+        with self.accelerator.main_process_first(), torch.no_grad():
+            cache.fill(lambda batch: policy.eval().look(to_device(batch, on)))
+        policy.backbone.drop_lower()
+        return cache
+
+    def _losses(self, batch: dict, draws: Draws) -> dict[str, Tensor]:
+        """Losses of a batch; the very first one also tells how large activations get."""
+        if self.step or self.config.profile.precision == "fp32":
+            return self.policy(batch, draws)
+        with activation_ranges(self.bare.backbone) as ranges:
+            losses = self.policy(batch, draws)
+        if self.accelerator.is_main_process:
+            finite = {name: value if math.isfinite(value) else None for name, value in ranges.items()}
+            write_json(self.run.path / "activations.json", finite)
+            if large := too_large(ranges):
+                tqdm.write(f"Activations of {', '.join(large)} come near the end of fp16 (65,504): see activations.json.")
+        return losses
+
+    def _ranges_hint(self) -> str:
+        path = self.run.path / "activations.json"
+        return f"; the first batch's activations are in {path}" if path.exists() else ""
+
+    def _anywhere(self, interrupted: list) -> bool:
+        """Whether any process was told to stop: all must leave at the same step."""
+        if self.ranks == 1:
+            return bool(interrupted)
+        flag = torch.tensor(float(bool(interrupted)), device=self.accelerator.device)
+        return self.accelerator.reduce(flag, "sum").item() > 0
 
     def _rewind_metrics(self) -> None:
         rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= self.step]
@@ -167,38 +252,16 @@ class Trainer:
             append_jsonl(self.run.metrics, row)
 
     def _gradients(self, losses: dict[str, Tensor]) -> dict[str, float]:
-        """What each loss sends into the backbone: the leakage probe (a decoder that interpolates sends nothing)."""
-        policy = self.accelerator.unwrap_model(self.policy)
-        weights = list(policy.backbone.vlm.model.parameters())
-        row = {"grad_action": gradient_norm(losses["action"], weights)}
-        if policy.decoder is not None:
-            row["grad_recon"] = gradient_norm(losses["recon"] * self.config.condition.lambda_recon, weights)
+        """What each loss sends into the backbone: the leakage probe (a decoder that interpolates sends nothing).
+
+        With several processes, of the first one's share of the batch.
+        """
+        weights = [weight for name, weight in self.bare.trained().items() if name.startswith("backbone.vlm.model.")]
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
+        row = {"grad_action": gradient_norm(losses["action"], weights, scale)}
+        if self.bare.decoder is not None:
+            row["grad_recon"] = gradient_norm(losses["recon"] * self.config.condition.lambda_recon, weights, scale)
         return row
-
-
-def prepare_backbone(run: Run) -> Path:
-    """The folder of the run's untrained backbone: built once ("tiny"), given, or downloaded at its pinned revision.
-
-    Raises LarError for a hub id that data_manifest.yaml does not list, and for a download that fails.
-    """
-    name = run.config.profile.backbone
-    if name == "tiny":
-        if not run.backbone.exists():
-            with atomic_path(run.backbone) as temporary:
-                build_tiny(run.config.profile, temporary, run.config.seed)
-        return run.backbone
-    return Path(name) if Path(name).is_dir() else _download(name)
-
-
-def _download(name: str) -> Path:
-    listed = {entry.id: entry for entry in load_manifest().values() if entry.kind == "weights"}
-    if name not in listed:
-        raise unknown("backbone", name, ["tiny", *listed])
-    try:
-        return Path(snapshot_download(name, revision=listed[name].pinned_revision()))
-    except (HfHubHTTPError, OSError) as error:
-        raise LarError(f"{name} could not be downloaded ({type(error).__name__}): check the connection; where it is "
-                       "gated, accept its licence on its page on the hub and set HF_TOKEN.") from error
 
 
 def _load_trainer(path: Path) -> dict:

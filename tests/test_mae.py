@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lar_core.model.draws import Draws
+from lar_core.draws import Draws
 from lar_core.model.mae import (MAEDecoder, denormalise_patches, normalise_patches, patchify, reconstruction_loss,
                                 sincos_positions, unpatchify)
 

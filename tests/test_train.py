@@ -156,11 +156,3 @@ def test_a_hub_backbone_must_be_in_the_manifest(new_run, demos):
     run = new_run("run", backbone="google/paligema-3b-pt-224")
     with pytest.raises(LarError, match="did you mean 'google/paligemma-3b-pt-224'"):
         train(run, [demos])
-
-
-def test_a_backbone_that_cannot_be_downloaded_says_why(new_run, demos, monkeypatch):
-    def no_network(*_, **__):
-        raise OSError("offline")
-    monkeypatch.setattr("lar_core.train.snapshot_download", no_network)
-    with pytest.raises(LarError, match="could not be downloaded.*licence.*HF_TOKEN"):
-        train(new_run("run", backbone="google/paligemma-3b-pt-224"), [demos])

@@ -81,6 +81,11 @@ class DemoDataset:
     def __len__(self) -> int:
         return len(self.actions)
 
+    def valid_steps(self, indices: Sequence[int]) -> int:
+        """How many steps of the chunks of these frames lie inside their episodes."""
+        indices = np.asarray(indices)
+        return int(np.minimum(self.end[indices] - indices, self.chunk).sum())
+
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor | list[str]]:
         """The frames `indices` as tensors, B of them:
 

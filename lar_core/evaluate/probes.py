@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.dataset import DemoDataset, load_split
 from ..data.stats import Stats
 from ..files import atomic_path, write_json
-from ..model.draws import Draws
+from ..draws import Draws
 from ..model.losses import action_loss
 from ..model.mae import denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask

@@ -143,6 +143,13 @@ class Backbone(nn.Module):
             states = self._finish(self._run(states, mask, P + L, top, past))
         return self._split(states, prefix, tap.attention)
 
+    def drop_lower(self) -> None:
+        """Free the memory of everything below `join`: for training from the feature cache, which replaces it."""
+        self.vlm.model.vision_tower = self.vlm.model.multi_modal_projector = None
+        self.vlm.model.language_model.embed_tokens = self.vlm.lm_head = None
+        for index in range(self.join):
+            self.vlm.model.language_model.layers[index] = nn.Identity()
+
     def extend(self, tokens: Tensor, prefix: Prefix, past: DynamicCache) -> Tensor:
         """Append tokens (B, S, D) to the suffix of the sequence in `past` -> their final states (B, S, D)."""
         before = past.layers[self.join].keys.shape[2]

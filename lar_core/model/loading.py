@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
@@ -92,6 +93,17 @@ def set_trainable(vlm: PaliGemmaForConditionalGeneration, tune: str, top: range,
     for parameter in vlm.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def settle(backbone: Backbone) -> None:
+    """For acting only: fold adapters into float weights, and give layers that were trained in fp32 their model's type."""
+    for module in backbone.vlm.modules():
+        if isinstance(module, LoraLayer) and module.get_base_layer().weight.is_floating_point():
+            module.merge()
+    floats = backbone.vlm.model.vision_tower.dtype
+    for parameter in backbone.vlm.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(floats)
 
 
 def quantised_modules(vlm: nn.Module) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LarError, unknown
-from .draws import Draws
+from ..draws import Draws
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels

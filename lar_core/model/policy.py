@@ -22,7 +22,7 @@ from ..config import Condition, Profile, RunConfig
 from ..errors import LarError
 from .actions import decode
 from .backbone import Backbone, Encoding
-from .draws import Draws
+from ..draws import Draws
 from .heads import HEADS
 from .loading import load_for
 from .losses import action_loss

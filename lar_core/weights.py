@@ -1,0 +1,35 @@
+"""Where a run's untrained backbone comes from: built once, given as a folder, or downloaded at its pinned revision."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .data.download import download
+from .data.manifest import load_manifest
+from .errors import unknown
+from .files import atomic_path
+from .model.offline import build_tiny
+from .run import Run
+
+
+def prepare_backbone(run: Run) -> Path:
+    """The folder of the run's untrained backbone.
+
+    Raises LarError for a hub id that data_manifest.yaml does not list, and for a download that fails.
+    """
+    if run.config.profile.backbone != "tiny":
+        return find_weights(run.config.profile.backbone)
+    if not run.backbone.exists():
+        with atomic_path(run.backbone) as temporary:
+            build_tiny(run.config.profile, temporary, run.config.seed)
+    return run.backbone
+
+
+def find_weights(name: str) -> Path:
+    """A folder as it is, or the files of the hub id `name`, downloaded where they are missing."""
+    if Path(name).is_dir():
+        return Path(name)
+    keys = {entry.id: key for key, entry in load_manifest().items() if entry.kind == "weights"}
+    if name not in keys:
+        raise unknown("backbone", name, ["tiny", *keys])
+    return download(keys[name])

@@ -1,0 +1,120 @@
+"""The feature cache: the same losses as without it, whole or absent, and refused where it cannot be right."""
+
+import shutil
+
+import pytest
+import torch
+from test_demos import make_episode
+
+from lar_core.config import make_config
+from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.errors import LarError
+from lar_core.files import read_jsonl
+from lar_core.run import Run
+from lar_core.train import load_policy, train
+
+TOP = {"top_layers": 1, "saliency_layers": 1, "samples": 40, "batch_size": 4, "checkpoint_every": 5}
+
+
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory):
+    """Two tasks, whose instructions differ in length."""
+    folder = tmp_path_factory.mktemp("demos")
+    (folder / "task.bddl").write_text("(define)")
+    files = []
+    for task, sentence in enumerate(["pick up the black bowl on the ramekin and place it on the plate", "move it"]):
+        parts = [folder / f"{task}-{seed}.hdf5" for seed in range(2)]
+        for seed, part in enumerate(parts):
+            episode = make_episode(steps=9, seed=10 * task + seed, size=64, wrist=32)
+            episode.instruction = sentence
+            write_episode(part, episode, bddl_file=folder / "task.bddl")
+        merge_episodes(parts, folder / f"{task}.hdf5")
+        files.append(folder / f"{task}.hdf5")
+    return files
+
+
+@pytest.fixture
+def losses_of(tmp_path, demos):
+    def train_and_read(name, condition="attention_mask", files=2, **changes):
+        run = Run.open(make_config(condition, "micro", **{**TOP, **changes}), tmp_path / name)
+        train(run, demos[:files], tmp_path / "data")
+        return [(row["step"], row["action"], row["recon"]) for row in read_jsonl(run.metrics)]
+    return train_and_read
+
+
+@pytest.mark.parametrize("tune", ["lora_top", "full_top"])
+def test_fp32_losses_are_the_same_to_the_last_bit(losses_of, tune):
+    assert losses_of("cached", files=1, tune=tune, cache=True) == losses_of("plain", files=1, tune=tune)
+
+
+def test_instructions_of_several_lengths_differ_in_rounding_only(losses_of):
+    """SDPA adds up in another order when a shorter instruction is padded; the cache keeps it without padding."""
+    cached, plain = losses_of("cached", tune="lora_top", cache=True), losses_of("plain", tune="lora_top")
+    for one, other in zip(cached, plain):
+        assert one == pytest.approx(other, rel=2e-6)
+
+
+def test_int8_losses_are_the_same_to_fp16_rounding(losses_of):
+    cached, plain = (losses_of(name, tune="full_top", precision="int8", cache=name == "cached")
+                     for name in ("cached", "plain"))
+    for one, other in zip(cached, plain):
+        assert one == pytest.approx(other, rel=2e-3)
+    assert cached != plain  # the cache is really read
+
+
+def test_a_cached_policy_acts_with_all_of_its_layers(losses_of, tmp_path, batch):
+    losses_of("run", tune="full_top", cache=True)
+    policy, _ = load_policy(Run.load(tmp_path / "run"))
+    assert policy.act(batch)[0].shape == (2, 8, 7)
+
+
+def test_conditions_and_seeds_share_a_cache_and_precisions_do_not(losses_of, tmp_path):
+    backbone = tmp_path / "backbone"
+    losses_of("first", tune="full_top", cache=True)
+    shutil.copytree(tmp_path / "first" / "backbone", backbone)
+    def written():
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*.safetensors")}
+    before = written()
+    losses_of("other", "random_mask", tune="lora_top", cache=True, backbone=str(backbone))
+    assert written() == before
+    losses_of("int8", tune="full_top", cache=True, precision="int8", backbone=str(backbone))
+    assert len(written()) == 2 * len(before)
+
+
+def test_a_damaged_or_missing_file_is_computed_again(losses_of, tmp_path):
+    whole = losses_of("whole", tune="full_top", cache=True)
+    first, second = sorted((tmp_path / "data").rglob("*.safetensors"))[:2]
+    good = first.read_bytes()
+    first.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    second.unlink()
+    assert losses_of("again", tune="full_top", cache=True) == whole
+    assert first.read_bytes() == good and second.exists()
+
+
+def test_too_little_space_is_said_before_anything_is_computed(losses_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("lar_core.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
+    with pytest.raises(LarError, match=r"feature cache takes .* GB .*cache=false"):
+        losses_of("run", tune="full_top", cache=True)
+    assert not list((tmp_path / "data").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("changes, reason", [
+    ({"mask_input": True}, "mask_input runs every image a second time"), ({"shift": 4}, "shift moves the pixels"),
+    ({"tune": "all"}, "trains all of them"), ({"tune": "lora_all"}, "trains all of them")])
+def test_settings_that_change_what_the_frozen_layers_see_refuse_the_cache(changes, reason):
+    with pytest.raises(LarError, match=reason):
+        make_config("attention_mask", "micro", **{**TOP, "tune": "full_top", "cache": True, **changes})
+
+
+def test_a_blind_policy_has_features_of_its_own(losses_of, tmp_path):
+    losses_of("seeing", "action_only", tune="full_top", cache=True)
+    count = len(list((tmp_path / "data" / "features").iterdir()))
+    losses_of("blind", "blind", tune="full_top", cache=True)
+    assert (count, len(list((tmp_path / "data" / "features").iterdir()))) == (1, 2)
+
+
+def test_files_hold_fp32_for_fp32_models_and_fp16_for_the_others(losses_of, tmp_path):
+    from safetensors.torch import load_file
+    losses_of("int8", tune="full_top", precision="int8", cache=True)
+    features = load_file(next((tmp_path / "data").rglob("*.safetensors")))
+    assert features["states"].dtype == torch.float16 and features["wrist_tokens"].shape[1] == 4
