@@ -24,7 +24,9 @@ import psutil
 import torch
 
 from . import pace
-from .config import PROFILES, RunConfig, make_config
+from .config import PROFILES, make_config
+from .data.dataset import load_split
+from .data.demos import Episode
 from .errors import LarError
 from .files import read_jsonl
 from .mirror import Mirror
@@ -176,7 +178,6 @@ def open_run(condition: str, profile: str, *, drive: bool = False, name: str | N
 
 def trained_run(condition: str, profile: str, *, drive: bool = False, data: Path = DATA) -> Run:
     """A run whose policy is trained: what an earlier notebook left, or else a small one, trained here and now."""
-    from .reproduce import train_policy
     run = open_run(condition, profile, drive=drive)
     if run.trained:
         return run
@@ -186,7 +187,7 @@ def trained_run(condition: str, profile: str, *, drive: bool = False, data: Path
         print(f"No trained {condition} was found. A small one is trained now: {config.profile.demos_per_task} "
               f"demonstrations, {config.profile.samples} samples. Notebook 00 makes the full one.")
         with step(quick, "training"):
-            train_policy(quick, data)
+            train_all(quick, data)
     return quick
 
 
@@ -220,6 +221,26 @@ def _keep_on_drive(folder: Path) -> None:
     for mirror in mirrors:
         mirror.start()
     _mirrors[folder] = mirrors
+
+
+# --- what several notebooks do ----------------------------------------------------------------------------------------
+
+def train_all(run: Run, data: Path = DATA) -> None:
+    """Train the run's policy and its blind control: at the same time on CPU cores, one after the other on a GPU."""
+    from . import reproduce
+    if run.config.condition.blind:
+        reproduce.train_policy(run, data)
+    elif torch.cuda.is_available():
+        reproduce.train_policy(run, data)
+        reproduce.train_control(run, data)
+    elif not (run.trained and Run(run.control, run.config).trained):
+        reproduce.train_side_by_side(run, data)
+
+
+def heldout_episodes(run: Run, data: Path = DATA) -> list[Episode]:
+    """Demonstrations that the run is never trained on, without no-op steps."""
+    from .reproduce import make_demos
+    return load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)[1]
 
 
 # --- long steps -------------------------------------------------------------------------------------------------------

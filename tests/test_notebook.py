@@ -118,7 +118,7 @@ def test_a_run_that_is_there_is_used_and_else_a_small_one_is_trained(here, monke
     def train(run, data):
         made.append(run)
         run.final_checkpoint.mkdir(parents=True)
-    monkeypatch.setattr("lar_core.reproduce.train_policy", train)
+    monkeypatch.setattr(notebook, "train_all", train)
     quick = notebook.trained_run("attention_mask", "tiny")
     assert quick.path.name.endswith("-quick") and quick.config.profile.samples == notebook.QUICK["samples"]
     assert "A small one is trained now" in capsys.readouterr().out

@@ -24,6 +24,10 @@ class Interval:
     high: float | None
     n: int
 
+    def __str__(self) -> str:
+        """`0.11 (0.09 to 0.13)`."""
+        return f"{self.value:.3g}" + ("" if self.low is None else f" ({self.low:.3g} to {self.high:.3g})")
+
 
 def wilson(successes: int, n: int) -> Interval:
     """Success rate with Wilson's interval. Raises ValueError unless 0 <= successes <= n and n > 0."""

@@ -73,3 +73,9 @@ def png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", compress_level=1)
     return buffer.getvalue()
+
+
+def filmstrip(frames: np.ndarray, count: int = 6, side: int = 150) -> np.ndarray:
+    """`count` of the frames (T, H, W, 3), evenly spread, in a row."""
+    chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    return side_by_side([enlarge(frames[i], side) for i in chosen], [f"step {i}" for i in chosen])

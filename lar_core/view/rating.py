@@ -16,6 +16,8 @@ import numpy as np
 from IPython.display import display
 from scipy.stats import binomtest
 
+from ..data.demos import Episode
+from ..evaluate.attention import AttentionReader, Choice, aggregate
 from ..evaluate.statistics import wilson
 from ..files import append_jsonl, read_jsonl
 from .pictures import heat, png, side_by_side
@@ -31,6 +33,20 @@ class Pair:
     image: np.ndarray
     instruction: str
     maps: dict[str, np.ndarray]
+
+
+def pairs_of(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[str, Choice],
+             count: int = 12) -> list[Pair]:
+    """Pairs for two choices, on `count` frames spread over the episodes, each under its own instruction."""
+    places = [(i, frame) for i, episode in enumerate(episodes) for frame in range(len(episode))]
+    pairs = []
+    for place in np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int):
+        i, frame = places[place]
+        image = episodes[i].agentview_rgb[frame]
+        attention = reader.read(image, episodes[i].instruction)
+        pairs.append(Pair(f"episode {i}, frame {frame}", image, episodes[i].instruction,
+                          {name: aggregate(attention, choice) for name, choice in choices.items()}))
+    return pairs
 
 
 class HeatmapRating:

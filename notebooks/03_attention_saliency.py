@@ -1,0 +1,186 @@
+# %% [markdown]
+# # 03 · What the instruction looks at
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/la-reconvla/blob/main/notebooks/03_attention_saliency.ipynb)
+#
+# *Pick up the black bowl on the ramekin.* Two black bowls stand on the table. Does the policy look at the right one?
+#
+# **You will see** an explorer in which image, heatmap, mask and scores change together while you move through a
+# demonstration and rewrite its instruction; what every word and every attention head looks at; which way of
+# aggregating them finds the object best; and how little a good-looking heatmap proves.
+#
+# | | free Colab T4, `t4` | two CPU cores, `tiny` |
+# |---|---|---|
+# | after notebook 00 or 04 | 5 minutes, 7 GiB (computed) | 1 minute, 2 GiB |
+# | alone, in a fresh runtime | 30 minutes (computed) | 5 minutes: a small policy is trained first |
+
+# %% cellView="form"
+# @title Settings
+PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+DRIVE = True  # @param {type: "boolean"}
+
+# %% [markdown]
+# Install, if this is a fresh runtime. Colab's own PyTorch, numpy and ipywidgets are left as they are.
+
+# %%
+import importlib.util, os, subprocess, sys
+if importlib.util.find_spec("lar_core") is None:
+    subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
+    subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
+    sys.path.insert(0, os.path.abspath("la-reconvla"))
+
+# %% [markdown]
+# Where are we, how big shall it be, and is there a trained policy already? If an earlier notebook left one in the run
+# folder, it is taken from there.
+
+# %%
+from lar_core import notebook
+from lar_core.notebook import show, table
+
+profile = notebook.choose_profile(PROFILE)
+run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
+
+# %% [markdown]
+# ## The explorer
+#
+# The policy, and demonstrations that it has *not* been trained on. The solid cyan outline is the bowl that the
+# instruction names, the dashed white one is the other bowl. Try this:
+#
+# - Move **frame** through the episode. Does the heat follow the bowl, or the arm?
+# - Choose **the other bowl**. A policy that listens should change its mind about where to look.
+# - Choose **blank**. Whatever heat is left has nothing to do with what was said.
+# - Mark a single **word**, **layer** or **head**. No mark at all means the policy's own choice.
+
+# %%
+from lar_core.runtime import device
+from lar_core.train import load_policy
+from lar_core.view.explorer import HeatmapExplorer
+
+policy, stats = load_policy(run, device())
+episodes = notebook.heldout_episodes(run)
+explorer = HeatmapExplorer(policy, episodes)
+explorer.show()
+
+# %% [markdown]
+# The same story without a click, for readers on a page that runs no code: three moments of one episode (rows) under
+# three instructions (columns). If the columns look alike, the sentence does not decide where the policy looks.
+
+# %%
+show(explorer.still())
+
+# %% [markdown]
+# ## Where a heatmap comes from
+#
+# PaliGemma puts image tokens and words into one sequence in which everything sees everything. Cut the rows of the words
+# and the columns of the image patches out of its self-attention, and you have, for every layer, head and word, a map of
+# the image. Nothing has to be decoded for it, and nothing else of the attention matrix is ever computed.
+
+# %%
+episode = episodes[0]
+frame = len(episode) // 3
+image = episode.agentview_rgb[frame]
+attention = explorer.reader.read(image, episode.instruction)
+print("attention: layers, heads, words, patches =", attention.values.shape)
+print("words:", " | ".join(attention.words))
+
+# %% [markdown]
+# One map for every token, averaged over the policy's layers and heads. The first and the last one are no words at all
+# but the beginning of the sequence and the line break that ends PaliGemma's prompt.
+
+# %%
+from lar_core.evaluate.attention import regions_of
+from lar_core.view.maps import by_head, by_word, maps
+
+regions = regions_of(episode, frame)
+show(maps(image, attention, by_word(attention), regions))
+
+# %% [markdown]
+# ## Sinks
+#
+# How much of its attention does a token spend on the image at all? In large language models, the first token collects
+# attention that has nowhere better to go, and so do line breaks: they are *sinks*, and their maps look busy while
+# meaning nothing. The method therefore leaves both out. The table shows whether that is needed here.
+
+# %%
+from lar_core.evaluate.attention import image_share
+
+share = image_share(attention)[list(attention.tapped)].mean(axis=(0, 1))  # over the policy's layers and heads
+table(("token", "its attention that goes to the image", "part of the instruction"),
+      [(word, float(s), "yes" if own else "no") for word, s, own in zip(attention.words, share, attention.own)])
+
+# %% [markdown]
+# ## Heads disagree
+#
+# The mean hides a lot. Each head has its own habit: some mark the gripper, some an edge of the picture, some everything
+# at once.
+
+# %%
+heads = by_head(attention, attention.tapped)
+show(maps(image, attention, heads, regions, columns=max(4, len(heads) // len(attention.tapped)), side=200))
+
+# %% [markdown]
+# ## Which way to aggregate?
+#
+# The literal recipe is the mean over instruction words, heads and the last layers. Others are easy to think of. Here
+# are some of them on the frame from above, …
+
+# %%
+from lar_core.evaluate.attention import Choice, compare
+
+nouns = tuple(i for i in attention.own_words if attention.words[i] in ("bowl", "ramekin", "plate", "box", "cookie"))
+choices = {"mean, as published": Choice(), "max instead of mean": Choice(reduce="max"),
+           "last layer only": Choice(layers=(explorer.reader.layers - 1,)), "nouns only": Choice(words=nouns or None),
+           "smoothed by a patch": Choice(smoothing=1.0)}
+show(maps(image, attention, choices, regions))
+
+# %% [markdown]
+# … and here is what they score on all held-out episodes. **AOS** is the overlap (intersection over union) of the 25 %
+# most salient patches with the named object's patches.
+
+# %%
+scores = compare(explorer.reader, episodes, choices)
+table(("aggregation", "AOS", "named minus other bowl", "AUC, chance 0.5"),
+      [(name, score["aos"], score["target_minus_distractor"], score["auc"]) for name, score in scores.items()],
+      words="Choosing the best row after looking is choosing a favourable accident: fix the recipe on training frames.")
+
+# %% [markdown]
+# ## Is that much?
+#
+# A score means nothing alone. A bowl covers two or three patches, so even a perfect map has an AOS far below 1; and a
+# map that has never seen the image, but knows where the bowl stood in training, gets most of what can be had. A policy
+# has shown that it *looks* only where its bar lies above all grey ones.
+
+# %%
+from lar_core.reproduce import show_saliency
+from lar_core.view.figures import grounding_bars
+
+grounding = show_saliency(run)["grounding"]
+show(grounding_bars(grounding), words=f"The highest AOS that any map could reach here: {grounding['aos']['best']['mean']:.2f}.")
+
+# %% [markdown]
+# ## Your eyes against the score
+#
+# Numbers can miss what a person sees at once. Below are pairs of heatmaps of the same frame, *mean* and *max*, without
+# their names and in random order. Vote as long as you like; the votes are kept in the run folder.
+
+# %%
+from lar_core.view.rating import HeatmapRating, pairs_of
+
+rating = HeatmapRating(pairs_of(explorer.reader, episodes, {"mean": Choice(), "max": Choice(reduce="max")}),
+                       run.path / "ratings.jsonl")
+rating.show()
+
+# %%
+from lar_core.view.rating import preference
+
+print(preference(run.path / "ratings.jsonl", ("mean", "max")))
+
+# %% [markdown]
+# ## What to take along
+#
+# - A heatmap is a choice of layers, heads and words; another choice is another picture.
+# - Read AOS beside its ceiling and beside maps that do not look.
+# - Looking at *a* bowl is not grounding. Preferring the *named* one is: watch "named minus other bowl".
+#
+# Next: **04_train** masks what is looked at and makes the policy reconstruct it.

@@ -1,0 +1,118 @@
+# %% [markdown]
+# # 05 · Does it act on what it was told?
+#
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/la-reconvla/blob/main/notebooks/05_libero_rollout.ipynb)
+#
+# A policy that was told nothing, or the wrong thing, should do worse. And a policy that cannot see should fail. Watch
+# how often neither is true.
+#
+# **You will see** the policy acting in LIBERO's scene, frame by frame, with what its instruction looks at and what its
+# hand is told; success rates with their intervals under the right, a blank and another task's instruction; and the same
+# for a control that has never seen an image.
+#
+# | | free Colab T4, `t4` | two CPU cores, `tiny` |
+# |---|---|---|
+# | after notebook 00 | 1 minute | 1 minute, 1 GiB |
+# | alone, in a fresh runtime | 40 minutes (computed) | 6 minutes: a small policy is trained first |
+
+# %% cellView="form"
+# @title Settings
+PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+DRIVE = True  # @param {type: "boolean"}
+
+# %% [markdown]
+# Install, if this is a fresh runtime. Colab's own PyTorch, numpy and ipywidgets are left as they are.
+
+# %%
+import importlib.util, os, subprocess, sys
+if importlib.util.find_spec("lar_core") is None:
+    subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
+    subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
+    sys.path.insert(0, os.path.abspath("la-reconvla"))
+
+# %%
+from lar_core import notebook, reproduce
+from lar_core.notebook import show, step, table
+
+profile = notebook.choose_profile(PROFILE)
+run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
+
+# %% [markdown]
+# ## Rolling out
+#
+# Ten wait steps, then at most 220 steps of 1/20 second; after every inference, eight actions are executed before the
+# next one (both are settings of the profile, and both change results). Success is LIBERO's own predicate: the *named*
+# bowl stands on the plate. Init states are the benchmark's, never those of a demonstration. Episodes that are in the run
+# folder already are not repeated.
+
+# %%
+with step(run, "rollouts"):
+    rows = reproduce.roll_out_policy(run)
+
+# %% [markdown]
+# ## How often
+#
+# The line on each bar is the 95 % interval. With few episodes it is long, and that is the point of drawing it.
+
+# %%
+from lar_core.view import figures, reading, report
+
+results, page = reproduce.make_report(run)
+show(figures.success_bars(report.success_bars(results)))
+
+# %% [markdown]
+# In words, pair by pair on the same init states:
+
+# %%
+questions = [finding for finding in reading.findings(results, rows) if "success" in finding.topic]
+for finding in questions:
+    print(f"[{finding.verdict}] {finding.topic}\n    {finding.sentence}\n")
+
+# %% [markdown]
+# ## Frame by frame
+#
+# Press play, or pull the slider. Left: the camera. Middle: what the instruction looks at. Right: the wrist camera. Below:
+# the motion that the policy commands and the distance of its fingers; the red line is now. Watch the moment at which it
+# closes its hand: where does it look?
+
+# %%
+from lar_core.view.player import RolloutPlayer
+
+player = RolloutPlayer(run)
+player.show()
+
+# %% [markdown]
+# The same without a click:
+
+# %%
+show(player.still())
+
+# %% [markdown]
+# ## Told nothing
+#
+# The instruction is a single dot. A policy that was trained on one task has never needed a sentence, so success here
+# says that none was needed, and failure may only say that a dot is strange.
+
+# %%
+blank = next(row for row in player.rows if row["instruction"] == "blank")
+notebook.clip(blank["film"], words=f"told “{blank['sentence']}”: {'solved' if blank['success'] else 'not solved'}")
+
+# %% [markdown]
+# ## Told something else
+#
+# The sentence of another task, which names the other bowl or another place. Success is still counted for the scene's own
+# bowl: a policy that listens should do *worse* here.
+
+# %%
+other = next(row for row in player.rows if row["instruction"] == "swapped")
+notebook.clip(other["film"], words=f"told “{other['sentence']}”: {'solved' if other['success'] else 'not solved'}")
+
+# %% [markdown]
+# ## What to take along
+#
+# - Read a success rate beside its interval, and beside the blind control's.
+# - Official placements can be passed without looking. `lar rollout --on wide` moves everything; `--placement
+#   counterfactual` names either bowl in the same scene, and is the honest test of language.
+#
+# Next: **06_latency** measures what a step costs, **07_results** compares runs.
