@@ -30,12 +30,13 @@ from .errors import LarError, unknown
 from .evaluate.results import load_results
 from .files import atomic_path, read_jsonl, write_json, write_text
 from .model.backbone import Backbone
+from .model.loading import settle
 from .model.policy import Policy, make_policy
 from .model.saliency import ATTENTION
 from .run import Run
-from .runtime import float_dtype
-from .train import prepare_backbone
+from .train import acting
 from .view.card import model_card
+from .weights import prepare_backbone
 
 FORMAT = 1  # of config.json
 REQUIRED = ("config.json", "model.safetensors", "stats.json", "backbone/config.json", "backbone/processor_config.json",
@@ -92,7 +93,7 @@ def upload(folder: Path, repo_id: str, private: bool = True) -> str:
 
 def from_pretrained(source: str | Path, *, revision: str | None = None,
                     device: torch.device | str = "cpu") -> tuple[Policy, Stats]:
-    """The policy, in evaluation mode, and its scales, from an exported folder or a hub id (at `revision`).
+    """The policy, ready to act, and its scales, from an exported folder or a hub id (at `revision`).
 
     Raises LarError when it cannot be had, is damaged, or is something else.
     """
@@ -101,13 +102,14 @@ def from_pretrained(source: str | Path, *, revision: str | None = None,
     missing = [name for name in _required(config) if not (folder / name).is_file()]
     if missing:
         raise LarError(f"{folder} is not a whole policy ({missing[0]} is missing): export or download it again.")
-    policy = _untrained(folder, config, device)
+    policy = _untrained(folder, acting(config, torch.device(device)), device)
     try:
         policy.load(folder / "model.safetensors")
     except LarError as error:
         raise LarError(f"The weights in {folder} are damaged or of another model: export or download them again."
                        ) from error
-    return policy.to(device).eval(), Stats.load(folder / "stats.json")
+    settle(policy.backbone)
+    return policy.eval(), Stats.load(folder / "stats.json")
 
 
 def base_model(config: RunConfig) -> Entry | None:
@@ -172,18 +174,19 @@ def _untrained(folder: Path, config: RunConfig, device: torch.device | str) -> P
     if config.profile.tune != "all":
         return make_policy(config, prepare_backbone(Run(folder, config)), device)
     try:
-        backbone = _unloaded_backbone(folder / "backbone", config, torch.device(device))
+        backbone = _unloaded_backbone(folder / "backbone", config.condition.saliency_layers)
     except (OSError, ValueError) as error:
         raise LarError(f"{folder / 'backbone'} is damaged ({_first_line(error)}): export or download the policy again."
                        ) from error
-    return Policy(backbone, config.condition, config.profile)
+    return Policy(backbone, config.condition, config.profile).to(device)
 
 
-def _unloaded_backbone(folder: Path, config: RunConfig, device: torch.device) -> Backbone:
+def _unloaded_backbone(folder: Path, saliency_layers: int) -> Backbone:
+    """As `load_backbone` makes it, but for the numbers in the weights."""
     vlm = PaliGemmaForConditionalGeneration._from_config(
-        PaliGemmaConfig.from_pretrained(folder), dtype=float_dtype(config.profile.precision, device),
+        PaliGemmaConfig.from_pretrained(folder), dtype=torch.float32,
         attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"})
-    return Backbone(vlm, PaliGemmaProcessor.from_pretrained(folder), config.condition.saliency_layers)
+    return Backbone(vlm, PaliGemmaProcessor.from_pretrained(folder), saliency_layers)
 
 
 def _download(repo_id: str, revision: str | None) -> Path:
