@@ -18,7 +18,7 @@ from test_lerobot import content, write_lerobot
 from lar_core.config import make_config
 from lar_core.data import download as downloading
 from lar_core.data.dataset import DemoDataset, load_split
-from lar_core.data.demos import merge_episodes, read_episodes, read_provenance, write_episode
+from lar_core.data.demos import merge_episodes, read_episodes, read_origin, write_episode
 from lar_core.data.manifest import entry
 from lar_core.data.stats import Stats
 from lar_core.errors import LarError
@@ -120,7 +120,7 @@ def test_only_the_files_of_the_profiles_tasks_are_fetched_and_once(tmp_path, thr
         file_name(task).split("/")[1] for task in (2, 5))
     asked = len(hub.log)
     assert make(tmp_path, demos="official", tasks=(5, 2)) == paths and len(hub.log) == asked
-    assert read_provenance(paths[0])["revision"] == source.revision
+    assert read_origin(paths[0])["revision"] == source.revision
 
 
 def test_of_lerobots_copy_the_metadata_and_the_files_of_the_tasks_are_fetched(tmp_path, threads, unchecked, hub):
@@ -232,6 +232,8 @@ def test_rendered_again_the_pictures_are_those_that_the_simulator_drew(tmp_path,
     np.testing.assert_array_equal(made.agentview_rgb, arrays["small"])
     np.testing.assert_array_equal(made.eye_in_hand_rgb, arrays["hand"])
     np.testing.assert_array_equal(made.segmentation, arrays["seen"])
+    dataset = DemoDataset([made], Stats.of([made]), image_size=64, wrist_size=32, chunk=4)
+    assert dataset.batch([0])["regions"].sum(dim=(2, 3)).min() > 0  # both bowls are seen
     assert made.objects[0] == made.target == "akita_black_bowl_1" and made.distractor == "akita_black_bowl_2"
     assert (made.provenance["images"], made.provenance["assets"]["name"]) == ("rendered", "standin")
 

@@ -18,7 +18,7 @@ from lar_core.data.demos import (
     merge_episodes,
     read_episode,
     read_episodes,
-    read_provenance,
+    read_origin,
     write_episode,
 )
 from lar_core.errors import LarError
@@ -157,9 +157,11 @@ def test_an_episode_of_a_source_without_simulator_states_is_whole(tmp_path, bddl
     np.testing.assert_array_equal(found.actions, bare.actions)
 
 
-def test_the_provenance_can_be_read_on_its_own(demo_file, official_file):
-    assert read_provenance(demo_file) == make_episode().provenance
-    assert read_provenance(official_file[0]) == {}
+def test_the_origin_of_a_file_can_be_read_on_its_own(tmp_path, bddl, demo_file):
+    assert read_origin(demo_file) == {"source": "expert", "images": "recorded", "assets": {"name": "stand-in"}}
+    resized = {"source": "official", "images": "resized", "recorded_sizes": [128, 128], "revision": "f13a"}
+    write_episode(tmp_path / "x.hdf5", replace(make_episode(), provenance=resized | {"task": 5}), bddl_file=bddl)
+    assert read_origin(tmp_path / "x.hdf5") == resized
 
 
 @pytest.mark.parametrize(("change", "message"), [

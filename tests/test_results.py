@@ -41,7 +41,8 @@ def minimal(condition: str = "attention_mask", profile: str = "tiny", **changes)
 def full() -> dict:
     return minimal() | {
         "provenance": {"commit": "0123456789ab", "python": "3.11.7", "machine": "a processor", "torch": "2.13.0",
-                       "device": "a device", "assets": {"name": "standin", "sha256": "ab" * 32}},
+                       "device": "a device", "assets": {"name": "standin", "sha256": "ab" * 32},
+                       "demonstrations": {"source": "official", "images": "resized", "recorded_sizes": [128, 128]}},
         "training": {"steps": 1500, "samples": 24000, "seconds": 500.0, "train_episodes": 45, "heldout_episodes": 5,
                      "parameters": {"backbone": 1_600_000, "head": 200_000, "decoder": 200_000, "total": 2_000_000},
                      "final": {"loss": 1.5, "action": 1.2, "recon": 0.6}},

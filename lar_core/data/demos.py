@@ -143,10 +143,16 @@ def read_episodes(path: Path | str) -> Iterator[Episode]:
             yield _read_group(file, name, path)
 
 
-def read_provenance(path: Path | str) -> dict:
-    """How the first episode of a demonstration file came about; {} for an official file. Raises as `read_episode`."""
+def read_origin(path: Path | str) -> dict:
+    """Whose demonstrations a file of ours holds and how their pictures came about, as results.json tells it.
+
+    source: "expert", "official" or "lerobot"; images: "recorded", "resized" or "rendered"; and, where they are known,
+    revision, recorded_sizes (pixels of both cameras before) and assets. Raises LarError as `read_episode` does.
+    """
     with _open(path) as file:
-        return _json(file[f"data/{_names(file, path)[0]}"].attrs, "provenance", "{}", str(path))
+        made = _json(file[f"data/{_names(file, path)[0]}"].attrs, "provenance", "{}", str(path))
+    told = {name: made[name] for name in ("source", "images", "revision", "recorded_sizes", "assets") if name in made}
+    return {"source": "expert", "images": "recorded"} | told
 
 
 def check_file(path: Path | str) -> int:

@@ -155,7 +155,7 @@ def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, 
         made, pictures = render_again(env, recorded), {"images": "rendered", "assets": env.assets}
     else:
         made = resize_episode(recorded, profile.image_size, profile.wrist_size)
-        pictures = {"images": "as recorded" if _sizes(made) == _sizes(recorded) else "resized"}
+        pictures = {"images": "recorded" if _sizes(made) == _sizes(recorded) else "resized"}
     provenance = {"source": profile.demos, "revision": origin.version, "task": task, "placement": "official",
                   "episode": number, "recorded_sizes": _sizes(recorded), **pictures}
     write_episode(part, replace(made, provenance=provenance), bddl_file=bddl_file(task))

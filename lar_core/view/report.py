@@ -100,12 +100,13 @@ def _gallery(path: Path) -> dict[str, np.ndarray]:
 
 def _header(results: dict) -> str:
     run, made = results["run"], results.get("provenance") or {}
-    profile, assets = run["config"]["profile"], made.get("assets") or {}
+    profile, assets, demos = run["config"]["profile"], made.get("assets") or {}, made.get("demonstrations") or {}
     tasks = ", ".join(str(task) for task in profile.get("tasks", ()))
     versions = ", ".join(f"{name} {version}" for name, version in made.items()
                          if name not in ("commit", "machine", "assets", "device") and isinstance(version, str))
     facts = {"Profile": run["profile"], "Seed": run["seed"], "Tasks": f"LIBERO-Spatial {tasks}",
              "Placements": ", ".join(reading.placements(results)), "Assets": assets.get("name", "not recorded"),
+             "Demonstrations": f"{demos['source']}, images {demos['images']}" if demos else "not recorded",
              "Commit": made.get("commit", "not recorded"),
              "Machine": made.get("device") or made.get("machine", "not recorded"),
              "Versions": versions or "not recorded"}
