@@ -26,14 +26,14 @@ from .evaluate.rollout import INSTRUCTIONS, roll_out
 from .processes import end_with_parent
 from .run import DATA, Run
 from .runtime import device, quiet
-from .sim.collect import collect
+from .sim.demonstrations import demonstrations
 from .train import load_policy, train
 from .view.report import write_report
 
 
 def make_demos(config: RunConfig, data: Path = DATA, workers: int | None = None) -> list[Path]:
-    """Record the demonstrations that `config` asks for; those that are there already are kept."""
-    return collect(config, data, workers=workers or os.cpu_count() or 1)
+    """Record, or fetch and convert, the demonstrations that `config` asks for; those that are there are kept."""
+    return demonstrations(config, data, workers=workers or os.cpu_count() or 1)
 
 
 def train_policy(run: Run, data: Path = DATA) -> None:

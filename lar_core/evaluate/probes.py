@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.dataset import DemoDataset, load_split
+from ..data.demos import read_origin
 from ..data.stats import Stats
 from ..files import atomic_path, write_json
 from ..draws import Draws
@@ -41,6 +42,7 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     measured = _measure(policy, heldout, frames)
     mean_action = _mean_action(train)
     result = {
+        "demonstrations": read_origin(demos[0]),
         "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
         "action": _action(measured, mean_action, heldout.episode[frames]),
         "reconstruction": _reconstruction(measured) if policy.decoder is not None else None,
