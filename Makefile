@@ -1,13 +1,16 @@
 # make reproduce   sets everything up, then reproduces one condition from nothing to report.html
 # make test        sets everything up, then runs all tests
+# make notebooks   sets everything up, then executes all notebooks at the smallest size and checks what they show
+# make browser-test  the same for the widgets, in a real browser (installs Chromium where that is allowed)
+# make colab-test  the first notebook in a stand-in for Colab, killed in the middle and run again
 # make bench       shows the speed claims as ratios measured side by side
-# ARGS="..." goes to lar reproduce or to pytest: make reproduce ARGS="--condition random_mask --seed 1"
+# ARGS="..." goes to lar reproduce, to pytest or to the script: make reproduce ARGS="--condition random_mask --seed 1"
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
 VENV := .venv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup reproduce test bench clean
+.PHONY: setup reproduce test notebooks browser-test colab-test bench clean
 
 setup: $(READY)
 	@sh scripts/install_gl.sh
@@ -21,6 +24,17 @@ reproduce: setup
 
 test: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+notebooks: setup
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/make_notebooks.py $(ARGS)
+
+browser-test: setup
+	@sh scripts/install_browser.sh
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[browser]"
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/browser_test.py $(ARGS)
+
+colab-test: setup
+	@$(VENV)/bin/python scripts/colab_test.py $(ARGS)
 
 bench: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/bench_env.py

@@ -100,7 +100,8 @@ show(maps(image, attention, by_word(attention), regions))
 #
 # How much of its attention does a token spend on the image at all? In large language models, the first token collects
 # attention that has nowhere better to go, and so do line breaks: they are *sinks*, and their maps look busy while
-# meaning nothing. The method therefore leaves both out. The table shows whether that is needed here.
+# meaning nothing. The method therefore leaves both out, as rows of the attention matrix. Compare their maps above with
+# those of the words, and their lines in the table.
 
 # %%
 from lar_core.evaluate.attention import image_share
@@ -112,8 +113,8 @@ table(("token", "its attention that goes to the image", "part of the instruction
 # %% [markdown]
 # ## Heads disagree
 #
-# The mean hides a lot. Each head has its own habit: some mark the gripper, some an edge of the picture, some everything
-# at once.
+# The mean hides a lot. Look for heads that follow the arm, heads that hold on to an edge of the table whatever happens,
+# and heads that mark one of the bowls. Which bowl?
 
 # %%
 heads = by_head(attention, attention.tapped)

@@ -32,6 +32,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
             "language_info": {"name": "python"}, "accelerator": "GPU", "colab": {"provenance": []}}
 ADDRESS = re.compile(r"github(?:\.com)?/[\w.-]+/la-reconvla")
 SHOWS = re.compile(r"^\s*(?:notebook\.)?(?:show|clip)\(|live_curves\(", re.MULTILINE)
+PROGRESS = re.compile(r"[^\n\r]*\d+%\|[^\n\r]*[\n\r]*(?:\x1b\[A)?")  # a state of tqdm's bar
 PICTURES = ("image/png", "image/jpeg")
 PICTURE_LIMIT, CLIP_LIMIT = 200_000, 1_000_000  # bytes
 SECONDS = 3600  # a cell may take, at the larger profiles
@@ -61,7 +62,7 @@ def make(source: Path, write: bool) -> list[str]:
     notebook, committed = generate(source), source.with_suffix(".ipynb")
     problems = [] if write else in_step(notebook, committed)
     try:
-        NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": str(SOURCES)}}).execute()
+        NotebookClient(notebook, timeout=SECONDS, coalesce_streams=True, resources={"metadata": {"path": str(SOURCES)}}).execute()
     except CellExecutionError as error:
         problems.append(f"{source.name}: a cell raised {str(error).strip().splitlines()[-1]}")
     tidy(notebook)
@@ -97,13 +98,13 @@ def in_step(notebook: NotebookNode, committed: Path) -> list[str]:
 
 
 def tidy(notebook: NotebookNode) -> None:
-    """Drop widget state and views (they need a running kernel), and all but the last state of progress bars."""
+    """Drop progress bars, and widget state and views, which need a running kernel."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         for output in cell.get("outputs", []):
             if output.output_type == "stream":
-                output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in output.text.split("\n"))
+                output.text = PROGRESS.sub("", output.text)
         if "outputs" in cell:
             cell.outputs = [output for output in cell.outputs if "application/vnd.jupyter.widget-view+json"
                             not in output.get("data", {}) and output.get("text", "x").strip()]

@@ -13,6 +13,7 @@ import os
 import runpy
 import sys
 import tempfile
+import warnings
 import xml.etree.ElementTree as ET
 from functools import cache
 from pathlib import Path
@@ -42,7 +43,7 @@ def setup() -> None:
     _check_gl(backend)
     _configure_libero()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), \
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), \
             mock.patch.object(logging, "FileHandler", lambda *_, **__: logging.NullHandler()):
         import libero.libero.envs  # noqa: F401
 
