@@ -63,6 +63,8 @@ def test_a_preset_writes_its_sentence_and_the_words_to_choose_from(explorer):
     explorer.preset.value = "the other bowl"
     assert explorer.sentence.value == "pick up the black bowl on the cookie box and place it on the plate"
     assert [name for name, _ in explorer.words.options[-2:]] == ["the (14)", "plate (15)"]
+    explorer.sentence.value = "a sentence of one's own"
+    assert explorer.preset.value is None
     explorer.demonstration.value = 1
     assert explorer.preset.value == "right" and explorer.sentence.value == SENTENCE
 

@@ -84,12 +84,13 @@ class HeatmapExplorer:
         self.task = widgets.Dropdown(options=list(self.tasks), description="task", layout=wide)
         self.demonstration = widgets.Dropdown(options=[0], description="episode")
         self.frame = widgets.IntSlider(max=1, description="frame", layout=wide, continuous_update=True)
-        self.preset = widgets.ToggleButtons(options=["right"], description="instruction")
+        narrow = widgets.ToggleButtonsStyle(button_width="110px")
+        self.preset = widgets.ToggleButtons(options=["right"], description="instruction", style=narrow)
         self.sentence = widgets.Text(description="or your own", layout=wide, continuous_update=False)
         self.words = _several("words", WORDS, (None,), rows=6)
         self.layers = _several("layers", {str(i): i for i in range(layers)}, tapped, rows=6)
         self.heads = _several("heads", {str(i): i for i in range(heads)}, range(heads), rows=6)
-        self.reduce = widgets.ToggleButtons(options=["mean", "max"], description="over them")
+        self.reduce = widgets.Dropdown(options=["mean", "max"], description="take their")
         self.smoothing = widgets.FloatSlider(max=2.0, step=0.25, description="smoothing")
         self.ratio = widgets.FloatSlider(value=self.reader.policy.condition.mask_ratio, min=0.05, max=0.75, step=0.05,
                                          description="mask ratio")
@@ -140,6 +141,8 @@ class HeatmapExplorer:
             numbered = {f"{attention.words[i]} ({i})": i for i in attention.own_words}
             self.words.options = list((WORDS | numbered).items())
             self.words.value = (None,)
+            named = {sentence: kind for kind, sentence in presets(self.episode).items()}
+            self.preset.value = named.get(self.sentence.value)
         self._quietly(change)
         self.draw()
 
