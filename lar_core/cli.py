@@ -37,7 +37,10 @@ STEPS: dict[str, tuple[str, str]] = {
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
              "is the one of `hf auth login` or HF_TOKEN. REPO_ID stands first: `lar push me/bowls --run-dir DIR`."),
     "doctor": ("say what this machine has and what would run on it",
-               "Checks Python, PyTorch, off-screen rendering, LIBERO and its assets, memory and disk."),
+               "Checks Python, PyTorch, off-screen rendering, LIBERO and its assets, memory and disk. With --profile it "
+               "plans: memory and time of the condition, part by part, before anything is loaded (--machine t4: on a "
+               "free Colab T4 instead of here). --full-size builds PaliGemma-3B's true size with random weights, loads it "
+               "in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
 }
 
 
@@ -70,8 +73,10 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (short, long) in STEPS.items():
         step = steps.add_parser(name, help=short, description=f"{short[0].upper()}{short[1:]}. {long}",
                                 epilog="Fields for --set, with their meaning, are in lar_core/config.py.")
-        if name != "doctor":
-            _add_run_options(step)
+        _add_run_options(step)
+        if name == "doctor":
+            step.add_argument("--machine", choices=("t4",), help="plan for this machine instead of the one at hand")
+            step.add_argument("--full-size", action="store_true", help="run the true size: 6 GB of disk, 10 of memory")
         if name == "demos":
             step.add_argument("--workers", type=int, help="processes (default: one a core)")
         if name == "push":
@@ -183,9 +188,15 @@ def _push(arguments: argparse.Namespace) -> None:
         print(share.push(run, arguments.repo_id, private=not arguments.public))
 
 
-def _doctor(_: argparse.Namespace) -> None:
-    from .doctor import examine
-    if not examine():
+def _doctor(arguments: argparse.Namespace) -> None:
+    from . import doctor
+    from .planner import T4
+    if arguments.full_size:
+        arguments.profile, arguments.changes = "t4", ["cache=false", "batch_size=1", *arguments.changes]
+        doctor.full_size(config_of(arguments), arguments.data_dir)
+    elif arguments.profile:
+        doctor.show_plan(config_of(arguments), T4 if arguments.machine else None)
+    elif not doctor.examine():
         raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
 
 

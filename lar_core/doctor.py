@@ -1,15 +1,19 @@
-"""`lar doctor`: what this machine has, and the line that mends what is missing."""
+"""`lar doctor`: what this machine has, what a configuration will need on it, and whether the full size runs."""
 
 from __future__ import annotations
 
 import platform
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import torch
 
+from .config import RunConfig
 from .errors import LarError
+from .full_size import NOISE_FRAMES, smoke
+from .planner import Machine, Plan, plan, this_machine
 
 NEEDED_MEMORY = 6  # GiB, profile tiny
 NEEDED_DISK = 5  # GiB
@@ -33,6 +37,40 @@ def examine() -> bool:
             fine = False
             print(f"  missing {name}: {error}")
     return fine
+
+
+def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
+    """Print what a configuration will need, part by part, on this machine or another; nothing of it is loaded."""
+    made = plan(config, machine or this_machine(config))
+    profile = config.profile
+    print(f"Plan for {config.condition.name} at profile {profile.name} ({profile.precision}, {profile.tune}, batch "
+          f"{profile.batch_size}{', feature cache' if profile.cache else ''}) on {made.machine.name}; estimates, nothing was "
+          "loaded.")
+    _rows("memory while training, GB", {name: value / 1e9 for name, value in made.memory.items()}, "6.2f")
+    verdict = "fits" if made.fits else "DOES NOT FIT: lower batch_size, set checkpointing=true, or choose tune=lora_top"
+    print(f"    {'in all':38s} {made.peak / 1e9:6.2f}  of {made.machine.memory / 1e9:.1f} free: {verdict}")
+    _rows("minutes, without demonstrations", {name: value / 60 for name, value in made.seconds.items()}, "6.1f")
+    if made.disk:
+        print(f"  disk for the feature cache: {made.disk / 1e9:.1f} GB")
+    return made
+
+
+def full_size(config: RunConfig, data: Path) -> None:
+    """Run the full-size smoke test and print time and peak memory of each stage, and the plan's memory beside it."""
+    machine = this_machine(config)
+    print(f"{machine.name}: {config.profile.precision}, {config.profile.tune}, batch {config.profile.batch_size}")
+    print(f"  {'stage':10s} {'seconds':>8s} {'peak GB':>8s}")
+    for stage, reading in smoke(config, data):
+        print(f"  {stage:10s} {reading.seconds:8.1f} {reading.peak_bytes / 1e9:8.2f}", flush=True)
+        if stage == "train":
+            made = plan(config, machine, frames=NOISE_FRAMES)
+            print(f"  {'(planned':10s} {made.step_seconds:8.1f} {made.peak / 1e9:8.2f})")
+
+
+def _rows(title: str, values: dict[str, float], form: str) -> None:
+    print(f"  {title}")
+    for name, value in values.items():
+        print(f"    {name:38s} {value:{form}}")
 
 
 def _torch() -> str:

@@ -54,10 +54,15 @@ def train_control(run: Run, data: Path = DATA) -> Run:
 def train_side_by_side(run: Run, data: Path = DATA) -> None:
     """Train the run's policy and its blind control at the same time, half of the cores each.
 
-    Two small models on half of the cores each are faster than one after the other on all of them.
+    Two small models on half of the cores each are faster than one after the other on all of them; a GPU is given to one
+    after the other, because its memory may not hold both.
     Raises LarError when the control's training failed; its own message stands above.
     """
     demos = make_demos(run.config, data)
+    if torch.cuda.is_available():
+        train(run, demos, data)
+        train_control(run, data)
+        return
     control = multiprocessing.get_context("spawn").Process(target=_train_control, args=(run.path, data))
     control.start()
     threads = torch.get_num_threads()
@@ -100,6 +105,7 @@ def roll_out_policy(run: Run, instructions: tuple[str, ...] = INSTRUCTIONS, plac
     """Roll out the run's policy, and its blind control where that is trained."""
     policy, stats = load_policy(run, device())
     rows = roll_out(run, policy, stats, instructions=instructions, placement=placement)
+    del policy  # a small GPU has no room for two
     if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
         rows = rows + roll_out(control, *load_policy(control, device()), placement=placement)
     return rows

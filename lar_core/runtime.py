@@ -69,6 +69,7 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every call with inputs that are not fp16
+    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")  # its successor came with 5.2x
     warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
     warnings.filterwarnings("ignore", message=".*enable_nested_tensor.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="transformers")

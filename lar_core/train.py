@@ -23,7 +23,7 @@ from transformers import get_cosine_schedule_with_warmup
 
 from .config import RunConfig
 from .data.augment import shift_images
-from .data.cache import FeatureCache, weights_identity
+from .data.cache import BlindFeatures, FeatureCache, weights_identity
 from .data.dataset import DemoDataset, FrameSampler, load_split
 from .data.demos import Episode
 from .data.stats import Stats
@@ -209,17 +209,25 @@ class Trainer:
         for old in self.run.checkpoints()[:-KEEP]:
             shutil.rmtree(old)
 
-    def _features(self, policy: Policy, folder: Path, data: Path) -> FeatureCache:
-        """The feature cache of the frozen layers, filled; the layers are then dropped from memory."""
+    def _features(self, policy: Policy, folder: Path, data: Path) -> FeatureCache | BlindFeatures:
+        """The features of the frozen layers, from disk; the layers are then dropped from memory."""
         profile, on = self.config.profile, self.accelerator.device
-        identity = {"weights": weights_identity(folder), "precision": profile.precision, "layer": policy.backbone.join,
-                    "floats": str(float_dtype(profile.precision, on)), "blind": self.config.condition.blind}
-        kept = torch.float32 if profile.precision == "fp32" else torch.float16
-        cache = FeatureCache(data / "features", identity, self.dataset, kept)
-        with self.accelerator.main_process_first(), torch.no_grad():
-            cache.fill(lambda batch: policy.eval().look(to_device(batch, on)))
+
+        @torch.no_grad()
+        def look(batch: dict) -> tuple[Tensor, Tensor | None]:
+            return policy.eval().look(to_device(batch, on))
+
+        if self.config.condition.blind:
+            features = BlindFeatures(self.dataset, look)
+        else:
+            identity = {"weights": weights_identity(folder), "precision": profile.precision,
+                        "floats": str(float_dtype(profile.precision, on)), "layer": policy.backbone.join}
+            kept = torch.float32 if profile.precision == "fp32" else torch.float16
+            features = FeatureCache(data / "features", identity, self.dataset, kept)
+            with self.accelerator.main_process_first():
+                features.fill(look)
         policy.backbone.drop_lower()
-        return cache
+        return features
 
     def _losses(self, batch: dict, draws: Draws) -> dict[str, Tensor]:
         """Losses of a batch; the very first one also tells how large activations get."""

@@ -106,11 +106,10 @@ def test_settings_that_change_what_the_frozen_layers_see_refuse_the_cache(change
         make_config("attention_mask", "micro", **{**TOP, "tune": "full_top", "cache": True, **changes})
 
 
-def test_a_blind_policy_has_features_of_its_own(losses_of, tmp_path):
-    losses_of("seeing", "action_only", tune="full_top", cache=True)
-    count = len(list((tmp_path / "data" / "features").iterdir()))
-    losses_of("blind", "blind", tune="full_top", cache=True)
-    assert (count, len(list((tmp_path / "data" / "features").iterdir()))) == (1, 2)
+def test_a_blind_policy_needs_no_disk_and_trains_as_without_a_cache(losses_of, tmp_path):
+    cached, plain = (losses_of(name, "blind", files=1, tune="full_top", cache=name == "cached")
+                     for name in ("cached", "plain"))
+    assert cached == plain and not (tmp_path / "data" / "features").exists()
 
 
 def test_files_hold_fp32_for_fp32_models_and_fp16_for_the_others(losses_of, tmp_path):

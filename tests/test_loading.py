@@ -34,8 +34,9 @@ def test_only_the_language_models_linear_layers_are_quantised(backbone_folder, p
     assert backbone.vlm.model.vision_tower.dtype == torch.float32
 
 
-def test_layers_trained_in_full_are_not_quantised(backbone_folder):
-    backbone = load_backbone(backbone_folder, precision="int8", tune="full_top", top_layers=1, saliency_layers=1)
+@pytest.mark.parametrize("tune", ["full_top", "lora_top"])
+def test_top_layers_that_learn_are_not_quantised(backbone_folder, tune):
+    backbone = load_backbone(backbone_folder, precision="int8", tune=tune, top_layers=1, saliency_layers=1)
     assert len(quantised_modules(backbone.vlm)) == (LAYERS - 1) * len(LINEARS)
 
 
@@ -110,7 +111,7 @@ def test_the_parameter_table_adds_up(backbone_folder):
     table = parameter_table(vlm)
     norm = vlm.model.language_model.norm.weight.numel()
     assert sum(row["parameters"] for row in table) + norm == vlm.num_parameters()
-    nf4 = parameter_table(load_backbone(backbone_folder, precision="nf4", tune="lora_top", lora_rank=1).vlm)
+    nf4 = parameter_table(load_backbone(backbone_folder, precision="nf4", tune="lora_all", lora_rank=1).vlm)
     assert nf4[-1]["bytes"] < table[-1]["bytes"] / 3
 
 

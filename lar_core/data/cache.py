@@ -20,6 +20,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..files import append_jsonl, atomic_path, read_jsonl, require_space, write_json
@@ -57,10 +58,7 @@ class FeatureCache:
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """states (B, P + L, D), zero where shorter instructions are padded, and wrist_tokens (B, W, D) if there is one."""
         rows = [self._row(int(index)) for index in indices]
-        longest = max(len(row["states"]) for row in rows)
-        states = rows[0]["states"].new_zeros(len(rows), longest, rows[0]["states"].shape[1])
-        for place, row in zip(states, rows):
-            place[: len(row["states"])] = row["states"]
+        states = pad_sequence([row["states"] for row in rows], batch_first=True)
         wrist = {} if "wrist_tokens" not in rows[0] else {
             "wrist_tokens": torch.stack([row["wrist_tokens"] for row in rows])}
         return {"states": states} | wrist
@@ -121,6 +119,23 @@ class FeatureCache:
         if self.dataset.wrist is not None:
             digest.update(np.ascontiguousarray(self.dataset.wrist[frames]))
         return digest.hexdigest()[:32]
+
+
+class BlindFeatures:
+    """In the place of a FeatureCache for a policy that sees grey: the features depend on the instruction alone."""
+
+    def __init__(self, dataset: DemoDataset, look: Look):
+        self.dataset = dataset
+        first = {sentence: int(np.argmax(dataset.episode == number)) for number, sentence in
+                 reversed(list(enumerate(dataset.instructions)))}
+        self.features = {sentence: look(dataset.batch([frame])) for sentence, frame in first.items()}
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """As `FeatureCache.batch`."""
+        rows = [self.features[self.dataset.instructions[self.dataset.episode[index]]] for index in indices]
+        states = pad_sequence([states[0] for states, _ in rows], batch_first=True)
+        wrist = rows[0][1]
+        return {"states": states} | ({} if wrist is None else {"wrist_tokens": wrist.expand(len(rows), -1, -1)})
 
 
 def weights_identity(folder: Path) -> str:

@@ -1,0 +1,130 @@
+"""The full-size smoke test: everything that profile t4 does, at PaliGemma-3B's true size, with random weights.
+
+    build      the true 2.92 B architecture, saved as a sharded checkpoint in bf16
+    load       that checkpoint in 8 bit, through the path that real weights take
+    saliency   one image and instruction, attention of the last 3 layers captured
+    train      one optimiser step, through the trainer, on one sample
+    act        one policy step
+
+It says that the code runs and what it needs; with random weights it says nothing about what is learnt.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .config import RunConfig, make_config
+from .data.dataset import DemoDataset
+from .data.demos import Episode
+from .data.stats import Stats
+from .errors import LarError
+from .files import require_space
+from .meter import Reading, meter
+from .model.offline import build_full_size
+from .processes import end_with_parent
+from .run import DATA, Run
+from .runtime import quiet
+from .train import Trainer, make_dataset, to_device
+
+NOISE_FRAMES = 64
+CHECKPOINT_BYTES = 6 * 10**9
+INSTRUCTION = "pick up the black bowl on the ramekin and place it on the plate"
+
+
+def smoke(config: RunConfig | None = None, data: Path = DATA,
+          build: Callable[[Path], None] = build_full_size) -> Iterator[tuple[str, Reading]]:
+    """Yield (stage, reading) as each stage ends. Raises LarError when the disk has no room for the checkpoint.
+
+    config: profile t4 with one sample a batch and no feature cache, unless given; build: writes the checkpoint.
+    """
+    with _folder(data) as folder:
+        yield "build", _in_a_process(build, folder / "checkpoint")
+        yield from _use(config or full_size_config(), folder)
+
+
+def full_size_config(**changes: object) -> RunConfig:
+    """Profile t4 for a single step from pixels."""
+    return make_config("attention_mask", "t4", **{"cache": False, "batch_size": 1, "samples": 100, **changes})
+
+
+def _use(config: RunConfig, folder: Path) -> Iterator[tuple[str, Reading]]:
+    profile = replace(config.profile, backbone=str(folder / "checkpoint"))
+    run = Run.open(replace(config, profile=profile), folder / "run")
+    with meter() as reading:
+        trainer = Trainer(run, noise_dataset(run.config), folder)
+    yield "load", reading
+    policy, (batch, _) = trainer.bare, trainer.batch(0)
+    with meter() as reading, torch.no_grad():
+        saliency = policy.encode(batch).saliency
+    _check(torch.allclose(saliency.sum(dim=1).float().cpu(), torch.ones(len(saliency)), atol=1e-3), "saliency")
+    yield "saliency", reading
+    policy.train()
+    with meter() as reading:
+        row = trainer.one_step()
+    _check(np.isfinite(row["loss"]), "train")
+    yield "train", reading
+    policy.eval()
+    with meter() as reading:
+        actions, _ = policy.act(to_device({name: value[:1] for name, value in batch.items()}, policy.device))
+    _check(actions.shape == (1, profile.chunk, 7) and bool(torch.isfinite(actions).all()), "act")
+    yield "act", reading
+
+
+def noise_dataset(config: RunConfig) -> DemoDataset:
+    """One made-up episode in the sizes that the profile asks for."""
+    rng, steps, profile = np.random.default_rng(0), NOISE_FRAMES, config.profile
+    def pixels(size: int) -> np.ndarray:
+        return rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8)
+    episode = Episode(
+        instruction=INSTRUCTION, actions=rng.uniform(-1, 1, (steps, 7)), agentview_rgb=pixels(profile.image_size),
+        eye_in_hand_rgb=pixels(profile.wrist_size) if profile.wrist_size else None, ee_pos=rng.normal(size=(steps, 3)),
+        ee_ori=rng.normal(size=(steps, 3)), gripper_states=rng.normal(size=(steps, 2)), joint_states=None, states=None,
+        segmentation=rng.integers(0, 3, (steps, profile.image_size, profile.image_size), dtype=np.uint8),
+        objects=("bowl", "other"), target="bowl", distractor="other")
+    return make_dataset([episode], Stats.of([episode]), config)
+
+
+def _check(right: bool, stage: str) -> None:
+    if not right:
+        raise LarError(f"Stage {stage} ran but gave a wrong result: this combination of versions does not work; install "
+                       "those in constraints.txt (on Colab requirements-colab.txt).")
+
+
+def _in_a_process(build: Callable[[Path], None], folder: Path) -> Reading:
+    """So that its memory is gone afterwards."""
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_build, build, folder).result()
+    except BrokenProcessPool as error:
+        raise LarError("The process that builds the full-size model was killed, probably for lack of memory (it needs "
+                       "8 GB): close other programs and try again.") from error
+
+
+def _build(build: Callable[[Path], None], folder: Path) -> Reading:
+    end_with_parent()
+    quiet()
+    with meter() as reading:
+        build(folder)
+    return reading
+
+
+@contextmanager
+def _folder(data: Path) -> Iterator[Path]:
+    require_space(data, CHECKPOINT_BYTES, "the full-size checkpoint", "free some, or choose another --data-dir")
+    data.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="full-size-", dir=data))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
