@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 import torch
@@ -224,13 +225,16 @@ def float_kind(precision: str, cuda: bool) -> str:
 
 
 def architecture(config: RunConfig) -> PaliGemmaConfig:
-    """The configuration of the backbone, without any file. Raises LarError for one that is only in a folder."""
+    """The configuration of the backbone, without its weights. Raises LarError for one that is not known here."""
     profile = config.profile
     if profile.backbone == "tiny":
         return tiny_config(profile, make_processor(profile.image_size, profile.patch_size))
     if profile.backbone.startswith("google/paligemma-3b"):
         return full_config()
-    raise LarError(f"There is no plan for backbone {profile.backbone!r}: plans are made for tiny ones and PaliGemma-3B.")
+    if (Path(profile.backbone) / "config.json").exists():
+        return PaliGemmaConfig.from_pretrained(profile.backbone)
+    raise LarError(f"There is no plan for backbone {profile.backbone!r}: plans are made for tiny ones, PaliGemma-3B, and "
+                   "folders with a config.json.")
 
 
 def this_machine(config: RunConfig) -> Machine:

@@ -64,7 +64,9 @@ def test_this_machine_is_measured_in_every_precision_that_is_needed():
     assert machine.cuda == torch.cuda.is_available()
 
 
-def test_a_backbone_that_is_only_a_folder_has_no_plan(tmp_path):
+def test_a_folder_is_planned_by_its_own_config_and_an_unknown_backbone_is_not(backbone_folder, tmp_path):
+    own = Size(make_config(profile="micro", backbone=str(backbone_folder)))
+    assert own.layer == Size(make_config(profile="micro")).layer
     with pytest.raises(LarError, match="no plan for backbone"):
         Size(make_config(profile="t4", backbone=str(tmp_path)))
 

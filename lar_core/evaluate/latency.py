@@ -7,6 +7,7 @@ speed-up of control follows from replacing a diffusion decoder by a single-pass 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -23,7 +24,17 @@ REPEATS = 50
 def measure_latency(run: Run, policy: Policy, repeats: int = REPEATS) -> dict:
     """Time `policy.act` on one observation; writes and returns `latency.json` (milliseconds, per second)."""
     profile = run.config.profile
-    batch = _one_observation(policy)
+    times = time_acting(policy, repeats)
+    result = {"device": device_name(), "dtype": policy.profile.precision, "n": repeats, **times,
+              "replans_per_s": 1000 / times["p50_ms"], "actions_per_s": 1000 / times["p50_ms"] * profile.execute,
+              "chunk": profile.chunk, "execute": profile.execute}
+    write_json(run.path / "latency.json", result)
+    return result
+
+
+def time_acting(policy: Policy, repeats: int = REPEATS) -> dict[str, float]:
+    """Median and 95th percentile of one policy step, in milliseconds."""
+    batch = one_observation(policy)
     times = []
     for _ in range(WARM_UP + repeats):
         began = time.perf_counter()
@@ -32,15 +43,11 @@ def measure_latency(run: Run, policy: Policy, repeats: int = REPEATS) -> dict:
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - began))
     p50, p95 = np.percentile(times[WARM_UP:], [50, 95])
-    result = {"device": device_name(), "dtype": str(policy.backbone.vlm.dtype).removeprefix("torch."), "n": repeats,
-              "p50_ms": float(p50), "p95_ms": float(p95), "replans_per_s": 1000 / float(p50),
-              "actions_per_s": 1000 / float(p50) * profile.execute, "chunk": profile.chunk,
-              "execute": profile.execute}
-    write_json(run.path / "latency.json", result)
-    return result
+    return {"p50_ms": float(p50), "p95_ms": float(p95)}
 
 
-def _one_observation(policy: Policy) -> dict:
+def one_observation(policy: Policy) -> dict:
+    """A batch of one made-up observation, in the policy's sizes and on its device."""
     profile, device = policy.profile, policy.device
     def noise(size: int) -> torch.Tensor:
         return torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device)
