@@ -16,7 +16,7 @@ import yaml
 from .errors import LarError, unknown
 from .files import write_text
 
-MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze")
+MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blue_noise", "centre")
 RECONSTRUCTORS = ("none", "mae")
 HEADS = ("parallel", "autoregressive")
 PLACEMENTS = ("official", "wide", "counterfactual")
@@ -34,6 +34,10 @@ class Condition:
     reconstructor: str = "mae"
     head: str = "parallel"
     lambda_recon: float = 0.5  # L = L_action + lambda_recon * L_recon
+    action_loss: str = "cross_entropy"  # over 256 bins; "l1": the head answers with numbers, scored by absolute error
+    focus_keep: float = 0.5  # head=focus: the share of patches that its policy attends to, in each layer the best ones
+    focus_gate: bool = True  # head=focus: a sigmoid gate, element by element, on what the policy sees
+    focus_cascade: bool = True  # head=focus: three separate attentions; false: one softmax over all, as in `bridge`
     mask_ratio: float = 0.25
     mask_grid: str = "native"  # "native": the backbone's patches; "essay": the literal 14x14 grid with k = 49
     mask_input: bool = False  # a second pass that cannot see the masked patches feeds the decoder
@@ -146,6 +150,8 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="attention_mask_l10", mask_source="attention", lambda_recon=1.0),
     Condition(name="inverse_mask", mask_source="inverse_attention"),
     Condition(name="gaze_mask", mask_source="gaze"),
+    Condition(name="blue_noise_mask", mask_source="blue_noise"),
+    Condition(name="centre_mask", mask_source="centre"),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
 )}
 

@@ -1,19 +1,18 @@
 """Masking: which patches the decoder must reconstruct.
 
-Every source is a score (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a noise vector (He et
-al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Everywhere: mask (B, P) bool, True =
-masked.
+Every source (`mask_sources`) is a score (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a noise
+vector (He et al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Everywhere: mask (B, P) bool,
+True = masked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from ..errors import LarError, unknown
 from ..draws import Draws
+from ..errors import unknown
+from .mask_sources import SOURCES, Clues
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels
@@ -32,7 +31,7 @@ def mask_top(scores: Tensor, k: int) -> Tensor:
 
 
 def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: float,
-              draws: Draws | None = None) -> Tensor:
+              draws: Draws | None = None, motion: Tensor | None = None) -> Tensor:
     """Choose the masked patches.
 
     Args:
@@ -40,50 +39,17 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
         saliency: (B, P), where the instruction looks; also gives shape and device.
         coverage: (B, P) in [0, 1], share of each patch that the named object covers; only `gaze` needs it.
         ratio: share of patches to mask.
-        draws: randomness of the `random` source.
+        draws: randomness of the sources that draw.
+        motion: (B, P), how much each patch changed since the frame before; only `frame_difference` needs it.
     Returns:
         mask (B, P) bool, True = masked, exactly `count_masked(P, ratio)` a sample.
     Raises:
-        LarError: unknown source, or `gaze` without segmentation.
+        LarError: unknown source, `gaze` without segmentation, or `frame_difference` without motion.
     """
     if source not in SOURCES:
         raise unknown("mask source", source, SOURCES)
-    scores = SOURCES[source](saliency.detach(), coverage, draws or Draws(0))
-    return mask_top(scores, count_masked(saliency.shape[1], ratio))
-
-
-def _random(saliency: Tensor, _: Tensor | None, draws: Draws) -> Tensor:
-    return draws.uniform(*saliency.shape).to(saliency.device)
-
-
-def _attention(saliency: Tensor, *_: object) -> Tensor:
-    return saliency
-
-
-def _inverse_attention(saliency: Tensor, *_: object) -> Tensor:
-    return -saliency
-
-
-def _gaze(saliency: Tensor, coverage: Tensor | None, *_: object) -> Tensor:
-    """The named object first, then the patches nearest to it, so that exactly k are masked whatever its size."""
-    if coverage is None:
-        raise LarError("Mask source 'gaze' needs the segmentation of the named object, which these demonstrations do "
-                       "not have: collect them with `lar demos`, or choose another condition.")
-    grid = round(saliency.shape[1] ** 0.5)
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(coverage)  # (P, 2), in patches
-    weight = coverage / coverage.sum(dim=1, keepdim=True).clamp_min(1e-6)
-    centre = weight @ places  # (B, 2); an object out of view has its centre at the corner
-    distance = (places[None] - centre[:, None]).norm(dim=-1)  # (B, P)
-    return coverage - 1e-3 * distance
-
-
-SOURCES: dict[str, Callable[..., Tensor]] = {
-    "random": _random,
-    "attention": _attention,
-    "inverse_attention": _inverse_attention,
-    "gaze": _gaze,
-}
+    k = count_masked(saliency.shape[1], ratio)
+    return mask_top(SOURCES[source](Clues(saliency.detach(), k, draws or Draws(0), coverage, motion)), k)
 
 
 def area_resample(values: Tensor, grid: int) -> Tensor:

@@ -1,0 +1,58 @@
+"""Each mask source against what defines it, computed by numpy and scipy."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from lar_core.config import MASK_SOURCES
+from lar_core.draws import Draws
+from lar_core.model.mask_sources import SOURCES, Clues
+from lar_core.model.masking import make_mask
+
+GRID = 16
+
+
+def mask_of(source, samples=64, seed=0, saliency=None, ratio=0.25, **clues):
+    if saliency is None:
+        saliency = torch.rand(samples, GRID**2, generator=torch.Generator().manual_seed(1)).softmax(1)
+    return make_mask(source, saliency=saliency, coverage=None, ratio=ratio, draws=Draws(seed), **clues)
+
+
+def spectrum(mask):
+    """Mean power (GRID, GRID) of masks without their mean, by frequency in cycles an image."""
+    squares = mask.float().reshape(-1, GRID, GRID).numpy()
+    return (np.abs(np.fft.fft2(squares - squares.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0)
+
+
+def test_every_named_source_exists():
+    assert set(SOURCES) == set(MASK_SOURCES) - {"none"}
+
+
+def test_blue_noise_is_noise_minus_its_gaussian_blur():
+    clues = Clues(torch.full((3, GRID**2), 1 / GRID**2), 64, Draws(5))
+    noise = Draws(5).uniform(3, GRID**2).reshape(3, GRID, GRID).numpy()
+    blurred = np.stack([gaussian_filter(image, 1.0, mode="wrap", radius=1) for image in noise])
+    assert np.allclose(SOURCES["blue_noise"](clues).reshape(3, GRID, GRID), noise - blurred, atol=1e-6)
+
+
+def test_blue_noise_masks_have_little_power_at_low_frequencies_and_random_ones_as_much_everywhere():
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(GRID) * GRID] * 2))
+    low, high = (frequency > 0) & (frequency < 3), frequency > 6
+    blue, white = spectrum(mask_of("blue_noise")), spectrum(mask_of("random"))
+    assert blue[low].mean() < 0.5 * blue[high].mean()
+    assert white[low].mean() == pytest.approx(white[high].mean(), rel=0.1)
+
+
+@pytest.mark.parametrize("source", ["blue_noise", "centre"])
+def test_masks_that_do_not_look_are_the_same_for_any_saliency(source):
+    other = torch.rand(64, GRID**2, generator=torch.Generator().manual_seed(2)).softmax(1)
+    assert torch.equal(mask_of(source), mask_of(source, saliency=other))
+
+
+def test_centre_masks_a_disc_in_the_middle():
+    mask = mask_of("centre", samples=1).reshape(GRID, GRID).numpy()
+    rows, columns = np.indices((GRID, GRID)) - (GRID - 1) / 2
+    radius = np.hypot(rows, columns)
+    assert radius[mask].max() <= radius[~mask].min()
+    assert mask.sum() == 64
