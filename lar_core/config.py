@@ -16,7 +16,8 @@ import yaml
 from .errors import LarError, unknown
 from .files import write_text
 
-MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blue_noise", "centre")
+MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blue_noise", "centre", "hint_attention",
+                "sampled_attention")
 RECONSTRUCTORS = ("none", "mae")
 HEADS = ("parallel", "autoregressive")
 PLACEMENTS = ("official", "wide", "counterfactual")
@@ -152,6 +153,8 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="gaze_mask", mask_source="gaze"),
     Condition(name="blue_noise_mask", mask_source="blue_noise"),
     Condition(name="centre_mask", mask_source="centre"),
+    Condition(name="hint_mask", mask_source="hint_attention"),
+    Condition(name="sampled_mask", mask_source="sampled_attention"),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
 )}
 

@@ -56,3 +56,24 @@ def test_centre_masks_a_disc_in_the_middle():
     radius = np.hypot(rows, columns)
     assert radius[mask].max() <= radius[~mask].min()
     assert mask.sum() == 64
+
+
+def test_hints_leave_the_very_top_visible_and_mask_the_next():
+    saliency = torch.rand(5, GRID**2, generator=torch.Generator().manual_seed(3)).softmax(1)
+    ranks = np.argsort(np.argsort(-saliency.numpy(), axis=1), axis=1)
+    mask = mask_of("hint_attention", saliency=saliency).numpy()
+    assert np.array_equal(mask, (ranks >= 6) & (ranks < 70))  # of 64: 10 % are 6
+
+
+def test_hints_give_way_where_nearly_everything_is_masked():
+    assert (mask_of("hint_attention", ratio=0.99).sum(1) == round(0.99 * GRID**2)).all()
+
+
+def test_sampled_attention_masks_as_often_as_drawing_without_replacement_does():
+    weights = np.array([8.0, 4, 2, 1, 1]) / 16
+    saliency = torch.tensor(weights, dtype=torch.float32).expand(20_000, -1)
+    mask = make_mask("sampled_attention", saliency=saliency, coverage=None, ratio=0.4, draws=Draws(0))
+    rng = np.random.default_rng(0)
+    drawn = np.stack([rng.choice(5, 2, replace=False, p=weights) for _ in range(20_000)])
+    expected = np.bincount(drawn.flatten(), minlength=5) / 20_000
+    assert np.allclose(mask.float().mean(0).numpy(), expected, atol=0.015)

@@ -122,4 +122,6 @@ SOURCES: dict[str, Callable[[Clues], Tensor]] = {
     "gaze": gaze,
     "blue_noise": blue_noise,
     "centre": centre,
+    "hint_attention": hint_attention,
+    "sampled_attention": sampled_attention,
 }
