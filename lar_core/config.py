@@ -17,7 +17,7 @@ from .errors import LarError, unknown
 from .files import write_text
 
 MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blue_noise", "centre", "hint_attention",
-                "sampled_attention")
+                "sampled_attention", "frame_difference")
 RECONSTRUCTORS = ("none", "mae")
 HEADS = ("parallel", "autoregressive")
 PLACEMENTS = ("official", "wide", "counterfactual")
@@ -155,6 +155,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="centre_mask", mask_source="centre"),
     Condition(name="hint_mask", mask_source="hint_attention"),
     Condition(name="sampled_mask", mask_source="sampled_attention"),
+    Condition(name="motion_mask", mask_source="frame_difference"),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
 )}
 

@@ -84,7 +84,7 @@ def make_dataset(episodes: list[Episode], stats: Stats, config: RunConfig) -> De
     """The frames of `episodes` in the sizes that the profile asks for."""
     profile = config.profile
     return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
-                       chunk=profile.chunk)
+                       chunk=profile.chunk, previous=config.condition.mask_source == "frame_difference")
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

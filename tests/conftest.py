@@ -45,7 +45,8 @@ def batch():
     regions[:, 1, 48:, :16] = 1
     return {"images": pixels(64), "wrist": pixels(32), "proprio": torch.randn(2, 8, generator=generator),
             "instructions": SENTENCES, "actions": torch.rand(2, 8, 7, generator=generator) * 2 - 1,
-            "action_pad": torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]]), "regions": regions}
+            "action_pad": torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]]), "regions": regions,
+            "previous": pixels(64)}
 
 
 @pytest.fixture

@@ -20,6 +20,11 @@ def test_segmentation_moves_with_the_image_and_no_further_than_asked():
     assert set((rows - 10).tolist()) == set(range(-4, 5)) == set((columns - 12).tolist())
 
 
+def test_the_frame_before_moves_with_the_image():
+    moved = shift_images(picture(16) | {"previous": picture(16)["images"]}, 4, Draws(0))
+    assert torch.equal(moved["images"], moved["previous"])
+
+
 def test_borders_are_repeated_and_sizes_kept():
     images = torch.arange(8, dtype=torch.uint8).reshape(1, 1, 1, 8).expand(1, 3, 8, 8).contiguous()
     moved = shift_images({"images": images}, 3, Draws(1))["images"]

@@ -51,6 +51,14 @@ def test_a_batch_has_the_documented_shapes_and_types(dataset):
     assert batch["instructions"] == [SENTENCE] * 3 and len(dataset) == 15
 
 
+def test_the_frame_before_comes_where_it_is_asked_for_and_is_of_the_same_episode(episodes):
+    dataset = DemoDataset(episodes, Stats.of(episodes), **SIZES, previous=True)
+    before = dataset.batch([0, 3, 6, 14])["previous"].permute(0, 2, 3, 1)
+    wanted = [episodes[0].agentview_rgb[1], episodes[0].agentview_rgb[2], episodes[1].agentview_rgb[1],
+              episodes[1].agentview_rgb[7]]
+    np.testing.assert_array_equal(before, np.stack(wanted))
+
+
 def test_a_frame_comes_with_its_own_picture_and_the_actions_that_follow(dataset, episodes):
     batch = dataset.batch([8])  # step 2 of the second episode
     np.testing.assert_array_equal(batch["images"][0].permute(1, 2, 0), episodes[1].agentview_rgb[2])

@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter
 
 from lar_core.config import MASK_SOURCES
 from lar_core.draws import Draws
+from lar_core.errors import LarError
 from lar_core.model.mask_sources import SOURCES, Clues
 from lar_core.model.masking import make_mask
 
@@ -77,3 +78,18 @@ def test_sampled_attention_masks_as_often_as_drawing_without_replacement_does():
     drawn = np.stack([rng.choice(5, 2, replace=False, p=weights) for _ in range(20_000)])
     expected = np.bincount(drawn.flatten(), minlength=5) / 20_000
     assert np.allclose(mask.float().mean(0).numpy(), expected, atol=0.015)
+
+
+def test_frame_difference_masks_the_patches_that_changed_most(policy_of, batch):
+    batch["previous"] = batch["images"].clone()
+    batch["previous"][:, :, 16:32, :16] ^= 255  # patch 4 of 16 changes everywhere,
+    batch["previous"][:, :, 40:48, 48:] ^= 255  # patch 11 in its lower half, patch 0 in one pixel
+    batch["previous"][:, :, 0, 0] ^= 255
+    policy = policy_of("motion_mask", mask_ratio=3 / 16)
+    mask = policy.reconstruct(batch, policy.encode(batch), Draws(0)).mask
+    assert [row.nonzero().flatten().tolist() for row in mask] == [[0, 4, 11]] * 2
+
+
+def test_frame_difference_without_the_frame_before_says_what_to_do():
+    with pytest.raises(LarError, match="previous=True"):
+        mask_of("frame_difference")

@@ -1,5 +1,5 @@
 """Random shifts of the training images (as DrQ-v2 does, Yarats et al. 2021): each is moved by a few pixels, its border
-repeated. Segmentation moves with the image; the wrist camera moves on its own."""
+repeated. Segmentation and the frame before move with the image; the wrist camera moves on its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ def shift_images(batch: dict, pixels: int, draws: Draws) -> dict:
     """A batch (see `lar_core.data.dataset`) with its images moved by up to `pixels` along both axes."""
     count = len(batch["images"])
     main, wrist = ((draws.uniform(count, 2) * (2 * pixels + 1)).long() for _ in range(2))  # (B, 2) in [0, 2 * pixels]
-    moved = {"images": _shift(batch["images"], pixels, main)}
-    if "regions" in batch:
-        moved["regions"] = _shift(batch["regions"], pixels, main)
+    moved = {name: _shift(batch[name], pixels, main) for name in ("images", "regions", "previous") if name in batch}
     if "wrist" in batch:
         moved["wrist"] = _shift(batch["wrist"], pixels, wrist)
     return batch | moved

@@ -55,15 +55,17 @@ def drop_noops(episode: Episode) -> Episode:
 class DemoDataset:
     """The frames of some episodes, in memory, each with the K actions that follow it.
 
-    stats: scales of the *training* episodes, for held-out episodes too. wrist_size 0 leaves the wrist camera out.
+    stats: scales of the *training* episodes, for held-out episodes too. wrist_size 0 leaves the wrist camera out;
+    previous: give the frame before each one too.
     Raises LarError when there are no episodes, or when their images have another size than asked for: nothing is
     resized silently.
     """
 
-    def __init__(self, episodes: Sequence[Episode], stats: Stats, *, image_size: int, wrist_size: int, chunk: int):
+    def __init__(self, episodes: Sequence[Episode], stats: Stats, *, image_size: int, wrist_size: int, chunk: int,
+                 previous: bool = False):
         if not episodes:
             raise LarError("There are no demonstrations to make a data set of: record some with `lar demos`.")
-        self.chunk = chunk
+        self.chunk, self.previous = chunk, previous
         self.images = _frames(episodes, "agentview_rgb", image_size, "image_size")  # (N, H, W, 3)
         self.wrist = _frames(episodes, "eye_in_hand_rgb", wrist_size, "wrist_size") if wrist_size else None
         self.actions = stats.normalise_actions(np.concatenate([episode.actions for episode in episodes]))  # (N, 7)
@@ -92,7 +94,8 @@ class DemoDataset:
         images (B,3,H,W) uint8; wrist (B,3,h,w) uint8 (absent if off); proprio (B,8) float32, normalised;
         instructions: list of B sentences; actions (B,K,7) float32 in [-1,1]; action_pad (B,K) bool, True = beyond the
         end of the episode, where the last action is repeated; regions (B,2,H,W) uint8, 0/1: the named object, the
-        other one of its kind (absent if an episode has no segmentation).
+        other one of its kind (absent if an episode has no segmentation); previous (B,3,H,W) uint8, the frame before, or
+        for the first of an episode the one after (absent unless asked for).
         """
         indices = np.asarray(indices)
         steps, end = indices[:, None] + np.arange(self.chunk), self.end[indices][:, None]
@@ -105,10 +108,17 @@ class DemoDataset:
         }
         if self.wrist is not None:
             batch["wrist"] = _channels_first(self.wrist[indices])
+        if self.previous:
+            batch["previous"] = _channels_first(self.images[self._neighbours(indices)])
         if self.segmentation is not None:
             numbers = self.region_numbers[self.episode[indices]][:, :, None, None]
             batch["regions"] = torch.from_numpy((self.segmentation[indices][:, None] == numbers).astype(np.uint8))
         return batch
+
+    def _neighbours(self, indices: np.ndarray) -> np.ndarray:
+        """The frame before each of `indices`, or after it where it is the first of its episode."""
+        first = (indices == 0) | (self.episode[indices] != self.episode[indices - 1])
+        return np.where(first, np.minimum(indices + 1, self.end[indices] - 1), indices - 1)
 
 
 class FrameSampler:

@@ -124,4 +124,5 @@ SOURCES: dict[str, Callable[[Clues], Tensor]] = {
     "centre": centre,
     "hint_attention": hint_attention,
     "sampled_attention": sampled_attention,
+    "frame_difference": frame_difference,
 }

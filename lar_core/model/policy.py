@@ -2,7 +2,7 @@
 
 Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); wrist uint8 (B, 3, h, w); proprio
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
-(B, 2, H, W), pixels of the named object and of the other bowl. From the feature cache come, instead of a run through the
+(B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before. From the feature cache come, instead of a run through the
 frozen layers, states (B, P + L, D) and wrist_tokens (B, W, D). `valid` is the number of valid steps to divide L_action
 by, where several processes share a batch.
 """
@@ -96,7 +96,8 @@ class Policy(nn.Module):
     def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction:
         """Choose the mask and reconstruct what it hides."""
         mask = make_mask(self.condition.mask_source, saliency=area_resample(encoding.saliency, self.grid),
-                         coverage=self.coverage(batch), ratio=self.condition.mask_ratio, draws=draws)
+                         coverage=self.coverage(batch), ratio=self.condition.mask_ratio, draws=draws,
+                         motion=self.motion(batch))
         if self.condition.mask_input:
             hidden = pixel_mask(mask, self.backbone.image_size)
             encoding = self.encode(batch, saliency=False, hidden=hidden)
@@ -119,6 +120,13 @@ class Policy(nn.Module):
             return None
         pixels = batch["regions"][:, 0].flatten(1).float()  # (B, H*W)
         return area_resample(pixels, self.grid)
+
+    def motion(self, batch: dict) -> Tensor | None:
+        """Mean absolute change of each mask-grid patch (B, P) since the frame before; None where that was not asked for."""
+        if "previous" not in batch:
+            return None
+        change = (batch["images"].float() - batch["previous"].float()).abs().mean(dim=1)  # (B, H, W)
+        return area_resample(change.flatten(1), self.grid)
 
     @torch.no_grad()
     def act(self, batch: dict) -> tuple[Tensor, Tensor]:
