@@ -23,16 +23,19 @@ from pathlib import Path
 import psutil
 import torch
 
-from . import pace
+from . import pace, reproduce
 from .config import PROFILES, make_config
-from .data.dataset import load_split
+from .data.dataset import DemoDataset, load_split
 from .data.demos import Episode
+from .data.stats import Stats
 from .errors import LarError
 from .files import read_jsonl
 from .mirror import Mirror
+from .reproduce import make_demos
 from .run import DATA, RUNS, Run, provenance
 from .runtime import device, native_bf16, quiet
-from .view.show import clip, live_curves, show, table  # noqa: F401  (for the notebooks)
+from .train import make_dataset
+from .view.show import clip, film, live_curves, show, table  # noqa: F401  (for the notebooks)
 
 GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
 DRIVE = Path("/content/drive")
@@ -227,7 +230,6 @@ def _keep_on_drive(folder: Path) -> None:
 
 def train_all(run: Run, data: Path = DATA) -> None:
     """Train the run's policy and its blind control: at the same time on CPU cores, one after the other on a GPU."""
-    from . import reproduce
     if run.config.condition.blind:
         reproduce.train_policy(run, data)
     elif torch.cuda.is_available():
@@ -239,8 +241,14 @@ def train_all(run: Run, data: Path = DATA) -> None:
 
 def heldout_episodes(run: Run, data: Path = DATA) -> list[Episode]:
     """Demonstrations that the run is never trained on, without no-op steps."""
-    from .reproduce import make_demos
     return load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)[1]
+
+
+def heldout_dataset(run: Run, data: Path = DATA) -> DemoDataset:
+    """The frames of `heldout_episodes`, on the scales of the training episodes."""
+    config = run.config
+    train, heldout = load_split(make_demos(config, data), config.profile.heldout_fraction, config.seed)
+    return make_dataset(heldout, Stats.of(train), config)
 
 
 # --- long steps -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """How long a step will take and how much memory it needs, said before it begins.
 
-Scaled from what one core of a 2-core Xeon took with the tiny model; a run that has begun is judged by its own speed.
-Most CPUs are within a factor of two of it. A GPU is faster, so there these are upper bounds.
+For the tiny model, scaled from what one core of a 2-core Xeon took (most CPUs are within a factor of two of it; a GPU is
+faster, so there these are upper bounds); a run that has begun is judged by its own speed. For PaliGemma, the planner's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from . import planner
 from .config import RunConfig
 from .files import read_jsonl
 from .run import Run
@@ -50,6 +51,8 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
     config, profile, cores = run.config, run.config.profile, cores or len(os.sched_getaffinity(0))
     frames = profile.demos_per_task * len(profile.tasks) * FRAMES
     data = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2) / 2**30  # rgb and segmentation, wrist
+    if profile.backbone != "tiny":
+        return _planned(config, cores)
     episodes = 4 * profile.episodes_per_task * len(profile.tasks)  # three instructions and the blind control
     rollout = CONTROL * STEPS_NEEDED * profile.max_steps
     return {
@@ -60,6 +63,16 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
         "rollouts": Cost(4 * START + rollout * episodes / cores, LIBRARIES * (1 + cores)),
         "latency": Cost(3.0, LIBRARIES),
     }
+
+
+def _planned(config: RunConfig, cores: int) -> dict[str, Cost]:
+    """For large models: the planner's figures; the blind control is trained and rolled out after the policy."""
+    plan, profile = planner.plan(config, planner.this_machine(config)), config.profile
+    gib, recorded = plan.peak / 2**30, profile.demos_per_task * len(profile.tasks) * DEMO / cores
+    training = sum(seconds for step, seconds in plan.seconds.items() if step != "rollouts")
+    return {"demonstrations": Cost(START + recorded, LIBRARIES * cores), "training": Cost(2 * training, gib),
+            "saliency": Cost(profile.grounding_frames * plan.step_seconds / profile.batch_size, gib),
+            "rollouts": Cost(plan.seconds["rollouts"] * 4 / 3, gib), "latency": Cost(60.0, gib)}
 
 
 def _sample_seconds(run: Run) -> float:

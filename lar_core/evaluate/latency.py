@@ -7,7 +7,6 @@ speed-up of control follows from replacing a diffusion decoder by a single-pass 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch

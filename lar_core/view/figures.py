@@ -272,6 +272,19 @@ def grounding_bars(grounding: dict) -> Figure:
     return figure
 
 
+@styled
+def cost_bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
+    """One bar a (name, value), the value written at its end."""
+    figure = Figure(figsize=(9, 0.34 * len(rows) + 0.7), dpi=180, layout="constrained")
+    axis = figure.subplots()
+    for place, (_, value) in enumerate(rows):
+        _bar(axis, place, value, None, None, MODEL)
+        axis.text(value, place, f" {value:.3g}", va="center")
+    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], ylim=(len(rows) - 0.4, -0.6), xlabel=label)
+    axis.margins(x=0.12)
+    return _finish_bars(axis, figure)
+
+
 def _bar(axis: Axes, place: float, value: float, low: float | None, high: float | None, colour: str) -> None:
     axis.barh(place, value, height=0.62, color=colour)
     if low is not None and high is not None:

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..errors import LarError
 from ..run import Run
-from . import figures
+from . import figures, pictures
 
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
@@ -29,3 +29,12 @@ def panels(run: Run, limit: int = 3) -> Figure | None:
     """Original, masked, reconstructed, pasted; None for a condition that reconstructs nothing."""
     pictures = arrays(run).get("panels")
     return None if pictures is None else figures.reconstruction_panels(pictures, limit)
+
+
+def over_time(moments: dict[int, np.ndarray], limit: int = 5, side: int = 180) -> np.ndarray:
+    """Panels (M, 4, H, W, 3) by training step -> masked, reconstructed, pasted (rows) of the first frame over time."""
+    steps = sorted(moments)
+    chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(limit, len(steps))).round().astype(int))]
+    rows = [[pictures.enlarge(moments[step][0, panel], side) for step in chosen] for panel in (1, 2, 3)]
+    titles = [f"after {step} steps" if step else "before training" for step in chosen]
+    return pictures.grid(sum(rows, []), [*titles, *[""] * 2 * len(chosen)], len(chosen))

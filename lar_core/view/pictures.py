@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
@@ -73,6 +74,12 @@ def png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="png", compress_level=1)
     return buffer.getvalue()
+
+
+def colours(segmentation: np.ndarray) -> np.ndarray:
+    """A colour for each number of segmentation (H, W), grey for 0: (H, W, 3) uint8."""
+    palette = (matplotlib.colormaps["tab20"](np.arange(20))[:, :3] * 255).astype(np.uint8)
+    return np.where(segmentation[..., None] > 0, palette[segmentation % 20], np.uint8(225))
 
 
 def filmstrip(frames: np.ndarray, count: int = 6, side: int = 150) -> np.ndarray:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import imageio.v2 as imageio
 import numpy as np
 from IPython.display import HTML, DisplayHandle, Video, display
 from IPython.display import Image as Shown
@@ -16,7 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import LarError
-from ..files import read_jsonl
+from ..evaluate.film import FPS
+from ..files import atomic_path, read_jsonl
 from ..run import Run
 from .figures import training_curves
 
@@ -58,6 +60,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], words: str = ""
     display(HTML(f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"))
     if words:
         print(words)
+
+
+def film(frames: np.ndarray, path: Path, words: str = "") -> None:
+    """Save frames (T, H, W, 3) uint8 as a video of 20 frames a second, and display it."""
+    with atomic_path(path) as temporary:
+        imageio.mimsave(temporary, list(frames), fps=FPS, macro_block_size=2)
+    clip(path, words)
 
 
 def clip(path: Path, words: str = "") -> None:

@@ -1,0 +1,89 @@
+"""What choices cost: one policy step with another head or precision, one training step of another condition.
+
+Weights do not matter for time, so nothing here needs a trained policy.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from ..config import CONDITIONS, Condition, RunConfig
+from ..draws import Draws
+from ..model.policy import Policy, make_policy
+from ..run import Run
+from ..runtime import device
+from ..weights import prepare_backbone
+from .latency import one_observation, time_acting
+
+HEADS = {"parallel: all actions in one pass": {"head": "parallel"},
+         "autoregressive: one token after another": {"head": "autoregressive"}}
+TRAINING = {"action_only": {}, "random_mask": {}, "attention_mask": {}, "gaze_mask": {},
+            "attention_mask, mask_input": {"mask_input": True}}
+
+
+def untrained(run: Run, **changes: object) -> Policy:
+    """A policy of the run's configuration with single fields changed. Raises LarError for what cannot be."""
+    return make_policy(changed(run.config, **changes), prepare_backbone(run), device())
+
+
+def changed(config: RunConfig, **changes: object) -> RunConfig:
+    """`config` with fields of condition or profile changed."""
+    own = {name: value for name, value in changes.items() if hasattr(config.condition, name)}
+    rest = {name: value for name, value in changes.items() if name not in own}
+    return replace(config, condition=replace(config.condition, **own), profile=replace(config.profile, **rest))
+
+
+def policy_steps(run: Run, variants: dict[str, dict], repeats: int = 20) -> list[tuple[str, float, float, float]]:
+    """(name, p50 in ms, p95 in ms, actions a second) of one policy step, saliency included, for each variant."""
+    rows = []
+    for name, changes in variants.items():
+        times = time_acting(untrained(run, **changes).eval(), repeats)
+        rows.append((name, *times.values(), 1000 / times["p50_ms"] * run.config.profile.execute))
+    return rows
+
+
+def training_steps(run: Run, batch: dict, repeats: int = 5) -> list[tuple[str, float, float]]:
+    """(condition, ms of one forward and backward pass, millions of parameters that learn) on one batch."""
+    rows = []
+    for name, changes in TRAINING.items():
+        condition: Condition = CONDITIONS[name.split(",")[0]]
+        policy = make_policy(replace(run.config, condition=replace(condition, **changes)), prepare_backbone(run),
+                             device()).train()
+        def step(policy: Policy = policy) -> None:
+            policy(batch, Draws(0))["loss"].backward()
+            policy.zero_grad()
+        learning = sum(p.numel() for p in policy.parameters() if p.requires_grad) / 1e6
+        rows.append((name, milliseconds(step, repeats), learning))
+    return rows
+
+
+def precisions() -> dict[str, dict]:
+    """The precisions that can be compared on this machine, as changes of a profile."""
+    names = ("fp16", "int8", "nf4") if torch.cuda.is_available() else ("fp32", "int8")
+    return {name: {"precision": name, "tune": "lora_all"} if name in ("int8", "nf4") else {"precision": name}
+            for name in names}
+
+
+def saliency_cost(run: Run, repeats: int = 20) -> tuple[float, float]:
+    """Milliseconds of a forward pass with and without reading the saliency."""
+    policy = untrained(run).eval()
+    batch = one_observation(policy)
+    with torch.no_grad():
+        return tuple(milliseconds(lambda on=on: policy.encode(batch, saliency=on), repeats) for on in (True, False))
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Median time that `work` takes, after two runs to warm up."""
+    times = []
+    for _ in range(2 + repeats):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times[2:])

@@ -1,0 +1,63 @@
+"""Several runs beside each other: what is found, what is counted, what is said about differences."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lar_core.evaluate.compare import Result, bars, differences, find_results, summary
+from lar_core.evaluate.statistics import mcnemar
+from lar_core.files import append_jsonl
+
+KEPT = Path(__file__).parents[1] / "results"
+
+
+def row(policy: str, episode: int, success: bool) -> dict:
+    return {"policy": policy, "instruction": "right", "placement": "official", "task": 5, "episode": episode,
+            "init_seed": episode, "success": success}
+
+
+def result(name: str, successes: list[bool]) -> Result:
+    return Result(name, {"run": {"condition": name, "profile": "tiny"}},
+                  tuple(row(name, i, success) for i, success in enumerate(successes)))
+
+
+def test_kept_results_are_found_and_a_run_folder_stands_before_its_kept_copy(tmp_path):
+    kept = find_results(tmp_path, KEPT)
+    assert len(kept) == len(list(KEPT.glob("*.json"))) and all(r.name.endswith("(kept)") for r in kept)
+    folder = tmp_path / "attention_mask-tiny-s0"
+    folder.mkdir()
+    (folder / "results.json").write_bytes((KEPT / "attention_mask-tiny-s0.json").read_bytes())
+    append_jsonl(folder / "rollouts.jsonl", row("attention_mask", 0, True))
+    found = find_results(tmp_path, KEPT)
+    assert len(found) == len(kept) and found[0].name == "attention_mask-tiny-s0" and len(found[0].rows) == 1
+
+
+def test_damaged_results_are_left_out_with_a_sentence(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/results.json").write_text("{")
+    assert find_results(tmp_path) == [] and "run is left out" in capsys.readouterr().out
+
+
+def test_bars_and_table_show_what_the_file_says():
+    one = next(r for r in find_results(Path("none"), KEPT) if r.name.startswith("attention_mask-tiny"))
+    told = json.loads((KEPT / "attention_mask-tiny-s0.json").read_text())
+    policy = next(r for r in told["rollouts"] if r["task"] is None and r["instruction"] == "right"
+                  and r["policy"] == "attention_mask")
+    made = bars([one])
+    assert [bar[2] for bar in made] == ["model", "control"] and made[0][3] == policy["successes"]
+    name, success, *_ = summary([one])[0]
+    assert success == f"{policy['successes']}/{policy['episodes']}" and name == one.name
+
+
+def test_differences_are_tested_on_shared_episodes_only():
+    a, b = [True] * 9 + [False], [False] * 9 + [False] + [True] * 30
+    sentence, = differences([result("a", a), result("b", b)])
+    assert "9/10 against 0/10" in sentence and f"p = {mcnemar(a, b[:10]):.2g}" in sentence
+
+
+@pytest.mark.parametrize("found", [[], [result("a", [True])]])
+def test_one_run_alone_has_nothing_to_be_compared_with(found):
+    assert differences(found) == []

@@ -1,0 +1,34 @@
+"""What choices cost: every variant is really the one that was asked for, and is measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from lar_core.config import make_config
+from lar_core.evaluate import costs
+from lar_core.run import Run
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open(make_config(profile="micro"), tmp_path / "run")
+
+
+def test_fields_of_condition_and_profile_are_changed_alike():
+    config = costs.changed(make_config(profile="micro"), mask_input=True, batch_size=4)
+    assert config.condition.mask_input and config.profile.batch_size == 4
+
+
+def test_one_token_after_another_is_slower_than_all_at_once(run):
+    (_, fast, fast95, rate), (_, slow, *_) = costs.policy_steps(run, costs.HEADS, repeats=5)
+    assert slow > 2 * fast and fast95 >= fast and rate == pytest.approx(8000 / fast)
+
+
+def test_a_second_pass_costs_more_and_reconstruction_has_parameters(run, batch):
+    rows = {name: (ms, learning) for name, ms, learning in costs.training_steps(run, batch, repeats=3)}
+    assert rows["attention_mask"][1] > rows["action_only"][1]
+    assert rows["attention_mask, mask_input"][0] > rows["action_only"][0]
+
+
+def test_saliency_can_be_left_out(run):
+    assert all(ms > 0 for ms in costs.saliency_cost(run, repeats=3))
