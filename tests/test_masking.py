@@ -14,7 +14,7 @@ def draw(source, seed=0, patches=64, **arguments):
     coverage = torch.zeros(5, patches)
     coverage[:, 9] = 0.5
     return saliency, make_mask(source, saliency=saliency, coverage=coverage, ratio=0.25,
-                               draws=Draws(seed), **arguments)
+                               draws=Draws(seed), motion=torch.rand(5, patches), **arguments)
 
 
 @pytest.mark.parametrize("source", SOURCES)
