@@ -40,6 +40,7 @@ class Condition:
     focus_gate: bool = True  # head=focus: a sigmoid gate, element by element, on what the policy sees
     focus_cascade: bool = True  # head=focus: three separate attentions; false: one softmax over all, as in `bridge`
     mask_ratio: float = 0.25
+    mask_ratio_start: float = 0.0  # easy to hard: the ratio moves from here to mask_ratio over training; 0: constant
     mask_grid: str = "native"  # "native": the backbone's patches; "essay": the literal 14x14 grid with k = 49
     mask_input: bool = False  # a second pass that cannot see the masked patches feeds the decoder
     recon_target: str = "normalised"  # per-patch normalised pixels (MAE, section 4.1), or "raw" pixels
@@ -121,6 +122,11 @@ class RunConfig:
     def steps(self) -> int:
         return max(1, self.profile.samples // self.profile.batch_size)
 
+    def mask_ratio(self, step: int) -> float:
+        """The share of patches that is masked at training step `step`."""
+        start, end = self.condition.mask_ratio_start or self.condition.mask_ratio, self.condition.mask_ratio
+        return start + (end - start) * step / max(1, self.steps - 1)
+
     @property
     def fingerprint(self) -> str:
         """A short hash of every field: two runs with the same fingerprint were asked for the same thing."""
@@ -156,6 +162,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="hint_mask", mask_source="hint_attention"),
     Condition(name="sampled_mask", mask_source="sampled_attention"),
     Condition(name="motion_mask", mask_source="frame_difference"),
+    Condition(name="growing_mask", mask_source="attention", mask_ratio_start=0.15, mask_ratio=0.75),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
 )}
 
@@ -228,6 +235,11 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
         (condition.blind and condition.reconstructor != "none",
          "A blind policy has no image to reconstruct: set reconstructor and mask_source to 'none'."),
         (not 0 < condition.mask_ratio < 1, f"mask_ratio is {condition.mask_ratio}, but must lie between 0 and 1."),
+        (not 0 <= condition.mask_ratio_start < 1,
+         f"mask_ratio_start is {condition.mask_ratio_start}, but must lie between 0 (off) and 1."),
+        (condition.mask_ratio_start > 0 and condition.mask_source == "none",
+         f"mask_ratio_start is {condition.mask_ratio_start}, but condition {condition.name!r} masks nothing: choose a mask "
+         "source, or leave it 0."),
         (condition.lambda_recon < 0, f"lambda_recon is {condition.lambda_recon}, but must not be negative."),
         (profile.image_size % profile.patch_size != 0 or profile.wrist_size % profile.patch_size != 0,
          f"image_size {profile.image_size} and wrist_size {profile.wrist_size} must be multiples of the patch size "

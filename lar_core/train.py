@@ -165,6 +165,8 @@ class Trainer:
         mine = indices[self.rank * share : (self.rank + 1) * share]
         draws = Draws(self.config.seed * 1_000_003 + step, self.rank, self.ranks)
         batch = self.dataset.batch(mine)
+        if self.config.condition.mask_ratio_start:
+            batch["mask_ratio"] = self.config.mask_ratio(step)
         if self.config.profile.shift:
             batch = shift_images(batch, self.config.profile.shift, draws)
         if self.cache is not None:

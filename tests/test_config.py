@@ -29,10 +29,18 @@ def test_every_preset_is_valid_and_survives_yaml(tmp_path, condition, profile):
     ({"samples": "many"}, "must be of type int"),
     ({"mask_ratio": 1.0}, "between 0 and 1"),
     ({"saliency_layers": 5}, "has 4 layers"),
+    ({"mask_ratio_start": 1.5}, "between 0 .off. and 1"),
+    ({"condition": "action_only", "mask_ratio_start": 0.1}, "masks nothing"),
 ])
 def test_nonsense_is_refused_in_one_sentence(arguments, message):
     with pytest.raises(LarError, match=message):
         make_config(**arguments)
+
+
+def test_the_mask_grows_in_a_straight_line_from_the_first_step_to_the_last():
+    growing = make_config("growing_mask", samples=101 * 16)
+    assert [growing.mask_ratio(step) for step in (0, 50, 100)] == pytest.approx([0.15, 0.45, 0.75])
+    assert {make_config().mask_ratio(step) for step in (0, 50, 2000)} == {0.25}
 
 
 def test_a_run_folder_refuses_another_configuration(tmp_path):

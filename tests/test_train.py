@@ -12,11 +12,13 @@ import torch
 from test_demos import make_episode
 
 from lar_core.config import make_config
+from lar_core.data.dataset import load_split
 from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.data.stats import Stats
 from lar_core.errors import LarError
 from lar_core.files import read_jsonl
 from lar_core.run import Run
-from lar_core.train import Trainer, load_policy, train
+from lar_core.train import Trainer, load_policy, make_dataset, train
 
 CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
 IN_A_PROCESS = """
@@ -50,6 +52,11 @@ def new_run(tmp_path):
 def start(run, demos):
     return subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, str(run.path), str(demos)],
                             stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def trainer_of(run, demos):
+    episodes, _ = load_split([demos], 0.5, 0)
+    return Trainer(run, make_dataset(episodes, Stats.of(episodes), run.config))
 
 
 def wait_for_checkpoint(run, process):
@@ -136,13 +143,17 @@ def test_checkpoints_hold_no_pickle_but_optimiser_tensors(new_run, demos):
     torch.load(run.final_checkpoint / "trainer.pt", weights_only=True)
 
 
+def test_more_is_masked_at_the_end_than_at_the_beginning_where_the_mask_grows(new_run, demos):
+    trainer = trainer_of(new_run("run", condition="growing_mask"), demos)
+    counts = []
+    for step in (0, 39):
+        batch, draws = trainer.batch(step)
+        counts.append(trainer.bare.reconstruct(batch, trainer.bare.encode(batch), draws).mask.sum(1).tolist())
+    assert counts == [[2] * 4, [12] * 4]  # of 16 patches: 15 and 75 %
+
+
 def test_action_only_and_attention_mask_see_the_same_batches(new_run, demos):
-    from lar_core.data.dataset import load_split
-    from lar_core.data.stats import Stats
-    from lar_core.train import make_dataset
-    episodes, _ = load_split([demos], 0.5, 0)
-    runs = [new_run(name, condition=name) for name in ("action_only", "attention_mask")]
-    trainers = [Trainer(run, make_dataset(episodes, Stats.of(episodes), run.config)) for run in runs]
+    trainers = [trainer_of(new_run(name, condition=name), demos) for name in ("action_only", "attention_mask")]
     assert json.dumps(trainers[0].sampler.batch_indices(7)) == json.dumps(trainers[1].sampler.batch_indices(7))
 
 

@@ -2,7 +2,8 @@
 
 Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); wrist uint8 (B, 3, h, w); proprio
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
-(B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before. From the feature cache come, instead of a run through the
+(B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before;
+mask_ratio, the share of patches to mask at this step. From the feature cache come, instead of a run through the
 frozen layers, states (B, P + L, D) and wrist_tokens (B, W, D). `valid` is the number of valid steps to divide L_action
 by, where several processes share a batch.
 """
@@ -96,7 +97,7 @@ class Policy(nn.Module):
     def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction:
         """Choose the mask and reconstruct what it hides."""
         mask = make_mask(self.condition.mask_source, saliency=area_resample(encoding.saliency, self.grid),
-                         coverage=self.coverage(batch), ratio=self.condition.mask_ratio, draws=draws,
+                         coverage=self.coverage(batch), draws=draws, ratio=batch.get("mask_ratio", self.condition.mask_ratio),
                          motion=self.motion(batch))
         if self.condition.mask_input:
             hidden = pixel_mask(mask, self.backbone.image_size)
