@@ -39,6 +39,8 @@ colab-test: setup
 bench: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/bench_env.py
 	@$(VENV)/bin/python scripts/bench_saliency.py
+	@$(VENV)/bin/python scripts/bench_cache.py
+	@$(VENV)/bin/python scripts/bench_heads.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info
