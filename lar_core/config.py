@@ -17,7 +17,7 @@ from .errors import LarError, unknown
 from .files import write_text
 
 MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blue_noise", "centre", "hint_attention",
-                "sampled_attention", "frame_difference")
+                "sampled_attention", "frame_difference", "teacher_attention")
 RECONSTRUCTORS = ("none", "mae")
 HEADS = ("parallel", "autoregressive")
 PLACEMENTS = ("official", "wide", "counterfactual")
@@ -162,6 +162,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="hint_mask", mask_source="hint_attention"),
     Condition(name="sampled_mask", mask_source="sampled_attention"),
     Condition(name="motion_mask", mask_source="frame_difference"),
+    Condition(name="teacher_mask", mask_source="teacher_attention"),
     Condition(name="growing_mask", mask_source="attention", mask_ratio_start=0.15, mask_ratio=0.75),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
 )}

@@ -34,6 +34,7 @@ from .model.losses import gradient_norm
 from .model.loading import settle
 from .model.policy import Policy, make_policy
 from .model.ranges import activation_ranges, too_large
+from .model.teacher import Teacher
 from .run import DATA, Run
 from .runtime import act_precision, device, float_dtype, mixed_precision
 from .weights import prepare_backbone
@@ -108,6 +109,8 @@ class Trainer:
             folder = prepare_backbone(run)
         policy = make_policy(run.config, folder, self.accelerator.device)
         self.cache = self._features(policy, folder, data) if profile.cache else None
+        if run.config.condition.mask_source == "teacher_attention":
+            policy.teacher = Teacher(policy)
         optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=profile.weight_decay, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(optimiser, round(profile.warmup_fraction * run.config.steps),
@@ -153,6 +156,8 @@ class Trainer:
         self.accelerator.backward(losses["loss"])
         self.accelerator.clip_grad_norm_(self.bare.trained().values(), self.config.profile.clip_norm)
         self.optimiser.step()
+        if self.bare.teacher is not None:
+            self.bare.teacher.follow(self.bare)
         self.schedule.step()
         self.optimiser.zero_grad()
         self.step += 1
@@ -190,6 +195,8 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
             self.step, self.seconds = state["step"], state["seconds"]
+            if self.bare.teacher is not None:
+                self.bare.teacher.load(state["teacher"])
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
@@ -203,8 +210,9 @@ class Trainer:
         self.bare.save(temporary / "model.safetensors")
         self.config.save(temporary / "config.yaml")
         scaler = self.accelerator.scaler
+        teacher = {"teacher": self.bare.teacher.weights} if self.bare.teacher else {}
         torch.save({"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict(),
-                    "scaler": scaler.state_dict() if scaler else {}, "step": self.step, "seconds": self.seconds},
+                    "scaler": scaler.state_dict() if scaler else {}, "step": self.step, "seconds": self.seconds} | teacher,
                    temporary / "trainer.pt")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)

@@ -125,4 +125,5 @@ SOURCES: dict[str, Callable[[Clues], Tensor]] = {
     "hint_attention": hint_attention,
     "sampled_attention": sampled_attention,
     "frame_difference": frame_difference,
+    "teacher_attention": attention,  # of `teacher.Teacher`, whose saliency the policy hands over in the place of its own
 }

@@ -29,6 +29,7 @@ from .loading import load_for
 from .losses import action_loss
 from .mae import MAEDecoder, normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
+from .teacher import Teacher
 
 
 @dataclass
@@ -55,6 +56,7 @@ class Policy(nn.Module):
         self.head = HEADS[condition.head](width=backbone.width, chunk=profile.chunk, proprio=profile.proprio)
         self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
         self.patch_size = ESSAY_PATCH if condition.mask_grid == "essay" else backbone.image_size // self.grid
+        self.teacher: Teacher | None = None  # given by the trainer, where the condition asks for one
         self.decoder = None
         if condition.reconstructor == "mae":
             self.decoder = MAEDecoder(grid=self.grid, patch_size=self.patch_size, feature_width=backbone.width,
@@ -96,7 +98,8 @@ class Policy(nn.Module):
 
     def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction:
         """Choose the mask and reconstruct what it hides."""
-        mask = make_mask(self.condition.mask_source, saliency=area_resample(encoding.saliency, self.grid),
+        saliency = encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
+        mask = make_mask(self.condition.mask_source, saliency=area_resample(saliency, self.grid),
                          coverage=self.coverage(batch), draws=draws, ratio=batch.get("mask_ratio", self.condition.mask_ratio),
                          motion=self.motion(batch))
         if self.condition.mask_input:
