@@ -22,7 +22,8 @@ def write(tmp_path, *rows):
 def test_the_projects_manifest_is_valid_and_names_the_backbone():
     backbone = entry("paligemma-3b-pt-224")
     assert backbone.id == "google/paligemma-3b-pt-224" and backbone.gated
-    assert {found.kind for found in load_manifest().values()} == {"weights", "demonstrations", "assets", "package data"}
+    assert {found.kind for found in load_manifest().values()} == {"weights", "demonstrations", "phrases", "assets",
+                                                              "package data"}
 
 
 def test_the_demonstrations_of_liberos_ten_spatial_tasks_are_listed_with_checksums():

@@ -10,8 +10,8 @@ import yaml
 
 from ..errors import LarError, unknown
 
-KINDS = ("weights", "demonstrations", "assets", "package data")
-REPO_TYPES = ("model", "dataset", "package")
+KINDS = ("weights", "demonstrations", "phrases", "assets", "package data")
+REPO_TYPES = ("model", "dataset", "package", "page")
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -21,7 +21,7 @@ class Entry:
 
     key: str  # the name by which code asks for it
     kind: str  # one of KINDS
-    id: str  # hub repository, or package name
+    id: str  # hub repository, package name, or the page to fetch it from by hand
     repo_type: str  # one of REPO_TYPES: where `id` is to be looked up
     purpose: str
     licence: str

@@ -1,0 +1,167 @@
+"""Data sets of pictures, phrases and the places that the phrases name, each read in its own file format.
+
+    refcoco_m       FOLDER/data/validation-*.parquet                      RefCOCO-M (Moondream 2025), masks
+    refcoco         FOLDER/refs(unc).p or refs(umd).p, instances.json, images/            RefCOCO, RefCOCO+, RefCOCOg, masks
+    flickr30k       FOLDER/Sentences/, Annotations/, images/, <split>.txt           Flickr30k Entities, boxes
+    visual_genome   FOLDER/region_descriptions.json, VG_100K/, VG_100K_2/           Visual Genome, boxes
+
+`phrases("refcoco", folder, "testA")` yields them one by one. Boxes are (left, top, right, bottom) in pixels of the
+picture, right and bottom exclusive.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import re
+import xml.etree.ElementTree as xml
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+from PIL import Image
+from pycocotools import mask as coco_masks
+
+from ..errors import LarError, unknown
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is: its boxes, or, where the data set has one, a mask in one of COCO's three encodings."""
+
+    boxes: tuple[Box, ...] = ()
+    mask: list | dict | None = None  # polygons, or run lengths as a list or a text
+
+    def pixels(self, height: int, width: int) -> np.ndarray:
+        """(height, width) bool, for a picture of that size."""
+        if self.mask is not None:
+            return _decode(self.mask, height, width)
+        found = np.zeros((height, width), dtype=bool)
+        for left, top, right, bottom in self.boxes:
+            found[round(max(top, 0)) : round(bottom), round(max(left, 0)) : round(right)] = True
+        return found
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """image: a file, or a picture's bytes; text; the place it names; others: places of other things in the picture."""
+
+    image: Path | bytes
+    text: str
+    named: Place
+    others: tuple[Place, ...] = ()
+
+    def picture(self) -> Image.Image:
+        """Raises LarError for a picture that is missing or damaged."""
+        try:
+            return Image.open(self.image if isinstance(self.image, Path) else io.BytesIO(self.image)).convert("RGB")
+        except OSError as error:
+            name = self.image if isinstance(self.image, Path) else "A picture"
+            raise LarError(f"{name} is missing or no picture: get the data set's images as well.") from error
+
+
+def phrases(name: str, folder: Path | str, split: str = "val") -> Iterator[Phrase]:
+    """Every phrase of a data set in SETS. Raises LarError for an unknown one, and for files that do not follow its format."""
+    if name not in SETS:
+        raise unknown("grounding data set", name, SETS)
+    try:
+        yield from SETS[name](Path(folder), split)
+    except (OSError, KeyError, ValueError, TypeError, pickle.UnpicklingError, EOFError, xml.ParseError) as error:
+        raise LarError(f"{folder} does not hold {name} as it is published ({type(error).__name__}: {error}): see the top "
+                       "of lar_core/data/grounding_sets.py for the files that are expected.") from error
+
+
+def _refcoco_m(folder: Path, split: str) -> Iterator[Phrase]:
+    split = "validation" if split == "val" else split
+    for path in _some(sorted((folder / "data").glob(f"{split}-*.parquet")), folder):
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
+            for row in batch.to_pylist():
+                places = [Place((_corner(sample["bbox"]),), sample["mask"]) for sample in row["samples"]]
+                for number, sample in enumerate(row["samples"]):
+                    others = (*places[:number], *places[number + 1 :])
+                    for sentence in sample["sentences"]:
+                        yield Phrase(row["image"]["bytes"], sentence, places[number], others)
+
+
+def _refcoco(folder: Path, split: str) -> Iterator[Phrase]:
+    with _some(sorted(folder.glob("refs(*).p")), folder)[0].open("rb") as file:
+        refs = _PlainUnpickler(file, encoding="latin1").load()
+    instances = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
+    files = {image["id"]: image["file_name"] for image in instances["images"]}
+    places: dict[int, dict[int, Place]] = {}
+    for thing in instances["annotations"]:
+        places.setdefault(thing["image_id"], {})[thing["id"]] = Place((_corner(thing["bbox"]),), thing["segmentation"])
+    for ref in refs:
+        if ref["split"] == split:
+            here = places[ref["image_id"]]
+            others = tuple(place for number, place in here.items() if number != ref["ann_id"])
+            for sentence in ref["sentences"]:
+                yield Phrase(folder / "images" / files[ref["image_id"]], sentence["sent"], here[ref["ann_id"]], others)
+
+
+def _flickr30k(folder: Path, split: str) -> Iterator[Phrase]:
+    for number in (folder / f"{split}.txt").read_text(encoding="utf-8").split():
+        boxes = _flickr_boxes(folder / "Annotations" / f"{number}.xml")
+        for sentence in (folder / "Sentences" / f"{number}.txt").read_text(encoding="utf-8").splitlines():
+            for chain, text in re.findall(r"\[/EN#(\d+)/\S+ ([^\]]+)\]", sentence):
+                if chain in boxes:  # scenes and things that cannot be seen have none
+                    others = tuple(Place(tuple(found)) for other, found in boxes.items() if other != chain)
+                    yield Phrase(folder / "images" / f"{number}.jpg", text, Place(tuple(boxes[chain])), others)
+
+
+def _flickr_boxes(path: Path) -> dict[str, list[Box]]:
+    boxes: dict[str, list[Box]] = {}
+    for thing in xml.parse(path).getroot().iter("object"):
+        box = thing.find("bndbox")
+        if box is not None:
+            left, top, right, bottom = (int(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
+            for name in thing.findall("name"):  # pixels are counted from 1 there
+                boxes.setdefault(name.text, []).append((left - 1, top - 1, right, bottom))
+    return boxes
+
+
+def _visual_genome(folder: Path, split: str) -> Iterator[Phrase]:
+    """The data set has no splits of its own: all of it, whatever `split` says."""
+    for image in json.loads((folder / "region_descriptions.json").read_text(encoding="utf-8")):
+        files = [folder / part / f"{image['id']}.jpg" for part in ("VG_100K", "VG_100K_2")]
+        path = next((file for file in files if file.exists()), files[0])
+        for found in image["regions"]:
+            box = _corner((found["x"], found["y"], found["width"], found["height"]))
+            yield Phrase(path, found["phrase"].strip(), Place((box,)))
+
+
+SETS: dict[str, Callable[[Path, str], Iterator[Phrase]]] = {
+    "refcoco_m": _refcoco_m, "refcoco": _refcoco, "flickr30k": _flickr30k, "visual_genome": _visual_genome,
+}
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """For RefCOCO's pickles, which hold lists, dicts, numbers and texts: whatever asks for code is refused."""
+
+    def find_class(self, module: str, name: str) -> object:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, but plain lists and dictionaries are expected")
+
+
+def _decode(mask: list | dict, height: int, width: int) -> np.ndarray:
+    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
+        runs = {"size": list(mask["size"]), "counts": mask["counts"]}
+    else:
+        runs = coco_masks.frPyObjects(mask, height, width)
+    decoded = coco_masks.decode(coco_masks.merge(runs) if isinstance(runs, list) else runs)
+    return decoded.astype(bool)
+
+
+def _corner(box: tuple | list) -> Box:
+    left, top, width, height = box
+    return left, top, left + width, top + height
+
+
+def _some(paths: list[Path], folder: Path) -> list[Path]:
+    if not paths:
+        raise FileNotFoundError(f"nothing to read in {folder}")
+    return paths
