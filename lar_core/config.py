@@ -18,8 +18,9 @@ from .files import write_text
 
 MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blue_noise", "centre", "hint_attention",
                 "sampled_attention", "frame_difference", "teacher_attention")
-RECONSTRUCTORS = ("none", "mae")
-HEADS = ("parallel", "autoregressive")
+RECONSTRUCTORS = ("none", "mae", "diffusion")
+HEADS = ("parallel", "autoregressive", "bridge", "focus")
+ACTION_LOSSES = ("cross_entropy", "l1")
 PLACEMENTS = ("official", "wide", "counterfactual")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
 TUNES = ("all", "lora_all", "lora_top", "full_top")
@@ -43,7 +44,8 @@ class Condition:
     mask_ratio_start: float = 0.0  # easy to hard: the ratio moves from here to mask_ratio over training; 0: constant
     mask_grid: str = "native"  # "native": the backbone's patches; "essay": the literal 14x14 grid with k = 49
     mask_input: bool = False  # a second pass that cannot see the masked patches feeds the decoder
-    recon_target: str = "normalised"  # per-patch normalised pixels (MAE, section 4.1), or "raw" pixels
+    recon_target: str = "normalised"  # per-patch normalised pixels (MAE, section 4.1), "raw" pixels, or "latent"s
+    matched_capacity: bool = False  # a denoiser as large as the profile's MAE decoder, instead of its own size
     saliency_layers: int = 3  # the last so many layers of the language model
     blind: bool = False  # every image is replaced by grey: the control that cannot see
 
@@ -74,6 +76,10 @@ class Profile:
     decoder_width: int = 64
     decoder_layers: int = 4
     decoder_heads: int = 4
+    # Denoiser of the diffusion conditions
+    denoiser_width: int = 128
+    denoiser_heads: int = 4
+    vae: str = "stabilityai/sd-vae-ft-mse"  # a hub id or a folder: the frozen autoencoder of recon_target=latent
     # Actions
     proprio: bool = True
     chunk: int = 8  # K actions predicted at once; K = 1 is the essay's literal setting
@@ -157,6 +163,13 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="attention_mask_l10", mask_source="attention", lambda_recon=1.0),
     Condition(name="inverse_mask", mask_source="inverse_attention"),
     Condition(name="gaze_mask", mask_source="gaze"),
+    Condition(name="gaze_diffusion", mask_source="gaze", reconstructor="diffusion", recon_target="raw", lambda_recon=1.0),
+    Condition(name="attention_diffusion", mask_source="attention", reconstructor="diffusion", recon_target="raw",
+              lambda_recon=1.0),
+    Condition(name="gaze_diffusion_matched", mask_source="gaze", reconstructor="diffusion", recon_target="raw",
+              lambda_recon=1.0, matched_capacity=True),
+    Condition(name="attention_diffusion_matched", mask_source="attention", reconstructor="diffusion",
+              recon_target="raw", lambda_recon=1.0, matched_capacity=True),
     Condition(name="blue_noise_mask", mask_source="blue_noise"),
     Condition(name="centre_mask", mask_source="centre"),
     Condition(name="hint_mask", mask_source="hint_attention"),
@@ -164,17 +177,20 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="motion_mask", mask_source="frame_difference"),
     Condition(name="teacher_mask", mask_source="teacher_attention"),
     Condition(name="growing_mask", mask_source="attention", mask_ratio_start=0.15, mask_ratio=0.75),
+    Condition(name="bridge_head", mask_source="none", reconstructor="none", head="bridge", action_loss="l1"),
+    Condition(name="focus_head", mask_source="none", reconstructor="none", head="focus", action_loss="l1"),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
 )}
 
 _TINY = Profile()
 _T4 = replace(_TINY, backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14,
               vision_width=1152, vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8",
-              tune="lora_top", cache=True, decoder_width=256, decoder_heads=8, tasks=(2, 5, 8), samples=36_000,
+              tune="lora_top", cache=True, decoder_width=256, decoder_heads=8, denoiser_width=1024,
+              denoiser_heads=16, tasks=(2, 5, 8), samples=36_000,
               batch_size=8, learning_rate=2e-4, grounding_frames=600)
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
     replace(_TINY, name="micro", vision_width=32, vision_layers=2, text_width=32, text_layers=3, attention_heads=2,
-            decoder_width=32, decoder_layers=2, decoder_heads=2, image_size=64, wrist_size=32, demos_per_task=2,
+            decoder_width=32, decoder_layers=2, decoder_heads=2, denoiser_width=48, denoiser_heads=2, image_size=64, wrist_size=32, demos_per_task=2,
             heldout_fraction=0.5, samples=128, batch_size=8, checkpoint_every=8, episodes_per_task=2, max_steps=24,
             videos_per_task=1, grounding_frames=16),
     _TINY,
@@ -211,8 +227,9 @@ def validate(config: RunConfig) -> None:
         ("mask source", condition.mask_source, MASK_SOURCES),
         ("reconstructor", condition.reconstructor, RECONSTRUCTORS),
         ("action head", condition.head, HEADS),
+        ("action loss", condition.action_loss, ACTION_LOSSES),
         ("mask grid", condition.mask_grid, ("native", "essay")),
-        ("reconstruction target", condition.recon_target, ("normalised", "raw")),
+        ("reconstruction target", condition.recon_target, ("normalised", "raw", "latent")),
         ("placement", profile.placement, PLACEMENTS),
         ("demonstrations", profile.demos, DEMOS),
         ("precision", profile.precision, PRECISIONS),
@@ -230,6 +247,7 @@ def validate(config: RunConfig) -> None:
 def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
     return [
         *_impossible_tuning(condition, profile),
+        *_impossible_head(condition, profile),
         ((condition.mask_source == "none") != (condition.reconstructor == "none"),
          f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
          f"{condition.reconstructor!r}: a reconstructor needs a mask, and a mask needs a reconstructor."),
@@ -241,6 +259,14 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
         (condition.mask_ratio_start > 0 and condition.mask_source == "none",
          f"mask_ratio_start is {condition.mask_ratio_start}, but condition {condition.name!r} masks nothing: choose a mask "
          "source, or leave it 0."),
+        (condition.reconstructor == "diffusion" and condition.recon_target == "normalised",
+         "A denoiser needs pixels or latents as they are: set recon_target to raw or latent."),
+        (condition.reconstructor != "diffusion" and (condition.recon_target == "latent" or condition.matched_capacity),
+         "recon_target=latent and matched_capacity are settings of the denoiser: choose a diffusion condition, or leave "
+         "them."),
+        (profile.denoiser_width % 4 != 0 or profile.denoiser_width % profile.denoiser_heads != 0,
+         f"denoiser_width is {profile.denoiser_width}, but must be a multiple of 4 and of denoiser_heads "
+         f"({profile.denoiser_heads})."),
         (condition.lambda_recon < 0, f"lambda_recon is {condition.lambda_recon}, but must not be negative."),
         (profile.image_size % profile.patch_size != 0 or profile.wrist_size % profile.patch_size != 0,
          f"image_size {profile.image_size} and wrist_size {profile.wrist_size} must be multiples of the patch size "
@@ -251,6 +277,22 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
         (profile.demos_per_task < 2, "demos_per_task must be at least 2: one to train on and one to hold out."),
         (not 1 <= condition.saliency_layers <= profile.text_layers,
          f"saliency_layers is {condition.saliency_layers}, but the language model has {profile.text_layers} layers."),
+    ]
+
+
+def _impossible_head(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
+    focus = (condition.focus_keep, condition.focus_gate, condition.focus_cascade)
+    return [
+        (condition.head == "autoregressive" and condition.action_loss != "cross_entropy",
+         "The autoregressive head writes bins as tokens: set action_loss=cross_entropy, or choose another head."),
+        (condition.head in ("bridge", "focus") and profile.text_width % 8 != 0,
+         f"text_width is {profile.text_width}, but head={condition.head} has 8 attention heads: choose a multiple of 8."),
+        (condition.head != "focus" and focus != (0.5, True, True),
+         f"focus_keep, focus_gate and focus_cascade are settings of the focus head, but head is {condition.head}."),
+        (not 0 < condition.focus_keep <= 1, f"focus_keep is {condition.focus_keep}, but must be above 0 and at most 1."),
+        (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
+         "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "
+         "focus_cascade=false set focus_keep=1 and focus_gate=false."),
     ]
 
 

@@ -20,6 +20,7 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from .config import RunConfig
 from .errors import LarError
 from .meter import own_bytes
+from .model.head import Trunk
 from .model.heads import HEADS
 from .model.mae import MAEDecoder
 from .model.offline import full_config, make_processor, tiny_config
@@ -86,7 +87,7 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     frozen, floats = machine.speed[profile.precision], machine.speed[float_kind(profile.precision, machine.cuda)]
     look = size.vision_flops / floats + size.lower_flops / frozen
     if profile.cache:
-        made.disk = frames * size.prefix_and_wrist * size.width * 2
+        made.disk = frames * size.features * 2
         made.seconds["feature cache"] = frames * look
     made.step_seconds = profile.batch_size * _step_seconds(size, look, floats if size.top_floats else frozen, floats)
     made.seconds["training"] = made.step_seconds * config.steps
@@ -114,12 +115,13 @@ class Size:
         self.architecture = architecture(config)
         with torch.device("meta"):
             vlm = PaliGemmaForConditionalGeneration(self.architecture).model
-            head = HEADS[self.condition.head](width=self.architecture.text_config.hidden_size, chunk=self.profile.chunk,
-                                              proprio=self.profile.proprio)
         text, vision = self.architecture.text_config, self.architecture.vision_config
         self.width, self.hidden = text.hidden_size, text.intermediate_size
         self.layers, top = text.num_hidden_layers, self.profile.top_layers
         self.join = self.layers - top if self.profile.tune.endswith("_top") else 0
+        trunk = Trunk(self.width, self.layers - self.join, vision.hidden_size)
+        with torch.device("meta"):
+            head = HEADS[self.condition.head](self.condition, self.profile, trunk)
         self.layer = count(vlm.language_model.layers[0])
         self.layer_linears = [module for module in vlm.language_model.layers[0].modules() if isinstance(module, nn.Linear)]
         self.embedding, self.vision = count(vlm.language_model.embed_tokens), count(vlm.vision_tower)
@@ -128,14 +130,14 @@ class Size:
         self.decoder = self._decoder_parameters() if self.condition.reconstructor == "mae" else 0
         self.image = (self.profile.image_size // self.profile.patch_size) ** 2
         self.wrist = (self.profile.wrist_size // self.profile.patch_size) ** 2
-        own = self.profile.chunk * (7 if self.condition.head == "autoregressive" else 1)
-        self.suffix = self.wrist + self.profile.proprio + own
+        self.suffix, self.reads_vision = self.wrist + self.profile.proprio + head.tokens, head.reads_vision
         self.prefix = self.image + TEXT
 
     @property
-    def prefix_and_wrist(self) -> int:
-        """Tokens that the feature cache keeps of a frame."""
-        return self.prefix + self.wrist
+    def features(self) -> int:
+        """Numbers that the feature cache keeps of a frame."""
+        vision = (self.image + self.wrist) * self.vision_width if self.reads_vision else 0
+        return (self.prefix + self.wrist) * self.width + vision
 
     @property
     def top_floats(self) -> bool:

@@ -224,7 +224,7 @@ class Trainer:
         profile, on = self.config.profile, self.accelerator.device
 
         @torch.no_grad()
-        def look(batch: dict) -> tuple[Tensor, Tensor | None]:
+        def look(batch: dict) -> dict[str, Tensor]:
             return policy.eval().look(to_device(batch, on))
 
         if self.config.condition.blind:
@@ -232,6 +232,7 @@ class Trainer:
         else:
             identity = {"weights": weights_identity(folder), "precision": profile.precision,
                         "floats": str(float_dtype(profile.precision, on)), "layer": policy.backbone.join}
+            identity |= {"vision": True} if policy.head.reads_vision else {}
             kept = torch.float32 if profile.precision == "fp32" else torch.float16
             features = FeatureCache(data / "features", identity, self.dataset, kept)
             with self.accelerator.main_process_first():

@@ -32,7 +32,7 @@ def test_the_cache_file_is_as_large_as_planned(tmp_path, backbone_folder):
     """A cached frame: image, 20 text tokens and wrist camera, 2 bytes a number."""
     size = Size(make_config(profile="t4"))
     assert plan(make_config(profile="t4"), T4, frames=1000).disk == 1000 * (256 + 20 + 64) * 2048 * 2
-    assert size.prefix_and_wrist == 340
+    assert size.features == 340 * 2048
 
 
 def test_published_and_computed_t4_budgets_hold():

@@ -54,7 +54,7 @@ def test_tokens_written_one_by_one_are_those_that_one_pass_over_them_gives(polic
     policy = policy_of(head="autoregressive")
     actions, saliency = policy.act(batch)
     encoding = policy.encode({**batch, "actions": actions})
-    assert torch.equal(decode(policy.head(encoding.suffix)), actions)
+    assert torch.equal(decode(policy.head(encoding)), actions)
     assert torch.allclose(saliency, encoding.saliency, atol=1e-6)
 
 
@@ -62,7 +62,7 @@ def test_an_autoregressive_token_sees_only_what_was_written_before_it(policy_of,
     policy = policy_of(head="autoregressive")
     other = batch["actions"].clone()
     other[:, 3, 2:] *= -1
-    one, changed = (policy.head(policy.encode({**batch, "actions": actions}).suffix).flatten(1, 2)
+    one, changed = (policy.head(policy.encode({**batch, "actions": actions})).flatten(1, 2)
                     for actions in (batch["actions"], other))
     assert torch.equal(one[:, : 3 * 7 + 3], changed[:, : 3 * 7 + 3])
     assert not torch.allclose(one[:, 3 * 7 + 3], changed[:, 3 * 7 + 3])

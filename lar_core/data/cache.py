@@ -1,7 +1,8 @@
 """The feature cache: what the frozen lower layers make of every training frame, computed once and kept on disk.
 
     FOLDER/<key>/identity.json           what the key stands for: weights, precision, layer, image sizes
-    FOLDER/<key>/<episode>.safetensors   states (T, P + L, D), wrist_tokens (T, W, D)
+    FOLDER/<key>/<episode>.safetensors   states (T, P + L, D), wrist_tokens (T, W, D), vision (T, P + W, V): those that
+                                         the policy's `look` gives
     FOLDER/<key>/index.jsonl             one line a finished file: name, sha256
 
 An episode's name is a digest of its frames and its instruction, so every condition and every seed that trains the same
@@ -27,7 +28,7 @@ from ..files import append_jsonl, atomic_path, read_jsonl, require_space, write_
 from .dataset import DemoDataset
 
 BATCH = 16  # frames computed at once
-Look = Callable[[dict], tuple[Tensor, Tensor | None]]  # batch -> states (B, P + L, D), wrist tokens (B, W, D) or None
+Look = Callable[[dict], dict[str, Tensor]]  # a batch -> its features by name, states (B, P + L, D) among them
 
 
 class FeatureCache:
@@ -56,12 +57,9 @@ class FeatureCache:
                 self._write(number, [self._features(look, part, bar) for part in self._parts(number)])
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """states (B, P + L, D), zero where shorter instructions are padded, and wrist_tokens (B, W, D) if there is one."""
+        """Features by name; states (B, P + L, D) are zero where shorter instructions are padded."""
         rows = [self._row(int(index)) for index in indices]
-        states = pad_sequence([row["states"] for row in rows], batch_first=True)
-        wrist = {} if "wrist_tokens" not in rows[0] else {
-            "wrist_tokens": torch.stack([row["wrist_tokens"] for row in rows])}
-        return {"states": states} | wrist
+        return _together(rows)
 
     def _row(self, index: int) -> dict[str, Tensor]:
         number = int(self.dataset.episode[index])
@@ -71,9 +69,8 @@ class FeatureCache:
         return {name: file.get_slice(name)[row] for name in file.keys()}
 
     def _features(self, look: Look, frames: np.ndarray, bar: tqdm) -> dict[str, Tensor]:
-        states, wrist = look(self.dataset.batch(frames))
+        features = look(self.dataset.batch(frames))
         bar.update(len(frames))
-        features = {"states": states} | ({} if wrist is None else {"wrist_tokens": wrist})
         return {name: value.to("cpu", self.dtype) for name, value in features.items()}
 
     def _write(self, number: int, parts: list[dict[str, Tensor]]) -> None:
@@ -96,8 +93,8 @@ class FeatureCache:
         for number in missing:
             sentence = self.dataset.instructions[number]
             if sentence not in sizes:
-                states, wrist = look(self.dataset.batch(self._frames(number)[:1]))
-                sizes[sentence] = states.numel() + (0 if wrist is None else wrist.numel())
+                features = look(self.dataset.batch(self._frames(number)[:1]))
+                sizes[sentence] = sum(value.numel() for value in features.values())
             needed += sizes[sentence] * len(self._frames(number)) * self.dtype.itemsize
         require_space(self.folder, needed, "the feature cache",
                       "free some, choose another --data-dir, or train without it (--set cache=false)")
@@ -132,10 +129,13 @@ class BlindFeatures:
 
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """As `FeatureCache.batch`."""
-        rows = [self.features[self.dataset.instructions[self.dataset.episode[index]]] for index in indices]
-        states = pad_sequence([states[0] for states, _ in rows], batch_first=True)
-        wrist = rows[0][1]
-        return {"states": states} | ({} if wrist is None else {"wrist_tokens": wrist.expand(len(rows), -1, -1)})
+        known = [self.features[self.dataset.instructions[self.dataset.episode[index]]] for index in indices]
+        return _together([{name: value[0] for name, value in features.items()} for features in known])
+
+
+def _together(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Features of single frames as a batch; only states differ in length."""
+    return {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
 
 
 def weights_identity(folder: Path) -> str:

@@ -16,7 +16,6 @@ from ..data.demos import read_origin
 from ..data.stats import Stats
 from ..files import atomic_path, write_json
 from ..draws import Draws
-from ..model.losses import action_loss
 from ..model.mae import denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
 from ..model.policy import Policy, Reconstruction
@@ -67,11 +66,10 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
     for start in range(0, len(frames), BATCH):
         batch = to_device(dataset.batch(frames[start : start + BATCH]), policy.device)
         encoding = policy.encode(batch)
-        logits = policy.head(encoding.suffix)
+        answer = policy.head(encoding)
         values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
                   "saliency": encoding.saliency,
-                  "entropy": torch.stack([action_loss(logits[i : i + 1], batch["actions"][i : i + 1],
-                                                      batch["action_pad"][i : i + 1]) for i in range(len(logits))])}
+                  "loss": _losses(policy, answer, batch)}
         if policy.decoder is not None:
             values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
         if "regions" in batch:
@@ -81,6 +79,12 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
+
+
+def _losses(policy: Policy, answer: Tensor, batch: dict) -> Tensor:
+    """L_action of each sample, (B,)."""
+    one = [slice(i, i + 1) for i in range(len(answer))]
+    return torch.stack([policy.head.loss(answer[i], batch["actions"][i], batch["action_pad"][i]) for i in one])
 
 
 def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
@@ -123,7 +127,7 @@ def _action(measured: dict, mean_action: np.ndarray, episode: np.ndarray) -> dic
     return {"frames": len(episode), "episodes": len(np.unique(episode)),
             "l1": _interval(error(measured["predicted"]), episode),
             "l1_mean_action": _interval(error(mean_action), episode),
-            "cross_entropy": float(measured["entropy"].mean())}
+            "cross_entropy": float(measured["loss"].mean())}
 
 
 def _reconstruction(measured: dict) -> dict:

@@ -34,6 +34,11 @@ def decode(logits: Tensor) -> Tensor:
     return bin_centres(median_bins(logits))
 
 
+def clip(predicted: Tensor) -> Tensor:
+    """Predicted actions (B, K, 7), any real numbers -> actions (B, K, 7) in [-1, 1]; the gripper is -1 or +1."""
+    return _with_binary_gripper(predicted.float().clamp(-1, 1))
+
+
 def median_bins(logits: Tensor) -> Tensor:
     """logits (..., 256) -> the bin (...) in which each distribution's cumulative sum passes one half."""
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)

@@ -26,7 +26,8 @@ class Encoding:
     patches (B, P, D): final states of the image tokens; text (B, L, D): final states of the text tokens, BOS and
     newline included; instruction_mask (B, L) bool, True = a token of the instruction itself; suffix (B, S, D): final
     states of the head's tokens; attention (B, N, H, L, P) and saliency (B, P), rows summing to 1, or None when not
-    asked for.
+    asked for. Where a head asks for them: layers, the states (B, P + L + S, D) behind each layer from `join` on, the last
+    ones normalised; vision (B, P + W, V), what the vision tower makes of both cameras' images.
     """
 
     patches: Tensor
@@ -35,6 +36,8 @@ class Encoding:
     suffix: Tensor
     attention: Tensor | None
     saliency: Tensor | None
+    layers: list[Tensor] | None = None
+    vision: Tensor | None = None
 
 
 @dataclass
@@ -63,6 +66,11 @@ class Backbone(nn.Module):
     def width(self) -> int:
         """D, the language model's width."""
         return self.vlm.config.text_config.hidden_size
+
+    @property
+    def vision_width(self) -> int:
+        """V, the vision tower's width."""
+        return self.vlm.config.vision_config.hidden_size
 
     @property
     def patches(self) -> int:
@@ -98,10 +106,17 @@ class Backbone(nn.Module):
 
     def image_tokens(self, images: Tensor) -> Tensor:
         """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> projected tokens (B, P', D)."""
-        model = self.vlm.model
+        return self.project(self.image_features(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """The vision tower's features (B, P', V) -> tokens (B, P', D), through PaliGemma's one linear layer."""
+        return self.vlm.model.multi_modal_projector(features)
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """images as in `image_tokens` -> what the vision tower alone makes of them (B, P', V)."""
+        tower = self.vlm.model.vision_tower
         other_size = images.shape[-1] != self.image_size
-        states = model.vision_tower(images.to(model.vision_tower.dtype), interpolate_pos_encoding=other_size)
-        return model.multi_modal_projector(states.last_hidden_state)
+        return tower(images.to(tower.dtype), interpolate_pos_encoding=other_size).last_hidden_state
 
     def encode(self, images: Tensor, instructions: list[str], suffix: Tensor | None = None, *, saliency: bool = True,
                differentiable: bool = False) -> Encoding:
@@ -118,30 +133,34 @@ class Backbone(nn.Module):
         prefix = self.tokenise(instructions)
         return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable)
 
-    def lower(self, images: Tensor, prefix: Prefix) -> Tensor:
-        """The prefix's states (B, P + L, D) at the input of layer `join`: all that the layers below have to say."""
+    def lower(self, images: Tensor, prefix: Prefix, features: Tensor | None = None) -> Tensor:
+        """The prefix's states (B, P + L, D) at the input of layer `join`: all that the layers below have to say.
+
+        features: the images' `image_features`, where they are known already.
+        """
         self._check(images)
+        tokens = self.image_tokens(images) if features is None else self.project(features)
         text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # scaled by sqrt(D) inside
-        states = torch.cat([self.image_tokens(images).to(text.dtype), text], dim=1)  # (B, P + L, D)
+        states = torch.cat([tokens.to(text.dtype), text], dim=1)  # (B, P + L, D)
         return self._run(states, prefix.mask, states.shape[1], range(self.join))
 
     def upper(self, states: Tensor, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
-              differentiable: bool = False, past: DynamicCache | None = None) -> Encoding:
+              differentiable: bool = False, past: DynamicCache | None = None, layers: bool = False) -> Encoding:
         """From the states (B, P + L, D) that `lower` gave to the end, with the suffix; arguments as in `encode`.
 
-        past: keys and values are put here, for `extend`.
+        past: keys and values are put here, for `extend`. layers: whether to give every layer's states.
         """
         P, L = self.patches, prefix.instruction.shape[1]
         states, mask = states.to(self._top_dtype), prefix.mask
         if suffix is not None:
             states = torch.cat([states, suffix.to(states.dtype)], dim=1)  # (B, P + L + S, D)
             mask = torch.cat([mask, mask.new_ones(suffix.shape[:2])], dim=1)
-        top = range(self.join, self.layers)
+        top, every = range(self.join, self.layers), [] if layers else None
         if not saliency:
-            return self._split(self._finish(self._run(states, mask, P + L, top, past)), prefix, None)
+            return self._split(self._finish(self._run(states, mask, P + L, top, past, every)), prefix, None, every)
         with SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable) as tap:
-            states = self._finish(self._run(states, mask, P + L, top, past))
-        return self._split(states, prefix, tap.attention)
+            states = self._finish(self._run(states, mask, P + L, top, past, every))
+        return self._split(states, prefix, tap.attention, every)
 
     def drop_lower(self) -> None:
         """Free the memory of everything below `join`: for training from the feature cache, which replaces it."""
@@ -158,8 +177,12 @@ class Backbone(nn.Module):
         states = self._run(tokens.to(self._top_dtype), mask, prefix.mask.shape[1], range(self.join, self.layers), past)
         return self._finish(states)
 
-    def _run(self, states: Tensor, mask: Tensor, prefix: int, layers: range, past: DynamicCache | None = None) -> Tensor:
-        """Some of the language model's layers on states (B, S, D), the last S of the positions in mask (B, N)."""
+    def _run(self, states: Tensor, mask: Tensor, prefix: int, layers: range, past: DynamicCache | None = None,
+             every: list[Tensor] | None = None) -> Tensor:
+        """Some of the language model's layers on states (B, S, D), the last S of the positions in mask (B, N).
+
+        every: the states behind each layer are put here.
+        """
         model, new = self.vlm.model.language_model, states.shape[1]
         allowed = prefix_lm_mask(mask.bool(), prefix)[:, :, -new:]
         positions = mask.cumsum(dim=1)[:, -new:]  # PaliGemma counts from 1; padding before the suffix is skipped
@@ -168,6 +191,8 @@ class Backbone(nn.Module):
             states = model.layers[index](states, attention_mask=allowed, position_ids=positions,
                                          position_embeddings=rotary, past_key_values=past, use_cache=past is not None,
                                          saliency_tap=active_tap())
+            if every is not None:
+                every.append(states)
         return states
 
     def _finish(self, states: Tensor) -> Tensor:
@@ -178,10 +203,10 @@ class Backbone(nn.Module):
         """Of the residual stream from `join` on: fp32 where the top layers' weights are kept so for training."""
         return self.vlm.model.language_model.layers[self.layers - 1].input_layernorm.weight.dtype
 
-    def _split(self, states: Tensor, prefix: Prefix, attention: Tensor | None) -> Encoding:
+    def _split(self, states: Tensor, prefix: Prefix, attention: Tensor | None, every: list[Tensor] | None) -> Encoding:
         P, L = self.patches, prefix.instruction.shape[1]
         return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
-                        suffix=states[:, P + L :], attention=attention,
+                        suffix=states[:, P + L :], attention=attention, layers=every and [*every[:-1], states],
                         saliency=None if attention is None else mean_attention(attention, prefix.instruction))
 
     def _token_ids(self, instruction: str) -> list[int]:

@@ -1,8 +1,8 @@
-"""Action heads. A head adds tokens behind the prefix and turns their final states into action logits.
+"""The action heads, by name.
 
-The prefix (image, instruction) never sees these tokens; they see all of it. `parallel` predicts the whole chunk in one
-pass, in the manner of OpenVLA-OFT (Kim et al. 2025) but with 256 bins and cross-entropy. `autoregressive` writes one
-token a degree of freedom, each after the one before, in the manner of OpenVLA (Kim et al. 2024).
+`parallel` predicts the whole chunk in one pass, in the manner of OpenVLA-OFT (Kim et al. 2025) but with 256 bins and
+cross-entropy, unless action_loss says otherwise. `autoregressive` writes one token a degree of freedom, each after the
+one before, in the manner of OpenVLA (Kim et al. 2024). `bridge` and `focus` have files of their own.
 """
 
 from __future__ import annotations
@@ -11,75 +11,45 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from .actions import BINS, DOF, GRIPPER, bin_centres, decode, median_bins, to_bins
-from .backbone import Backbone, Prefix
-
-PROPRIO = 8  # end-effector position 3, orientation 3, fingers 2
-
-
-class Head(nn.Module):
-    """What every head shares: the wrist camera's tokens and one proprioception token in front of its own."""
-
-    def __init__(self, *, width: int, chunk: int, proprio: bool):
-        super().__init__()
-        self.chunk = chunk
-        self.scale = 0.02 * width**0.5  # Gemma multiplies its embeddings by sqrt(width); our tokens start at that size
-        self.proprio = nn.Linear(PROPRIO, width) if proprio else None
-        self.norm = nn.LayerNorm(width)
-
-    def senses(self, wrist: Tensor | None, proprio: Tensor) -> Tensor:
-        """Wrist tokens (B, W, D) and proprioception (B, 8), where they are on -> (B, W + 1 or fewer, D)."""
-        parts = [] if wrist is None else [wrist.to(self.norm.weight.dtype)]
-        if self.proprio is not None:
-            parts.append(self.proprio(proprio)[:, None])
-        return torch.cat(parts, dim=1) if parts else proprio.new_zeros(len(proprio), 0, self.norm.weight.shape[0])
-
-    def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Tokens behind the prefix (B, S, D). actions (B, K, 7): what a sequential head is to continue, in training."""
-        raise NotImplementedError
-
-    def forward(self, states: Tensor) -> Tensor:
-        """states (B, S, D), the backbone's final states of `suffix` -> logits (B, K, 7, 256)."""
-        raise NotImplementedError
-
-    def act(self, backbone: Backbone, prefix: Prefix, states: Tensor, senses: Tensor) -> tuple[Tensor, Tensor]:
-        """The prefix's states at `join` and `senses` -> actions (B, K, 7) in [-1, 1] and saliency (B, P)."""
-        raise NotImplementedError
+from ..config import Condition, Profile
+from .actions import BINS, DOF, GRIPPER, bin_centres, median_bins, to_bins
+from .backbone import Backbone, Encoding, Prefix
+from .bridge import BridgeHead
+from .focus import FocusHead
+from .head import Head, Trunk
 
 
 class ParallelHead(Head):
-    """K learned queries, each answering with 7 distributions over 256 bins."""
+    """K learned queries, each answering for one step with all 7 degrees of freedom."""
 
-    def __init__(self, *, width: int, chunk: int, proprio: bool):
-        super().__init__(width=width, chunk=chunk, proprio=proprio)
-        self.queries = nn.Parameter(torch.randn(chunk, width) * self.scale)
-        self.logits = nn.Linear(width, DOF * BINS)
+    def __init__(self, condition: Condition, profile: Profile, trunk: Trunk):
+        super().__init__(condition, profile, trunk)
+        self.queries = nn.Parameter(torch.randn(self.chunk, trunk.width) * self.scale)
+        self.logits = self._reader(trunk.width)
 
-    def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
-        return self._with_queries(self.senses(wrist, proprio))
+    @property
+    def tokens(self) -> int:
+        return self.chunk
 
-    def forward(self, states: Tensor) -> Tensor:
-        queries = states[:, -self.chunk:].to(self.queries.dtype)
-        return self.logits(self.norm(queries)).unflatten(-1, (DOF, BINS))
-
-    def act(self, backbone: Backbone, prefix: Prefix, states: Tensor, senses: Tensor) -> tuple[Tensor, Tensor]:
-        encoding = backbone.upper(states, prefix, self._with_queries(senses))
-        return decode(self(encoding.suffix)), encoding.saliency
-
-    def _with_queries(self, senses: Tensor) -> Tensor:
-        return torch.cat([senses, self.queries.expand(len(senses), -1, -1)], dim=1)
+    def forward(self, encoding: Encoding) -> Tensor:
+        queries = encoding.suffix[:, -self.chunk:].to(self.queries.dtype)
+        return self._shaped(self.logits(self.norm(queries)))
 
 
 class AutoregressiveHead(Head):
     """K x 7 tokens in order, each one of 256 bins given all before it; in training all at once (teacher forcing)."""
 
-    def __init__(self, *, width: int, chunk: int, proprio: bool):
-        super().__init__(width=width, chunk=chunk, proprio=proprio)
-        self.start = nn.Parameter(torch.randn(1, width) * self.scale)
-        self.bins = nn.Embedding(BINS, width)
-        self.places = nn.Parameter(torch.randn(chunk * DOF, width) * self.scale)  # which step, which degree of freedom
+    def __init__(self, condition: Condition, profile: Profile, trunk: Trunk):
+        super().__init__(condition, profile, trunk)
+        self.start = nn.Parameter(torch.randn(1, trunk.width) * self.scale)
+        self.bins = nn.Embedding(BINS, trunk.width)
+        self.places = nn.Parameter(torch.randn(self.tokens, trunk.width) * self.scale)  # which step, which of the seven
         nn.init.normal_(self.bins.weight, std=self.scale)
-        self.logits = nn.Linear(width, BINS)
+        self.logits = nn.Linear(trunk.width, BINS)
+
+    @property
+    def tokens(self) -> int:
+        return self.chunk * DOF
 
     def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
         senses = self.senses(wrist, proprio)
@@ -88,13 +58,13 @@ class AutoregressiveHead(Head):
         start = self.start.expand(len(senses), 1, -1)
         return torch.cat([senses, torch.cat([start, before], dim=1) + self.places], dim=1)
 
-    def forward(self, states: Tensor) -> Tensor:
-        return self._read(states[:, -self.chunk * DOF:]).unflatten(1, (self.chunk, DOF))
+    def forward(self, encoding: Encoding) -> Tensor:
+        return self._read(encoding.suffix[:, -self.tokens:]).unflatten(1, (self.chunk, DOF))
 
-    def act(self, backbone: Backbone, prefix: Prefix, states: Tensor, senses: Tensor) -> tuple[Tensor, Tensor]:
-        past = DynamicCache()
+    def act(self, backbone: Backbone, prefix: Prefix, seen: dict[str, Tensor], proprio: Tensor) -> tuple[Tensor, Tensor]:
+        past, senses = DynamicCache(), self.senses(seen.get("wrist_tokens"), proprio)
         first = (self.start + self.places[:1]).expand(len(senses), 1, -1)
-        encoding = backbone.upper(states, prefix, torch.cat([senses, first], dim=1), past=past)
+        encoding = backbone.upper(seen["states"], prefix, torch.cat([senses, first], dim=1), past=past)
         words = [self._write(encoding.suffix[:, -1], 0)]  # each (B,)
         for number in range(1, len(self.places)):
             token = self.bins(words[-1]) + self.places[number]
@@ -110,4 +80,5 @@ class AutoregressiveHead(Head):
         return self.logits(self.norm(states.to(self.places.dtype)))
 
 
-HEADS: dict[str, type[Head]] = {"parallel": ParallelHead, "autoregressive": AutoregressiveHead}
+HEADS: dict[str, type[Head]] = {"parallel": ParallelHead, "autoregressive": AutoregressiveHead, "bridge": BridgeHead,
+                                "focus": FocusHead}

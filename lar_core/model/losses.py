@@ -22,6 +22,12 @@ def action_loss(logits: Tensor, actions: Tensor, padded: Tensor, valid: float | 
     return (entropy * ~padded).sum() / (valid or (~padded).sum())
 
 
+def absolute_error(predicted: Tensor, actions: Tensor, padded: Tensor, valid: float | None = None) -> Tensor:
+    """Mean absolute error of predicted actions (B, K, 7), over what `action_loss` takes its mean; other arguments too."""
+    error = (predicted.float() - actions).abs().mean(dim=-1)  # (B, K)
+    return (error * ~padded).sum() / (valid or (~padded).sum())
+
+
 def gradient_norm(loss: Tensor, parameters: Iterable[Tensor], scale: float = 1.0) -> float:
     """L2 norm of d loss / d parameters; the graph is kept for the training step that follows.
 

@@ -4,8 +4,8 @@ Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); 
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
 (B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before;
 mask_ratio, the share of patches to mask at this step. From the feature cache come, instead of a run through the
-frozen layers, states (B, P + L, D) and wrist_tokens (B, W, D). `valid` is the number of valid steps to divide L_action
-by, where several processes share a batch.
+frozen layers, states (B, P + L, D), wrist_tokens (B, W, D) and vision (B, P + W, V), as `look` gives them. `valid` is
+the number of valid steps to divide L_action by, where several processes share a batch.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from ..config import Condition, Profile, RunConfig
 from ..errors import LarError
-from .actions import decode
 from .backbone import Backbone, Encoding
 from ..draws import Draws
+from .head import Trunk
 from .heads import HEADS
 from .loading import load_for
-from .losses import action_loss
 from .mae import MAEDecoder, normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .teacher import Teacher
@@ -53,7 +52,8 @@ class Policy(nn.Module):
         super().__init__()
         self.condition, self.profile = condition, profile
         self.backbone = backbone
-        self.head = HEADS[condition.head](width=backbone.width, chunk=profile.chunk, proprio=profile.proprio)
+        self.head = HEADS[condition.head](condition, profile, Trunk(backbone.width, backbone.layers - backbone.join,
+                                                                    backbone.vision_width))
         self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
         self.patch_size = ESSAY_PATCH if condition.mask_grid == "essay" else backbone.image_size // self.grid
         self.teacher: Teacher | None = None  # given by the trainer, where the condition asks for one
@@ -70,7 +70,7 @@ class Policy(nn.Module):
     def forward(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
         """Losses of a batch: `loss` = L_action + lambda * L_recon, with `action` and `recon` (0 without a decoder)."""
         encoding = self.encode(batch, saliency=self.decoder is not None)
-        action = action_loss(self.head(encoding.suffix), batch["actions"], batch["action_pad"], batch.get("valid"))
+        action = self.head.loss(self.head(encoding), batch["actions"], batch["action_pad"], batch.get("valid"))
         if self.decoder is None:
             return {"loss": action, "action": action, "recon": torch.zeros_like(action)}
         recon = self.reconstruct(batch, encoding, draws).loss
@@ -79,17 +79,25 @@ class Policy(nn.Module):
     def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None) -> Encoding:
         """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey."""
         prefix = self.backbone.tokenise(batch["instructions"])
-        states, wrist = (batch["states"], batch.get("wrist_tokens")) if "states" in batch else self.look(batch, hidden)
-        suffix = self.head.suffix(wrist, batch["proprio"], batch.get("actions"))
-        return self.backbone.upper(states, prefix, suffix, saliency=saliency)
+        seen = batch if "states" in batch else self.look(batch, hidden)
+        return self.head.encode(self.backbone, prefix, seen, batch["proprio"], batch.get("actions"), saliency=saliency)
 
-    def look(self, batch: dict, hidden: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the layers below `join` make of the pixels: states (B, P + L, D), wrist tokens (B, W, D) or None."""
+    def look(self, batch: dict, hidden: Tensor | None = None) -> dict[str, Tensor]:
+        """What the layers below `join` make of the pixels: states (B, P + L, D); wrist_tokens (B, W, D), if there is a
+        wrist camera; vision (B, P + W, V), if the head asks for it.
+        """
         images = self.see(batch["images"])
         if hidden is not None:
             images = images.masked_fill(hidden, 0.0)
-        wrist = self.backbone.image_tokens(self.see(batch["wrist"])) if "wrist" in batch else None
-        return self.backbone.lower(images, self.backbone.tokenise(batch["instructions"])), wrist
+        seen, wrist = {}, None
+        if "wrist" in batch:
+            wrist = self.backbone.image_features(self.see(batch["wrist"]))
+            seen["wrist_tokens"] = self.backbone.project(wrist)
+        features = self.backbone.image_features(images)
+        seen["states"] = self.backbone.lower(images, self.backbone.tokenise(batch["instructions"]), features)
+        if self.head.reads_vision:
+            seen["vision"] = features if wrist is None else torch.cat([features, wrist], dim=1)
+        return seen
 
     def see(self, images: Tensor) -> Tensor:
         """uint8 pixels -> [-1, 1], as SigLIP's processor does; a blind policy gets mid-grey (0) everywhere."""
@@ -135,9 +143,8 @@ class Policy(nn.Module):
     @torch.no_grad()
     def act(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
-        states, wrist = self.look(batch)
         prefix = self.backbone.tokenise(batch["instructions"])
-        return self.head.act(self.backbone, prefix, states, self.head.senses(wrist, batch["proprio"]))
+        return self.head.act(self.backbone, prefix, self.look(batch), batch["proprio"])
 
     def trained(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name: for a tiny profile all weights, for a 3 B one a few per cent."""
