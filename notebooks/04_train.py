@@ -74,7 +74,7 @@ show(draw(reconstruction_panels(policy, recon)))
 
 # %%
 losses = policy(batch, Draws(0))
-table(("part", "loss before training"), [(name, float(value)) for name, value in losses.items()])
+table(("part", "loss before training"), [(name, value.item()) for name, value in losses.items()])
 
 # %% [markdown]
 # ## Training

@@ -59,7 +59,7 @@ def bars(found: Sequence[Result]) -> list[tuple]:
             if (row := result.entry(policy)) and (policy != "blind" or result.condition != "blind"):
                 made.append((f"{row['placement']} placements, {result.results['run']['profile']}", label, kind,
                              row["successes"], row["episodes"], row["low"], row["high"]))
-    return made
+    return sorted(made, key=lambda bar: bar[0])  # groups together, the order within a group as it was
 
 
 def summary(found: Sequence[Result]) -> list[tuple]:
