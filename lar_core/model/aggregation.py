@@ -1,0 +1,166 @@
+"""Aggregations: the attention of every layer, head and word -> one saliency map.
+
+`mean` is the literal method. The others change one thing each, so that each has its own row in the results:
+
+| name | what it changes | after |
+|---|---|---|
+| `content_words` | only words that are not stop words (scikit-learn's list) are asked | |
+| `sink_removal` | patches that every token looks at, BOS and newline too, count nothing | Kang et al. 2025, "See what you are told" |
+| `relative` | divided by the map of a generic prompt: one more pass | Zhang et al. 2025, "MLLMs know where to look" |
+| `localisation_heads` | only the few heads that `localisation.choose_heads` chose | Kang et al. 2025, "Your large VLM only needs a few attention heads" |
+| `learned_gate` | heads are weighted, and the weights learn | |
+| `smooth` | blurred by a Gaussian of one patch | |
+
+All take one pass (`relative` two) and can feed training masks. Those that need many passes are in `evaluate/passes.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from .saliency import mean_attention
+
+GENERIC = "write a general description of the image"  # the prompt of Zhang et al.
+SINK = 4.0  # times a token's mean attention: a patch that gets more from every token is a sink
+SMOOTHING = 1.0  # patches, standard deviation
+
+
+class Aggregation(nn.Module):
+    """The literal mean, and what every other aggregation starts from.
+
+    layers, heads: how many are read (N and H); tokenizer: the backbone's.
+    """
+
+    relative = False  # whether `forward` wants `prefix.reference`
+
+    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        """attention (B, N, H, L, P) and the tokens that it belongs to (a `Prefix`) -> saliency (B, P), rows sum to 1."""
+        return mean_attention(attention, prefix.instruction)
+
+
+class ContentWords(Aggregation):
+    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(layers=layers, heads=heads, tokenizer=tokenizer)
+        self.tokenizer = tokenizer
+
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        text = prefix.ids[:, -prefix.instruction.shape[1]:]
+        return mean_attention(attention, content_words(text, prefix.instruction, self.tokenizer))
+
+
+class SinkRemoval(Aggregation):
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        tokens = prefix.mask[:, -prefix.instruction.shape[1]:].bool()
+        kept = attention.masked_fill(sinks(attention, tokens)[:, None, None, None], 0.0)
+        return mean_attention(kept, prefix.instruction)
+
+
+class Relative(Aggregation):
+    relative = True
+
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        saliency = mean_attention(attention, prefix.instruction)
+        return saliency if prefix.reference is None else divide(saliency, prefix.reference)
+
+
+class LocalisationHeads(Aggregation):
+    """`chosen` (N, H) is 1 for the heads that count; all are 1 until `choose` is called."""
+
+    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(layers=layers, heads=heads, tokenizer=tokenizer)
+        self.register_buffer("chosen", torch.ones(layers, heads))
+
+    def choose(self, places: list[tuple[int, int]]) -> None:
+        """places: (layer, head), counted from the first layer that is read."""
+        self.chosen.zero_()
+        for layer, head in places:
+            self.chosen[layer, head] = 1.0
+
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        return weigh(attention, prefix.instruction, self.chosen)
+
+
+class LearnedGate(Aggregation):
+    """Weights softmax(gate) of all heads, equal at first. They learn from whatever loss is put on the saliency."""
+
+    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
+        super().__init__(layers=layers, heads=heads, tokenizer=tokenizer)
+        self.gate = nn.Parameter(torch.zeros(layers, heads))
+
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        return weigh(attention, prefix.instruction, self.gate.flatten().softmax(dim=0).view_as(self.gate))
+
+
+class Smooth(Aggregation):
+    def forward(self, attention: Tensor, prefix) -> Tensor:
+        return smooth(mean_attention(attention, prefix.instruction), SMOOTHING)
+
+
+AGGREGATIONS: dict[str, type[Aggregation]] = {
+    "mean": Aggregation, "content_words": ContentWords, "sink_removal": SinkRemoval, "relative": Relative,
+    "localisation_heads": LocalisationHeads, "learned_gate": LearnedGate, "smooth": Smooth,
+}
+
+
+def content_words(text: Tensor, instruction: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """Which of the tokens text (B, L) belong to words that carry content: (B, L) bool.
+
+    instruction (B, L) bool: the instruction's own tokens; a sentence of stop words alone keeps all of them.
+    """
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+    content = torch.zeros_like(instruction)
+    for row, (ids, own) in enumerate(zip(text.tolist(), instruction.tolist())):
+        places = [place for place, mine in enumerate(own) if mine]
+        for word, group in words(ids, places, tokenizer):
+            content[row, group] = word.lower().strip(".,!?") not in ENGLISH_STOP_WORDS | {""}
+    return torch.where(content.any(dim=1, keepdim=True), content, instruction)
+
+
+def words(ids: list[int], places: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+    """Group the tokens at `places` into words: (word, its places). A word begins where a token begins with a space."""
+    groups: list[list[int]] = []
+    for place in places:
+        begins = tokenizer.convert_ids_to_tokens(ids[place]).startswith(("Ġ", "▁"))  # byte-level BPE, SentencePiece
+        if begins or not groups:
+            groups.append([])
+        groups[-1].append(place)
+    return [(tokenizer.decode([ids[place] for place in group]).strip(), group) for group in groups]
+
+
+def sinks(attention: Tensor, tokens: Tensor) -> Tensor:
+    """Patches (B, P) bool to which every token (B, L; True = not padding) gives more than SINK times its mean.
+
+    Kang et al. find sinks by massive activations in dimensions that must be known for each model; what makes a sink,
+    attention whatever the word, can be read off the attention itself.
+    """
+    given = attention.mean(dim=(1, 2))  # (B, L, P)
+    ratio = given / given.mean(dim=-1, keepdim=True)
+    return ratio.masked_fill(~tokens[:, :, None], float("inf")).amin(dim=1) > SINK
+
+
+def weigh(attention: Tensor, instruction: Tensor, weights: Tensor) -> Tensor:
+    """`mean_attention` with weights (N, H) for the heads."""
+    mean = (attention * weights[None, :, :, None, None]).sum(dim=(1, 2)) / weights.sum()  # (B, L, P)
+    return mean_attention(mean[:, None, None], instruction)
+
+
+def divide(saliency: Tensor, reference: Tensor) -> Tensor:
+    """saliency (B, P) over the generic prompt's map (B, P), summing to 1 again."""
+    ratio = saliency / reference.clamp_min(1e-3 / saliency.shape[1])  # a patch that nothing looks at is no evidence
+    return ratio / ratio.sum(dim=1, keepdim=True)
+
+
+def smooth(saliency: Tensor, sigma: float) -> Tensor:
+    """Blur saliency (B, P) by a Gaussian of `sigma` patches; what would leave the picture is reflected at its border."""
+    grid = round(saliency.shape[1] ** 0.5)
+    blur = gaussian_filter1d(np.eye(grid), sigma, axis=0, mode="reflect") if sigma else np.eye(grid)
+    matrix = torch.from_numpy(blur).to(saliency)
+    square = matrix @ saliency.unflatten(1, (grid, grid)) @ matrix.T
+    return square.flatten(1) / square.sum(dim=(1, 2))[:, None]

@@ -1,0 +1,160 @@
+"""Each aggregation does the one thing that its name says, and `mean` stays the literal method to the last bit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from lar_core.model.aggregation import AGGREGATIONS, content_words, divide, sinks, smooth, weigh, words
+from lar_core.model.localisation import choose_heads, elbow, spatial_entropy
+from lar_core.model.saliency import mean_attention
+
+P = 16
+
+
+class Tokens:
+    """What an aggregation needs to know of a `Prefix`: BOS, two words, newline, behind P image tokens."""
+
+    instruction = torch.tensor([[False, True, True, False]])
+    mask = torch.ones(1, P + 4, dtype=torch.long)
+    ids = torch.arange(P + 4)[None]
+    reference = None
+
+
+@pytest.fixture
+def attention():
+    return torch.rand(1, 3, 2, 4, P, generator=torch.Generator().manual_seed(0))
+
+
+def made(name, tokenizer=None):
+    return AGGREGATIONS[name](layers=3, heads=2, tokenizer=tokenizer)
+
+
+def test_mean_is_the_literal_method_and_has_no_weights(attention):
+    assert torch.equal(made("mean")(attention, Tokens), mean_attention(attention, Tokens.instruction))
+    assert not made("mean").state_dict()
+
+
+@pytest.mark.parametrize("name", sorted(set(AGGREGATIONS) - {"content_words"}))
+def test_every_map_sums_to_one_and_is_never_negative(attention, name):
+    saliency = made(name)(attention, Tokens)
+    assert saliency.shape == (1, P) and (saliency >= 0).all()
+    assert saliency.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", sorted(set(AGGREGATIONS) - {"content_words"}))
+def test_a_loss_on_any_map_reaches_the_attention(attention, name):
+    attention.requires_grad_()
+    made(name)(attention, Tokens)[0, 3].backward()
+    assert attention.grad.abs().sum() > 0
+
+
+def test_words_are_put_together_from_their_pieces(policy_of):
+    backbone = policy_of().backbone
+    sentence = "the zebra-striped bowl"  # not among the words that the tiny tokeniser knows whole
+    prefix = backbone.tokenise([sentence])
+    own = prefix.instruction[0].nonzero().flatten().tolist()
+    found = words(prefix.ids[0, backbone.patches:].tolist(), own, backbone.processor.tokenizer)
+    assert [word for word, _ in found] == sentence.split()
+    assert [place for _, group in found for place in group] == own and len(found[1][1]) > 1
+
+
+def test_content_words_leave_stop_words_out_and_keep_a_sentence_of_nothing_else(policy_of):
+    backbone = policy_of().backbone
+    prefix = backbone.tokenise(["pick up the black bowl on the ramekin", "it is."])
+    text = prefix.ids[:, backbone.patches:]
+    kept = content_words(text, prefix.instruction, backbone.processor.tokenizer)
+    tokens = [backbone.processor.tokenizer.decode([token]).strip() for token in text[0][kept[0]]]
+    assert " ".join(tokens) == "pick black bowl ramekin"
+    assert torch.equal(kept[1], prefix.instruction[1])
+
+
+def test_content_words_ask_only_the_words_with_content(attention, policy_of):
+    class Tokeniser:
+        def convert_ids_to_tokens(self, number):
+            return {17: "Ġthe", 18: "Ġbowl"}[number]
+
+        def decode(self, ids):
+            return self.convert_ids_to_tokens(ids[0])[1:]
+    saliency = made("content_words", Tokeniser())(attention, Tokens)
+    wanted = attention[:, :, :, 2].mean(dim=(1, 2))
+    torch.testing.assert_close(saliency, wanted / wanted.sum())
+
+
+def test_a_patch_that_every_token_looks_at_is_a_sink_and_one_that_a_word_looks_at_is_not():
+    attention = torch.full((1, 1, 1, 4, P), 0.01)
+    attention[..., 3] = 1.0  # every token, BOS and newline too
+    attention[0, 0, 0, 1, 7] = 1.0  # the first word only
+    assert sinks(attention, torch.ones(1, 4, dtype=torch.bool)).nonzero().tolist() == [[0, 3]]
+    saliency = made("sink_removal")(attention, Tokens)[0]
+    assert saliency[3] == 0 and saliency.argmax() == 7
+
+
+def test_padding_does_not_save_a_sink():
+    attention = torch.full((1, 1, 1, 3, P), 0.01)
+    attention[..., :2, 3] = 1.0
+    assert sinks(attention, torch.tensor([[True, True, False]]))[0, 3]
+
+
+def test_relative_attention_takes_out_what_any_sentence_looks_at(attention):
+    class Asked(Tokens):
+        reference = mean_attention(attention, Tokens.instruction)
+    saliency = made("relative")(attention, Asked)
+    torch.testing.assert_close(saliency, torch.full((1, P), 1 / P))  # the same map for both: nothing of its own
+    assert divide(torch.tensor([[0.5, 0.5]]), torch.tensor([[0.8, 0.2]]))[0].tolist() == pytest.approx([0.2, 0.8])
+
+
+def test_localisation_heads_are_all_heads_until_they_are_chosen(attention):
+    heads = made("localisation_heads")
+    torch.testing.assert_close(heads(attention, Tokens), mean_attention(attention, Tokens.instruction))
+    heads.choose([(2, 1)])
+    torch.testing.assert_close(heads(attention, Tokens), mean_attention(attention[:, 2:, 1:], Tokens.instruction))
+
+
+def test_a_gate_begins_as_the_mean_and_learns_which_head_to_trust(attention):
+    gate = made("learned_gate")
+    torch.testing.assert_close(gate(attention, Tokens), mean_attention(attention, Tokens.instruction))
+    attention[0, 1, 0, 1:3, 5] = 50.0  # one head looks at patch 5
+    optimiser = torch.optim.Adam(gate.parameters(), lr=0.1)
+    for _ in range(50):
+        optimiser.zero_grad()
+        (-gate(attention, Tokens)[0, 5].log()).backward()
+        optimiser.step()
+    assert gate.gate.flatten().argmax() == 2  # layer 1, head 0
+
+
+def test_equal_weights_are_the_mean(attention):
+    torch.testing.assert_close(weigh(attention, Tokens.instruction, torch.full((3, 2), 7.0)),
+                               mean_attention(attention, Tokens.instruction))
+
+
+def test_smoothing_is_scipys(attention):
+    saliency = mean_attention(attention, Tokens.instruction)
+    wanted = gaussian_filter(saliency.numpy().reshape(4, 4), 1.0, mode="reflect").reshape(1, P)
+    np.testing.assert_allclose(smooth(saliency, 1.0), wanted, rtol=1e-5)
+    assert torch.equal(smooth(saliency, 0.0), saliency / saliency.sum())
+
+
+def test_the_elbow_parts_the_heads_that_see_from_those_that_do_not():
+    assert elbow(np.array([0.9, 0.85, 0.8, 0.05, 0.04, 0.03, 0.02])) == 0.8
+    assert elbow(np.array([0.9, 0.88, 0.86, 0.84, 0.02])) == 0.84
+    assert elbow(np.ones(5)) == 1
+
+
+def test_spatial_entropy_is_zero_for_one_area_and_ln_2_for_two_of_a_size():
+    one, two = np.zeros((4, 4)), np.zeros((4, 4))
+    one[:2, :2] = 1
+    two[0, 0] = two[3, 3] = 1
+    assert spatial_entropy(one.ravel()) == 0
+    assert spatial_entropy(two.ravel()) == pytest.approx(np.log(2))
+    assert spatial_entropy(np.ones(16)) == pytest.approx(np.log(16))
+
+
+def test_the_heads_that_look_at_one_place_of_the_image_are_chosen(rng):
+    attention = rng.random((10, 3, 2, 64)) * 1e-4  # most heads hardly look at the image
+    attention[:, 0] = rng.random((10, 2, 64)) / 64  # the first layer's look everywhere
+    attention[:, 2, 1] = 1e-4
+    attention[:, 2, 1, 9:11] = 0.4  # one looks at one place
+    assert choose_heads(attention, 1) == [(2, 1)]
