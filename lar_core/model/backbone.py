@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
 from ..errors import LarError
-from .saliency import SaliencyTap, active_tap, mean_attention
+from .aggregation import AGGREGATIONS, Aggregation
+from .saliency import SaliencyTap, active_tap
 
 
 @dataclass
@@ -42,15 +43,21 @@ class Encoding:
 
 @dataclass
 class Prefix:
-    """A batch of tokenised instructions, right-padded: ids (B, P + L), mask and instruction (B, L) as in Encoding."""
+    """A batch of tokenised instructions, right-padded: ids (B, P + L), mask and instruction (B, L) as in Encoding.
+
+    reference: a generic prompt's saliency (B, P), where the aggregation divides by it.
+    """
 
     ids: Tensor
     mask: Tensor  # (B, P + L), 1 = a token, 0 = padding
     instruction: Tensor  # (B, L) bool
+    reference: Tensor | None = None
 
 
 class Backbone(nn.Module):
-    """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model."""
+    """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model; `aggregation`
+    makes one map of what they attend to.
+    """
 
     def __init__(self, vlm: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, saliency_layers: int = 3,
                  join: int = 0):
@@ -61,6 +68,7 @@ class Backbone(nn.Module):
         self.layers = vlm.config.text_config.num_hidden_layers
         self.tapped = tuple(range(self.layers - saliency_layers, self.layers))
         self._prefixes: dict[str, list[int]] = {}
+        self.aggregation = self.make_aggregation("mean")
 
     @property
     def width(self) -> int:
@@ -80,6 +88,11 @@ class Backbone(nn.Module):
     @property
     def image_size(self) -> int:
         return self.vlm.config.vision_config.image_size
+
+    def make_aggregation(self, name: str) -> Aggregation:
+        """An aggregation (a name in AGGREGATIONS) of this backbone's tapped layers."""
+        heads = self.vlm.config.text_config.num_attention_heads
+        return AGGREGATIONS[name](layers=len(self.tapped), heads=heads, tokenizer=self.processor.tokenizer)
 
     def train(self, mode: bool = True) -> Backbone:
         """Frozen layers stay in evaluation mode (8-bit ones would otherwise be made float again at every step)."""
@@ -207,7 +220,7 @@ class Backbone(nn.Module):
         P, L = self.patches, prefix.instruction.shape[1]
         return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
                         suffix=states[:, P + L :], attention=attention, layers=every and [*every[:-1], states],
-                        saliency=None if attention is None else mean_attention(attention, prefix.instruction))
+                        saliency=None if attention is None else self.aggregation(attention, prefix))
 
     def _token_ids(self, instruction: str) -> list[int]:
         if not instruction.strip():
