@@ -38,7 +38,7 @@ from .train import make_dataset
 from .view.show import clip, film, live_curves, show, table  # noqa: F401  (for the notebooks)
 
 GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
-DRIVE = Path("/content/drive")
+DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does
 PATIENCE = 60  # seconds that a question for a token waits
 # The smallest training whose heatmaps and rollouts can be talked about, for a notebook opened on its own.
 QUICK = {"demos_per_task": 12, "samples": 6_000, "episodes_per_task": 4}

@@ -64,7 +64,7 @@ def training_steps(run: Run, batch: dict, repeats: int = 5) -> list[tuple[str, f
 
 def precisions() -> dict[str, dict]:
     """The precisions that can be compared on this machine, as changes of a profile."""
-    names = ("fp16", "int8", "nf4") if torch.cuda.is_available() else ("fp32", "int8")
+    names = ("fp16", "int8", "nf4") if torch.cuda.is_available() else ("fp32", "int8", "nf4")
     return {name: {"precision": name, "tune": "lora_all"} if name in ("int8", "nf4") else {"precision": name}
             for name in names}
 
