@@ -47,6 +47,23 @@ def test_fp32_losses_are_the_same_to_the_last_bit(losses_of, tune):
     assert losses_of("cached", files=1, tune=tune, cache=True) == losses_of("plain", files=1, tune=tune)
 
 
+@pytest.mark.parametrize("condition", ["bridge_head", "focus_head"])
+def test_heads_that_read_every_layer_train_from_it_too(losses_of, condition):
+    """What the vision tower gives is kept beside the states, and for the head that asks for it alone."""
+    settings = {"condition": condition, "files": 1, "tune": "full_top"}
+    assert losses_of("cached", cache=True, **settings) == losses_of("plain", **settings)
+
+
+def test_the_vision_tower_is_kept_only_for_a_head_that_asks(losses_of, tmp_path):
+    from safetensors.torch import load_file
+    kept = []
+    for condition in ("bridge_head", "focus_head"):
+        losses_of(condition, condition, files=1, tune="full_top", cache=True)
+        newest = max((tmp_path / "data").rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+        kept.append(set(load_file(newest)))
+    assert kept == [{"states", "wrist_tokens"}, {"states", "wrist_tokens", "vision"}]
+
+
 def test_instructions_of_several_lengths_differ_in_rounding_only(losses_of):
     """SDPA adds up in another order when a shorter instruction is padded; the cache keeps it without padding."""
     cached, plain = losses_of("cached", tune="lora_top", cache=True), losses_of("plain", tune="lora_top")
