@@ -5,11 +5,15 @@
 | name | what it changes | after |
 |---|---|---|
 | `content_words` | only words that are not stop words (scikit-learn's list) are asked | |
-| `sink_removal` | patches that every token looks at, BOS and newline too, count nothing | Kang et al. 2025, "See what you are told" |
-| `relative` | divided by the map of a generic prompt: one more pass | Zhang et al. 2025, "MLLMs know where to look" |
-| `localisation_heads` | only the few heads that `localisation.choose_heads` chose | Kang et al. 2025, "Your large VLM only needs a few attention heads" |
+| `sink_removal` | patches that every token looks at, BOS and newline too, count nothing | Kang et al. 2025a |
+| `relative` | divided by the map of a generic prompt: one more pass | Zhang et al. 2025 |
+| `localisation_heads` | only the few heads that `localisation.choose_heads` chose | Kang et al. 2025b |
 | `learned_gate` | heads are weighted, and the weights learn | |
 | `smooth` | blurred by a Gaussian of one patch | |
+
+Kang et al. 2025a, "See what you are told: visual attention sink in large multimodal models"; 2025b, "Your large
+vision-language model only needs a few attention heads for visual grounding"; Zhang et al. 2025, "MLLMs know where to
+look".
 
 All take one pass (`relative` two) and can feed training masks. Those that need many passes are in `evaluate/passes.py`.
 """
@@ -41,7 +45,7 @@ class Aggregation(nn.Module):
         super().__init__()
 
     def forward(self, attention: Tensor, prefix) -> Tensor:
-        """attention (B, N, H, L, P) and the tokens that it belongs to (a `Prefix`) -> saliency (B, P), rows sum to 1."""
+        """attention (B, N, H, L, P) and its tokens (a `Prefix`) -> saliency (B, P), rows summing to 1."""
         return mean_attention(attention, prefix.instruction)
 
 
@@ -158,7 +162,7 @@ def divide(saliency: Tensor, reference: Tensor) -> Tensor:
 
 
 def smooth(saliency: Tensor, sigma: float) -> Tensor:
-    """Blur saliency (B, P) by a Gaussian of `sigma` patches; what would leave the picture is reflected at its border."""
+    """Blur saliency (B, P) by a Gaussian of `sigma` patches, reflected at the picture's border."""
     grid = round(saliency.shape[1] ** 0.5)
     blur = gaussian_filter1d(np.eye(grid), sigma, axis=0, mode="reflect") if sigma else np.eye(grid)
     matrix = torch.from_numpy(blur).to(saliency)

@@ -55,8 +55,8 @@ class Prefix:
 
 
 class Backbone(nn.Module):
-    """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model; `aggregation`
-    makes one map of what they attend to.
+    """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model;
+    `aggregation` makes one map of what they attend to.
     """
 
     def __init__(self, vlm: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, saliency_layers: int = 3,
