@@ -29,6 +29,7 @@ from .data.dataset import DemoDataset, load_split
 from .data.demos import Episode
 from .data.stats import Stats
 from .errors import LarError
+from .evaluate.snapshots import keep_snapshots
 from .files import read_jsonl
 from .mirror import Mirror
 from .reproduce import make_demos
@@ -175,7 +176,7 @@ def open_run(condition: str, profile: str, *, drive: bool = False, name: str | N
         _keep_on_drive(folder)
     config = make_config(condition, profile, **changes)
     run = Run.open(config, RUNS / name if name else None)
-    print(f"Run folder {run.path.resolve()}. {_done(run)}")
+    print(f"Run folder {run.path}, in {folder.name or folder}. {_done(run)}")
     return run
 
 
@@ -229,14 +230,20 @@ def _keep_on_drive(folder: Path) -> None:
 # --- what several notebooks do ----------------------------------------------------------------------------------------
 
 def train_all(run: Run, data: Path = DATA) -> None:
-    """Train the run's policy and its blind control: at the same time on CPU cores, one after the other on a GPU."""
-    if run.config.condition.blind:
-        reproduce.train_policy(run, data)
-    elif torch.cuda.is_available():
-        reproduce.train_policy(run, data)
-        reproduce.train_control(run, data)
-    elif not (run.trained and Run(run.control, run.config).trained):
-        reproduce.train_side_by_side(run, data)
+    """Train the run's policy and its blind control: at the same time on CPU cores, one after the other on a GPU.
+
+    What the decoder makes of two held-out frames is kept on the way (see `evaluate.snapshots`).
+    """
+    if run.trained and (run.config.condition.blind or Run(run.control, run.config).trained):
+        return
+    with keep_snapshots(run, heldout_dataset(run, data)):
+        if run.config.condition.blind:
+            reproduce.train_policy(run, data)
+        elif torch.cuda.is_available():
+            reproduce.train_policy(run, data)
+            reproduce.train_control(run, data)
+        else:
+            reproduce.train_side_by_side(run, data)
 
 
 def heldout_episodes(run: Run, data: Path = DATA) -> list[Episode]:

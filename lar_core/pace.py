@@ -16,7 +16,8 @@ import torch
 from . import planner
 from .config import RunConfig
 from .files import read_jsonl
-from .run import Run
+from .run import DATA, Run
+from .sim.collect import demo_paths
 
 STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
 DEMO, FRAMES = 4.4, 110  # seconds of one demonstration on one core, and the steps it has
@@ -54,13 +55,15 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
     if profile.backbone != "tiny":
         return _planned(config, cores)
     episodes = 4 * profile.episodes_per_task * len(profile.tasks)  # three instructions and the blind control
+    episodes -= sum(len(read_jsonl(folder / "rollouts.jsonl")) for folder in (run.path, run.control))
+    recorded = profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA))
     rollout = CONTROL * STEPS_NEEDED * profile.max_steps
     return {
-        "demonstrations": Cost(START + DEMO * frames / FRAMES / cores, LIBRARIES * cores),
+        "demonstrations": Cost(START + (0 if recorded else DEMO * frames / FRAMES / cores), LIBRARIES * cores),
         "training": Cost(START + _sample_seconds(run) * _samples_left(run, config) * 2 / min(2, cores),
                          2 * (LIBRARIES + 2 * data)),  # episodes and data set are in memory at the same time
         "saliency": Cost(START + 0.03 * profile.grounding_frames, LIBRARIES + 2 * data),
-        "rollouts": Cost(4 * START + rollout * episodes / cores, LIBRARIES * (1 + cores)),
+        "rollouts": Cost(4 * START + rollout * max(0, episodes) / cores, LIBRARIES * (1 + cores)),
         "latency": Cost(3.0, LIBRARIES),
     }
 

@@ -156,7 +156,7 @@ from lar_core.view import reading
 
 for finding in reading.findings(results, rows):
     print(f"[{finding.verdict}] {finding.topic}\n    {finding.sentence}\n")
-print(f"The whole page, with pictures and clips: {page.resolve()}")
+print(f"The whole page, with pictures and clips: {page}")
 
 # %% [markdown]
 # Next: **03_attention_saliency** looks inside the heatmaps, **05_libero_rollout** plays the episodes frame by frame, and

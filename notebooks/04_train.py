@@ -86,9 +86,7 @@ table(("part", "loss before training"), [(name, value.item()) for name, value in
 # Stop this cell whenever you like. Run it again, and it goes on from the last checkpoint.
 
 # %%
-from lar_core.evaluate.snapshots import keep_snapshots, snapshots
-
-with step(run, "training"), notebook.live_curves(run), keep_snapshots(run, heldout):
+with step(run, "training"), notebook.live_curves(run):
     notebook.train_all(run)
 
 # %% [markdown]
@@ -97,6 +95,7 @@ with step(run, "training"), notebook.live_curves(run), keep_snapshots(run, heldo
 # The same two held-out frames at some moments of training. Watch the mask too: it moves as the policy's attention does.
 
 # %%
+from lar_core.evaluate.snapshots import snapshots
 from lar_core.view.gallery import over_time
 
 if moments := snapshots(run):

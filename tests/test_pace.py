@@ -38,6 +38,17 @@ def test_a_run_that_has_begun_is_judged_by_its_own_speed(run):
     assert pace.expected(run, cores=2)["training"].seconds == pytest.approx(8000, rel=0.01)
 
 
+def test_what_is_done_already_costs_no_more(run, tmp_path, monkeypatch):
+    before = pace.expected(run, cores=2)
+    (tmp_path / "demo.hdf5").touch()
+    monkeypatch.setattr(pace, "demo_paths", lambda *_: [tmp_path / "demo.hdf5"])
+    for _ in range(60):
+        append_jsonl(run.path / "rollouts.jsonl", {})
+    after = pace.expected(run, cores=2)
+    assert after["demonstrations"].seconds < before["demonstrations"].seconds / 5
+    assert after["rollouts"].seconds < before["rollouts"].seconds / 2
+
+
 def test_peak_memory_sees_this_process_and_its_children():
     with pace.PeakMemory() as nothing:
         pass
