@@ -114,6 +114,16 @@ def test_without_an_interval_nothing_is_detected():
     assert finding(full() | {"grounding": full()["grounding"] | {"aos": None}}, "overlaps").verdict == NOT_RUN
 
 
+@pytest.mark.parametrize("increase, verdict", [(0.4, DETECTED), (0.005, NOT_DETECTED), (-0.3, OPPOSITE)])
+def test_actions_need_the_images_where_another_frames_cost_something(increase, verdict):
+    results = change(full(), "shortcut/whole/shuffled/increase", interval(increase))
+    found = finding(results, "another frame's images")
+    assert found.verdict == verdict and "200 frames of 5 episodes" in found.sentence and "own policy" not in found.sentence
+    with_policy = change(results, "shortcut/head", results["shortcut"]["whole"])
+    assert "only the head's own policy" in finding(with_policy, "another frame's images").sentence
+    assert not [found for found in reading.findings(minimal("blind")) if "images make" in found.topic]
+
+
 @pytest.mark.parametrize("l1, verdict", [(0.06, DETECTED), (0.2, NOT_DETECTED), (0.4, OPPOSITE)])
 def test_action_error_against_the_mean_action(l1, verdict):
     assert finding(change(full(), "action/l1", interval(l1)), "mean action").verdict == verdict

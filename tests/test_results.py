@@ -25,6 +25,10 @@ def series(model: float, uniform: float, centre: float, mean_map: float) -> dict
             "mean_map": interval(mean_map)}
 
 
+def changed(loss: float, before: float = 1.6) -> dict:
+    return {"loss": interval(loss), "increase": interval(loss - before), "l1": interval(0.2)}
+
+
 def rollout(policy: str, instruction: str, successes: int, episodes: int = 20, task: int | None = 5,
             placement: str = "official") -> dict:
     rate = wilson(successes, episodes)
@@ -48,6 +52,8 @@ def full() -> dict:
                      "final": {"loss": 1.5, "action": 1.2, "recon": 0.6}},
         "action": {"frames": 200, "episodes": 5, "l1": interval(0.06), "l1_mean_action": interval(0.2),
                    "cross_entropy": 1.6},
+        "shortcut": {"frames": 200, "episodes": 5, "unit": "nats", "right": {"loss": interval(1.6), "l1": interval(0.06)},
+                     "whole": {"blank": changed(2.4), "shuffled": changed(2.0)}, "head": None},
         "reconstruction": {"frames": 200, "loss": 0.6, "mean_patch": 1.0, "neighbours": 0.7},
         "grounding": {"frames": 200, "episodes": 5, "aos": series(0.12, 0.06, 0.08, 0.2),
                       "target_minus_distractor": series(0.02, 0, 0.01, 0.05), "auc": series(0.7, 0.5, 0.6, 0.8),
@@ -97,6 +103,8 @@ def test_every_section_may_be_null_or_absent(section):
     ("latency/p95_ms", math.nan, "latency.p95_ms"),
     ("action/l1/low", -math.inf, "action.l1.low"),
     ("action/cross_entropy", np.float32(1.5), "action.cross_entropy"),
+    ("shortcut/whole/blank/increase", None, "shortcut.whole.blank.increase"),
+    ("shortcut/unit", "bits", "shortcut.unit"),
     ("rollouts/0/rate", 0.71, "rollouts[0].rate"),
     ("rollouts/0/successes", 21, "rollouts[0].successes"),
     ("rollouts/0/low", 0.9, "rollouts[0]"),

@@ -22,7 +22,8 @@ from ..model.policy import Policy, Reconstruction
 from ..run import Run
 from ..train import make_dataset, to_device
 from . import grounding
-from .statistics import bootstrap_mean
+from .shortcut import sample_losses, shortcut
+from .statistics import over_episodes
 
 BATCH = 32
 GALLERY = 6  # pictures
@@ -43,7 +44,9 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     result = {
         "demonstrations": read_origin(demos[0]),
         "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
-        "action": _action(measured, mean_action, heldout.episode[frames]),
+        "action": _action(measured, mean_action, heldout.episode[frames])
+        | {"cross_entropy": None if policy.head.l1 else float(measured["loss"].mean())},
+        "shortcut": shortcut(policy, heldout, frames),
         "reconstruction": _reconstruction(measured) if policy.decoder is not None else None,
         "grounding": _grounding(measured, _object_prior(train, policy), heldout.episode[frames])
         if "target" in measured else None,
@@ -69,7 +72,7 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         answer = policy.head(encoding)
         values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
                   "saliency": encoding.saliency,
-                  "loss": _losses(policy, answer, batch)}
+                  "loss": sample_losses(policy, answer, batch)}
         if policy.decoder is not None:
             values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
         if "regions" in batch:
@@ -79,12 +82,6 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
-
-
-def _losses(policy: Policy, answer: Tensor, batch: dict) -> Tensor:
-    """L_action of each sample, (B,)."""
-    one = [slice(i, i + 1) for i in range(len(answer))]
-    return torch.stack([policy.head.loss(answer[i], batch["actions"][i], batch["action_pad"][i]) for i in one])
 
 
 def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
@@ -125,9 +122,8 @@ def _action(measured: dict, mean_action: np.ndarray, episode: np.ndarray) -> dic
         absolute = np.abs(guess - measured["actions"]) * valid
         return absolute.sum(axis=(1, 2)) / (valid.sum(axis=(1, 2)) * measured["actions"].shape[-1])
     return {"frames": len(episode), "episodes": len(np.unique(episode)),
-            "l1": _interval(error(measured["predicted"]), episode),
-            "l1_mean_action": _interval(error(mean_action), episode),
-            "cross_entropy": float(measured["loss"].mean())}
+            "l1": over_episodes(error(measured["predicted"]), episode),
+            "l1_mean_action": over_episodes(error(mean_action), episode)}
 
 
 def _reconstruction(measured: dict) -> dict:
@@ -159,18 +155,9 @@ def _grounding(measured: dict, prior: np.ndarray, episode: np.ndarray) -> dict:
         if (metric, name) == ("aos", "uniform"):
             return grounding.aos_uniform(target)
         return metrics[metric](maps[name], target)
-    scores = {metric: {name: _interval(score(metric, name), episode) for name in maps} for metric in metrics}
-    scores["aos"]["best"] = _interval(grounding.aos_best(target), episode)
+    scores = {metric: {name: over_episodes(score(metric, name), episode) for name in maps} for metric in metrics}
+    scores["aos"]["best"] = over_episodes(grounding.aos_best(target), episode)
     return {"frames": shape[0], "episodes": len(np.unique(episode)), **scores}
-
-
-def _interval(values: np.ndarray, episode: np.ndarray) -> dict[str, float] | None:
-    """Mean of episode means with its bootstrap interval; None where no frame could be measured."""
-    means = [np.nanmean(values[episode == e]) for e in np.unique(episode) if not np.isnan(values[episode == e]).all()]
-    if not means:
-        return None
-    interval = bootstrap_mean(means)
-    return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:

@@ -50,6 +50,19 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
+def over_episodes(values: np.ndarray, episode: np.ndarray) -> dict[str, float | None] | None:
+    """Mean of episode means with its bootstrap interval, as results.json writes it; None where nothing was measured.
+
+    values (N,) of single frames, NaN = not measurable; episode (N,), which episode each frame is from.
+    """
+    groups = [values[episode == number] for number in np.unique(episode)]
+    means = [np.nanmean(group) for group in groups if not np.isnan(group).all()]
+    if not means:
+        return None
+    interval = bootstrap_mean(means)
+    return {"mean": interval.value, "low": interval.low, "high": interval.high}
+
+
 def difference_unpaired(successes_a: int, n_a: int, successes_b: int, n_b: int) -> Interval:
     """Rate a - rate b with Newcombe's interval (1998, method 10: built from the two Wilson intervals)."""
     a, b = wilson(successes_a, n_a), wilson(successes_b, n_b)

@@ -181,7 +181,7 @@ def reconstruction_panels(panels: np.ndarray, limit: int = 4) -> Figure:
 @styled
 def training_curves(rows: Sequence[dict]) -> Figure:
     """Losses and the gradient norms they send into the backbone, from rows of metrics.jsonl; log scales."""
-    plots = [("Action loss (cross-entropy, nats)", [("action", MODEL, "")]),
+    plots = [("Action loss", [("action", MODEL, "")]),
              ("Reconstruction loss (masked patches)", [("recon", CHANGED, "")]),
              ("Gradient norm in the backbone", [("grad_action", MODEL, "action"),
                                                 ("grad_recon", CHANGED, "reconstruction")])]

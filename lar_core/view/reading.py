@@ -20,7 +20,7 @@ DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detecte
 DESCRIBED, NOT_RUN = "no interval", "not run"
 BLIND = "blind"  # the condition that is trained without images
 
-_STEPS = {"training": "reproduce", "action": "saliency", "reconstruction": "saliency", "grounding": "saliency",
+_STEPS = {"training": "reproduce", "action": "saliency", "shortcut": "saliency", "reconstruction": "saliency", "grounding": "saliency",
           "rollouts": "rollout", "latency": "latency"}
 _OPTIONS = {"rollout": " --instructions right blank swapped"}
 _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
@@ -46,6 +46,7 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
             found.append(_seeing(results, rollouts, placement))
         found += [_language(results, rollouts, placement, change) for change in _CHANGES]
     found += [_overlap(results), _preference(results), _action(results)]
+    found += [_shortcut(results)] if policy != BLIND else []
     return found + ([_reconstruction(results)] if reconstructs(results) else [])
 
 
@@ -251,6 +252,22 @@ def _action(results: dict) -> Finding:
                    f"predicting the mean action {estimate(mean)} ({action['frames']} frames of {action['episodes']} "
                    f"episodes). "
                    f"{meaning[verdict]}")
+
+
+def _shortcut(results: dict) -> Finding:
+    topic = "another frame's images make the actions worse"
+    probe = results.get("shortcut")
+    if probe is None:
+        return Finding(topic, NOT_RUN, missing(results, "shortcut"))
+    changed, zero = probe["whole"]["shuffled"]["increase"], {"mean": 0.0, "low": 0.0, "high": 0.0}
+    verdict = DETECTED if above(changed, zero) else OPPOSITE if above(zero, changed) else NOT_DETECTED
+    alone = "" if probe["head"] is None else (
+        f", and by {estimate(probe['head']['shuffled']['increase'])} where only the head's own policy is shown them")
+    meaning = {DETECTED: "The actions depend on the images.", OPPOSITE: "The right images mislead it.",
+               NOT_DETECTED: "These frames do not show that the actions need the images."}
+    return Finding(topic, verdict, f"With another held-out frame's images the action loss of "
+                   f"{estimate(probe['right']['loss'])} {probe['unit']} grows by {estimate(changed)}{alone} "
+                   f"({probe['frames']} frames of {probe['episodes']} episodes). {meaning[verdict]}")
 
 
 def _reconstruction(results: dict) -> Finding:

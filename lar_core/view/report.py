@@ -23,6 +23,7 @@ from .page import GUIDE, PAGE, picture, scroll_table, section, text
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
+_IMAGES = {"blank": "grey images", "shuffled": "another frame's images"}
 _RUN_AS = {"right": "its own", "blank": "blank", "swapped": "another task's"}
 
 
@@ -36,7 +37,7 @@ def write_report(run: Run) -> Path:
     found = reading.findings(results, rows)
     gallery = _gallery(run.path / "gallery.npz")
     sections = (_header(results), _verdicts(results, found), _success(results), _clips(rows),
-                _saliency(results, gallery), _reconstruction(results, gallery),
+                _saliency(results, gallery), _shortcut(results), _reconstruction(results, gallery),
                 _training(results, read_jsonl(run.metrics)), _latency(results), _guide(results), _settings(results))
     title = html.escape(f"{results['run']['condition']} · {results['run']['profile']} · LA-ReconVLA")
     write_text(run.report, PAGE.replace("{title}", title).replace("{body}", "\n".join(sections)))
@@ -67,6 +68,11 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     if action := results.get("action"):
         rows.append(("held-out action error", f"{action['l1']['mean']:.3g}", reading.bounds(action["l1"]),
                      f"mean action {action['l1_mean_action']['mean']:.3g}"))
+    if probe := results.get("shortcut"):
+        changed = probe["whole"]
+        rows.append(("loss with another frame's images", f"{changed['shuffled']['loss']['mean']:.3g} {probe['unit']}",
+                     reading.bounds(changed["shuffled"]["loss"]), f"the right images {probe['right']['loss']['mean']:.3g}, "
+                     f"grey images {changed['blank']['loss']['mean']:.3g}"))
     if recon := results.get("reconstruction"):
         rows.append(("reconstruction loss", f"{recon['loss']:.3g}", "",
                      f"mean patch {recon['mean_patch']:.3g}, neighbours {recon['neighbours']:.3g}"))
@@ -207,6 +213,17 @@ def _saliency(results: dict, gallery: dict) -> str:
     return section("Where the instruction looks", "".join(parts))
 
 
+def _shortcut(results: dict) -> str:
+    title, probe = "What the actions lose without the image", results.get("shortcut")
+    if probe is None:
+        return section(title, _todo(results, "shortcut"))
+    rows = [("the right images", reading.estimate(probe["right"]["loss"]), "", reading.estimate(probe["right"]["l1"]))]
+    for place, words in (("whole", ""), ("head", ", for the head's own policy alone")):
+        rows += [(f"{_IMAGES[kind]}{words}", reading.estimate(entry["loss"]), reading.estimate(entry["increase"]),
+                  reading.estimate(entry["l1"])) for kind, entry in (probe[place] or {}).items()]
+    return section(title, scroll_table(("shown", f"action loss ({probe['unit']})", "increase", "action error"), rows))
+
+
 def _reconstruction(results: dict, gallery: dict) -> str:
     if not reading.reconstructs(results):
         return ""
@@ -238,7 +255,8 @@ def _training(results: dict, metrics: Sequence[dict]) -> str:
     if action:
         rows += [("held-out action error", f"{reading.estimate(action['l1'])}, mean action "
                   f"{reading.estimate(action['l1_mean_action'])}"),
-                 ("held-out cross-entropy", f"{action['cross_entropy']:.3g} nats")]
+                 *([("held-out cross-entropy", f"{action['cross_entropy']:.3g} nats")]
+                   if action["cross_entropy"] is not None else [])]
     return section("Training", curves + scroll_table((), rows) + ("" if action else _todo(results, "action")))
 
 
