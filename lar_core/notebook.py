@@ -234,9 +234,9 @@ def train_all(run: Run, data: Path = DATA) -> None:
 
     What the decoder makes of two held-out frames is kept on the way (see `evaluate.snapshots`).
     """
-    if run.trained and (run.config.condition.blind or Run(run.control, run.config).trained):
-        return
     with keep_snapshots(run, heldout_dataset(run, data)):
+        if run.trained and (run.config.condition.blind or Run(run.control, run.config).trained):
+            return
         if run.config.condition.blind:
             reproduce.train_policy(run, data)
         elif torch.cuda.is_available():

@@ -1,7 +1,8 @@
 """How long a step will take and how much memory it needs, said before it begins.
 
-For the tiny model, scaled from what one core of a 2-core Xeon took (most CPUs are within a factor of two of it; a GPU is
-faster, so there these are upper bounds); a run that has begun is judged by its own speed. For PaliGemma, the planner's.
+For the tiny model, scaled from what one core of a 2-core Xeon took (most CPUs are within a factor of two of it; a GPU
+is faster, so there these are upper bounds); a run that has begun is judged by its own speed. For PaliGemma, the
+planner's figures.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -56,7 +55,7 @@ def main() -> None:
 
 def explore(page: Page) -> None:
     """The heatmap explorer follows the frame slider, the presets and a sentence of one's own."""
-    box = page.widget("Image", under="frame")
+    box = page.picture("frame")
     page.changes(box, lambda: page.pull_slider("frame", 20), "frame")
     page.changes(box, lambda: page.press("blank"), "blank")
     page.changes(box, lambda: page.type_into("or your own", "open the drawer"), "sentence")
@@ -65,7 +64,7 @@ def explore(page: Page) -> None:
 
 def play(page: Page) -> None:
     """The rollout player follows its slider, and plays."""
-    box = page.widget("Image", under="frame")
+    box = page.picture("frame")
     page.changes(box, lambda: page.pull_slider("frame", 10), "frame")
     page.changes(box, page.play, "play")
 
@@ -86,9 +85,9 @@ class Page:
         assert not self._errors(), self._errors()[0].text
         self.screenshot("all")
 
-    def widget(self, kind: str, under: str) -> WebElement:
-        """The picture that belongs to the widgets with a control labelled `under`."""
-        return self._box(under).find_element(By.CSS_SELECTOR, "img.widget-image")
+    def picture(self, label: str) -> WebElement:
+        """The picture that belongs to the widgets with a control of that label."""
+        return self._box(label).find_element(By.CSS_SELECTOR, "img.widget-image")
 
     def changes(self, picture: WebElement, act: Callable[[], None], name: str) -> None:
         """Do something and expect another picture within ten seconds; keeps screenshots of before and after."""
@@ -128,8 +127,8 @@ class Page:
 
     def _box(self, label: str) -> WebElement:
         """The outermost box of widgets around a label."""
-        return self.driver.find_element(By.XPATH, f"(//label[.='{label}']/ancestor::div[contains(@class, 'widget-vbox')]"
-                                                  ")[1]")
+        path = f"(//label[.='{label}']/ancestor::div[contains(@class, 'widget-vbox')])[1]"
+        return self.driver.find_element(By.XPATH, path)
 
     def _kernel(self) -> str | None:
         return self.driver.execute_script(

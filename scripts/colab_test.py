@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import nbformat
 import psutil
@@ -68,7 +67,8 @@ def check() -> None:
              if not results[part]]
     assert not empty, f"the report lacks {empty}"
     assert (run / "report.html").stat().st_size > 100_000
-    assert (CONTENT / "drive/MyDrive/la-reconvla/runs" / run.name / "results.json").exists(), "nothing was kept on Drive"
+    kept = CONTENT / "drive/MyDrive/la-reconvla/runs" / run.name
+    assert (kept / "results.json").exists(), "nothing was kept on Drive"
     assert versions() == before, f"the runtime's own packages were changed: {versions()}"
     errors = [output for cell in notebook.cells for output in cell.get("outputs", []) if output.output_type == "error"]
     assert not errors, errors
@@ -122,7 +122,8 @@ def start() -> subprocess.Popen:
 
 def versions() -> dict[str, str]:
     """Of the packages that must stay."""
-    code = f"import json; from importlib.metadata import version; print(json.dumps({{n: version(n) for n in {THEIRS}}}))"
+    code = ("import json; from importlib.metadata import version; "
+            f"print(json.dumps({{name: version(name) for name in {THEIRS}}}))")
     return json.loads(subprocess.run([VENV / "bin/python", "-c", code], capture_output=True, check=True).stdout)
 
 

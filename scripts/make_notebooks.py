@@ -1,6 +1,6 @@
 """Execute the notebooks and check them. The .py files in notebooks/ are the source; the .ipynb are made from them.
 
-    python scripts/make_notebooks.py                    at profile micro, into build/notebooks: what `make notebooks` does
+    python scripts/make_notebooks.py                at profile micro, into build/notebooks: what `make notebooks` does
     python scripts/make_notebooks.py --write --profile tiny         replace the committed .ipynb, with their outputs
     python scripts/make_notebooks.py 03 --keep          only that one, on the run folder of an earlier call
 
@@ -62,7 +62,8 @@ def make(source: Path, write: bool) -> list[str]:
     notebook, committed = generate(source), source.with_suffix(".ipynb")
     problems = [] if write else in_step(notebook, committed)
     try:
-        NotebookClient(notebook, timeout=SECONDS, coalesce_streams=True, resources={"metadata": {"path": str(SOURCES)}}).execute()
+        NotebookClient(notebook, timeout=SECONDS, coalesce_streams=True,
+                       resources={"metadata": {"path": str(SOURCES)}}).execute()
     except CellExecutionError as error:
         problems.append(f"{source.name}: a cell raised {str(error).strip().splitlines()[-1]}")
     tidy(notebook)
@@ -117,7 +118,7 @@ def faults(notebook: NotebookNode) -> list[str]:
         outputs = cell.get("outputs", [])
         pictures = [data[kind] for output in outputs if (data := output.get("data", {}))
                     for kind in PICTURES if kind in data]
-        clips = [output.data["text/html"] for output in outputs if "<video" in output.get("data", {}).get("text/html", "")]
+        clips = [page for output in outputs if "<video" in (page := output.get("data", {}).get("text/html", ""))]
         if any(output.output_type == "error" for output in outputs):
             found.append(f"cell {number} holds an error")
         if SHOWS.search(cell.source) and cell.cell_type == "code" and not pictures + clips:

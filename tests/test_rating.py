@@ -68,4 +68,5 @@ def test_a_preference_is_detected_only_where_the_sign_test_says_so(votes):
     sentence = preference(votes, NAMES)
     assert sentence.startswith("A preference was not detected") and "5 of 6" in sentence and "2 without" in sentence
     cast(NAMES[0], 9)  # 14 of 15: two-sided sign test p = 32 / 2**15
-    assert preference(votes, NAMES).startswith("A preference was detected") and "p = 0.00098" in preference(votes, NAMES)
+    sentence = preference(votes, NAMES)
+    assert sentence.startswith("A preference was detected") and "p = 0.00098" in sentence

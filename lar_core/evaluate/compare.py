@@ -53,9 +53,9 @@ def find_results(runs: Path, kept: Path | None = None) -> list[Result]:
 
 def bars(found: Sequence[Result]) -> list[tuple]:
     """Success of every run and of its blind control, as `figures.success_bars` takes it."""
-    made = []
+    made, control = [], ("blind", "its blind control", "control")
     for result in found:
-        for policy, label, kind in ((result.condition, result.name, "model"), ("blind", "its blind control", "control")):
+        for policy, label, kind in ((result.condition, result.name, "model"), control):
             if (row := result.entry(policy)) and (policy != "blind" or result.condition != "blind"):
                 made.append((f"{row['placement']} placements, {result.results['run']['profile']}", label, kind,
                              row["successes"], row["episodes"], row["low"], row["high"]))
@@ -80,7 +80,7 @@ def differences(found: Sequence[Result], instruction: str = "right") -> list[str
     """For every two policies that were rolled out on the same episodes, one sentence with the paired test."""
     sentences = []
     for a, b in combinations(found, 2):
-        first, second = (_episodes(result.rows, result.condition, instruction) for result in (a, b))
+        first, second = (outcomes(result.rows, result.condition, instruction) for result in (a, b))
         shared = sorted(first.keys() & second.keys())
         if shared:
             sentences.append(describe_difference(a.name, [first[key] for key in shared],
@@ -88,6 +88,7 @@ def differences(found: Sequence[Result], instruction: str = "right") -> list[str
     return sentences
 
 
-def _episodes(rows: Iterable[dict], policy: str, instruction: str) -> dict[tuple, bool]:
+def outcomes(rows: Iterable[dict], policy: str, instruction: str = "right") -> dict[tuple, bool]:
+    """Success by (placement, task, episode, init seed): what pairs the rollouts of two policies."""
     return {(row["placement"], row["task"], row["episode"], row["init_seed"]): row["success"] for row in rows
             if (row["policy"], row["instruction"]) == (policy, instruction)}

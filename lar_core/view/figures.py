@@ -280,7 +280,8 @@ def cost_bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
     for place, (_, value) in enumerate(rows):
         _bar(axis, place, value, None, None, MODEL)
         axis.text(value, place, f" {value:.3g}", va="center")
-    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], ylim=(len(rows) - 0.4, -0.6), xlabel=label)
+    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], ylim=(len(rows) - 0.4, -0.6),
+             xlabel=label)
     axis.margins(x=0.12)
     return _finish_bars(axis, figure)
 
