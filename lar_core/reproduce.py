@@ -2,7 +2,7 @@
 
     demonstrations -> train -> saliency -> rollout -> latency -> report
 
-The blind control (same recipe, trained without images) lives in `control/` inside the run folder.
+The blind control (same recipe, trained without images) lives in `control/` inside the run folder, or beside it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import multiprocessing
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from .config import CONDITIONS, RunConfig
+from .config import RunConfig
 from .errors import LarError
 from .evaluate.gather import gather_results
 from .evaluate.latency import measure_latency
 from .evaluate.probes import probe_heldout
-from .evaluate.rollout import INSTRUCTIONS, roll_out
+from .evaluate.rollout import INSTRUCTIONS, roll_out, rolled_out
+from .files import read_jsonl
 from .processes import end_with_parent
-from .run import DATA, Run
+from .run import DATA, Run, blind_twin
 from .runtime import device, quiet
 from .sim.demonstrations import demonstrations
 from .train import load_policy, train
@@ -45,7 +45,7 @@ def train_policy(run: Run, data: Path = DATA) -> None:
 
 def train_control(run: Run, data: Path = DATA) -> Run:
     """Train the blind control of a run with the same recipe and seed; returns its run."""
-    config = replace(run.config, condition=CONDITIONS["blind"])
+    config = blind_twin(run.config)
     control = Run.open(config, run.control)
     train(control, make_demos(config, data), data, line=1)
     return control
@@ -103,12 +103,18 @@ def show_saliency(run: Run, data: Path = DATA) -> dict:
 
 def roll_out_policy(run: Run, instructions: tuple[str, ...] = INSTRUCTIONS, placement: str | None = None) -> list[dict]:
     """Roll out the run's policy, and its blind control where that is trained."""
-    policy, stats = load_policy(run, device())
-    rows = roll_out(run, policy, stats, instructions=instructions, placement=placement)
-    del policy  # a small GPU has no room for two
+    rows = _episodes(run, instructions, placement)
     if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
-        rows = rows + roll_out(control, *load_policy(control, device()), placement=placement)
+        rows = rows + _episodes(control, ("right",), placement)
     return rows
+
+
+def _episodes(run: Run, instructions: tuple[str, ...], placement: str | None) -> list[dict]:
+    """The policy is loaded only where episodes are missing, and let go at once: a small GPU has no room for two."""
+    if run.trained and rolled_out(run, instructions, placement):
+        return read_jsonl(run.path / "rollouts.jsonl")
+    policy, stats = load_policy(run, device())
+    return roll_out(run, policy, stats, instructions=instructions, placement=placement)
 
 
 def time_policy(run: Run) -> dict:
@@ -123,10 +129,9 @@ def make_report(run: Run) -> tuple[dict, Path]:
 
 def reproduce(run: Run, data: Path = DATA) -> tuple[dict, Path]:
     """All steps in order, each skipped where it is done; returns the results and the report's path."""
-    if run.config.condition.blind:
-        train_policy(run, data)
-    elif not (run.trained and Run(run.control, run.config).trained):
-        train_side_by_side(run, data)
+    alone = run.config.condition.blind or Run(run.control, run.config).trained
+    if not (run.trained and alone):
+        (train_policy if alone else train_side_by_side)(run, data)
     if not (run.path / "heldout.json").exists():
         show_saliency(run, data)
     roll_out_policy(run)

@@ -7,7 +7,7 @@
     metrics.jsonl              one line a logged training step
     rollouts.jsonl, rollouts/  one line an episode; videos
     heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json
-    control/                   the blind control, a run folder of its own
+    control/                   the blind control, a run folder of its own (runs of a study share one beside them)
     results.json, report.html
 
 Each step reads what it needs from here and skips what is already done.
@@ -18,10 +18,10 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from .config import RunConfig
+from .config import CONDITIONS, RunConfig
 from .errors import LarError
 
 RUNS = Path("runs")
@@ -65,8 +65,12 @@ class Run:
 
     @property
     def control(self) -> Path:
-        """The run folder of this run's blind control."""
-        return self.path / "control"
+        """The run folder of this run's blind control: its own, or one of the same settings that lies beside it."""
+        own, twin = self.path / "control", blind_twin(self.config)
+        shared = self.path.parent / twin.name / "config.yaml"
+        if own.exists() or self.config.condition.blind or not shared.exists() or RunConfig.load(shared) != twin:
+            return own
+        return shared.parent
 
     @property
     def stats(self) -> Path:
@@ -95,6 +99,11 @@ class Run:
     @property
     def trained(self) -> bool:
         return self.final_checkpoint.exists()
+
+
+def blind_twin(config: RunConfig) -> RunConfig:
+    """The blind control's configuration: the same recipe and seed, trained without images."""
+    return replace(config, condition=CONDITIONS["blind"])
 
 
 def provenance() -> dict[str, str]:

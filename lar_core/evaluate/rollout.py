@@ -7,7 +7,6 @@ episode. An exception stops the evaluation with its traceback (it is never count
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from ..run import Run
 from ..sim.env import SpatialEnv, instruction
 from ..sim.libero_setup import use_assets
 from ..sim.placements import evaluation_scenes, success
+from ..sim.workers import cores
 from .film import Film
 
 INSTRUCTIONS = ("right", "blank", "swapped")
@@ -104,6 +104,14 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
     return read_jsonl(path)
 
 
+def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:
+    """Whether `roll_out` would find nothing left to do."""
+    profile, path = run.config.profile, run.path / "rollouts.jsonl"
+    trials = (Trial(run.config.condition.name, kind, placement or profile.placement, task)
+              for kind in instructions for task in profile.tasks)
+    return not any(missing_episodes(path, trial, profile.episodes_per_task) for trial in trials)
+
+
 def missing_episodes(path: Path, trial: Trial, episodes: int) -> list[int]:
     """Episode numbers of `trial` that `rollouts.jsonl` does not have yet."""
     key = vars(trial)
@@ -114,7 +122,7 @@ def missing_episodes(path: Path, trial: Trial, episodes: int) -> list[int]:
 @contextmanager
 def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVectorEnv]:
     """As many EpisodeEnvs as there are cores, one process each."""
-    count = min(os.cpu_count() or 1, profile.episodes_per_task)
+    count = min(cores(), profile.episodes_per_task)
     envs = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",
                           autoreset_mode=AutoresetMode.DISABLED)
     try:
