@@ -18,5 +18,12 @@ class Draws:
 
     def uniform(self, batch: int, *shape: int) -> Tensor:
         """Numbers in [0, 1), (batch, *shape), for the `batch` samples of this process."""
-        whole = torch.rand((batch * self.ranks, *shape), generator=self.generator)
+        return self._share(torch.rand((batch * self.ranks, *shape), generator=self.generator))
+
+    def normal(self, batch: int, *shape: int) -> Tensor:
+        """Numbers of mean 0 and variance 1, (batch, *shape), likewise."""
+        return self._share(torch.randn((batch * self.ranks, *shape), generator=self.generator))
+
+    def _share(self, whole: Tensor) -> Tensor:
+        batch = len(whole) // self.ranks
         return whole[self.rank * batch : (self.rank + 1) * batch]

@@ -36,7 +36,7 @@ from .model.saliency import ATTENTION
 from .run import Run
 from .train import acting
 from .view.card import model_card
-from .weights import prepare_backbone
+from .weights import prepare_backbone, prepare_vae
 
 FORMAT = 1  # of config.json
 REQUIRED = ("config.json", "model.safetensors", "stats.json", "backbone/config.json", "backbone/processor_config.json",
@@ -172,13 +172,13 @@ def _read_config(folder: Path) -> RunConfig:
 def _untrained(folder: Path, config: RunConfig, device: torch.device | str) -> Policy:
     """The policy around its backbone; where everything was trained, the weights that it began with are not needed."""
     if config.profile.tune != "all":
-        return make_policy(config, prepare_backbone(Run(folder, config)), device)
+        return make_policy(config, prepare_backbone(Run(folder, config)), device, prepare_vae(config))
     try:
         backbone = _unloaded_backbone(folder / "backbone", config.condition.saliency_layers)
     except (OSError, ValueError) as error:
         raise LarError(f"{folder / 'backbone'} is damaged ({_first_line(error)}): export or download the policy again."
                        ) from error
-    return Policy(backbone, config.condition, config.profile).to(device)
+    return Policy(backbone, config.condition, config.profile, prepare_vae(config)).to(device)
 
 
 def _unloaded_backbone(folder: Path, saliency_layers: int) -> Backbone:

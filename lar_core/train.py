@@ -37,7 +37,7 @@ from .model.ranges import activation_ranges, too_large
 from .model.teacher import Teacher
 from .run import DATA, Run
 from .runtime import act_precision, device, float_dtype, mixed_precision
-from .weights import prepare_backbone
+from .weights import prepare_backbone, prepare_vae
 
 LOG_EVERY = 10  # steps
 GRADIENTS_EVERY = 50  # steps; two more backward passes each time
@@ -68,7 +68,7 @@ def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats
     """The trained policy of a run, ready to act. Raises LarError when training is not finished."""
     if not run.trained:
         raise LarError(f"{run.path} holds no finished training: run `lar train` with the same settings first.")
-    policy = make_policy(acting(run.config, torch.device(on)), prepare_backbone(run), on)
+    policy = make_policy(acting(run.config, torch.device(on)), prepare_backbone(run), on, prepare_vae(run.config))
     policy.load(run.final_checkpoint / "model.safetensors")
     settle(policy.backbone)
     return policy.eval(), Stats.load(run.stats)
@@ -106,8 +106,8 @@ class Trainer:
                            f"a multiple of {self.ranks}.")
         self.sampler = FrameSampler(len(dataset), profile.batch_size, run.config.seed)
         with self.accelerator.main_process_first():
-            folder = prepare_backbone(run)
-        policy = make_policy(run.config, folder, self.accelerator.device)
+            folder, vae = prepare_backbone(run), prepare_vae(run.config)
+        policy = make_policy(run.config, folder, self.accelerator.device, vae)
         self.cache = self._features(policy, folder, data) if profile.cache else None
         if run.config.condition.mask_source == "teacher_attention":
             policy.teacher = Teacher(policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .config import RunConfig
 from .data.download import download
 from .data.manifest import load_manifest
 from .errors import unknown
@@ -23,6 +24,11 @@ def prepare_backbone(run: Run) -> Path:
         with atomic_path(run.backbone) as temporary:
             build_tiny(run.config.profile, temporary, run.config.seed)
     return run.backbone
+
+
+def prepare_vae(config: RunConfig) -> Path | None:
+    """The folder of the autoencoder, where the condition reconstructs latents. Raises LarError as above."""
+    return find_weights(config.profile.vae) if config.condition.recon_target == "latent" else None
 
 
 def find_weights(name: str) -> Path:

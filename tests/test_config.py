@@ -29,6 +29,11 @@ def test_every_preset_is_valid_and_survives_yaml(tmp_path, condition, profile):
     ({"samples": "many"}, "must be of type int"),
     ({"mask_ratio": 1.0}, "between 0 and 1"),
     ({"saliency_layers": 5}, "has 4 layers"),
+    ({"condition": "gaze_diffusion", "recon_target": "normalised"}, "raw or latent"),
+    ({"condition": "gaze_diffusion", "mask_source": "none"}, "a reconstructor needs a mask"),
+    ({"recon_target": "latent"}, "settings of the denoiser"),
+    ({"matched_capacity": True}, "settings of the denoiser"),
+    ({"denoiser_width": 130}, "multiple of 4"),
     ({"mask_ratio_start": 1.5}, "between 0 .off. and 1"),
     ({"condition": "action_only", "mask_ratio_start": 0.1}, "masks nothing"),
 ])

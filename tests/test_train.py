@@ -1,6 +1,7 @@
 """Training resumes after a real kill and ends at the same bits; damaged files and odd losses are named."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,18 @@ def test_a_stopped_training_goes_on_and_ends_at_the_same_bits(new_run, demos, st
     process.send_signal(stop)
     process.wait(timeout=60)
     assert process.returncode != 0 and not stopped.trained
+    train(stopped, [demos])
+    name = "model.safetensors"
+    assert (stopped.final_checkpoint / name).read_bytes() == (whole.final_checkpoint / name).read_bytes()
+    assert without_times(stopped) == without_times(whole)
+
+
+def test_a_denoiser_goes_on_with_the_noise_that_it_would_have_seen(new_run, demos):
+    whole = new_run("whole", condition="gaze_diffusion")
+    train(whole, [demos])
+    shutil.copytree(whole.path, whole.path.with_name("stopped"))
+    stopped = Run.load(whole.path.with_name("stopped"))
+    shutil.rmtree(stopped.final_checkpoint)
     train(stopped, [demos])
     name = "model.safetensors"
     assert (stopped.final_checkpoint / name).read_bytes() == (whole.final_checkpoint / name).read_bytes()

@@ -43,12 +43,12 @@ def patchify(images: Tensor, grid: int) -> Tensor:
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid * grid, size * size * channels)
 
 
-def unpatchify(pixels: Tensor, grid: int) -> Tensor:
-    """The inverse of `patchify`: (B, grid*grid, 3*p*p) -> (B, 3, H, W)."""
+def unpatchify(pixels: Tensor, grid: int, channels: int = 3) -> Tensor:
+    """The inverse of `patchify`: (B, grid*grid, channels*p*p) -> (B, channels, H, W)."""
     batch = pixels.shape[0]
-    size = round((pixels.shape[2] // 3) ** 0.5)
-    cells = pixels.reshape(batch, grid, grid, size, size, 3)
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, grid * size, grid * size)
+    size = round((pixels.shape[2] // channels) ** 0.5)
+    cells = pixels.reshape(batch, grid, grid, size, size, channels)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, grid * size, grid * size)
 
 
 def normalise_patches(pixels: Tensor) -> Tensor:

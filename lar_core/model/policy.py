@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -22,13 +23,18 @@ from torch import Tensor, nn
 from ..config import Condition, Profile, RunConfig
 from ..errors import LarError
 from .backbone import Backbone, Encoding
+from .crops import crop, densest_boxes, object_boxes
+from .decoders import make_decoder
 from ..draws import Draws
 from .head import Trunk
 from .heads import HEADS
 from .loading import load_for
-from .mae import MAEDecoder, normalise_patches, patchify, reconstruction_loss
+from .mae import normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .teacher import Teacher
+
+if TYPE_CHECKING:
+    from .diffusion import Denoising
 
 
 @dataclass
@@ -48,7 +54,7 @@ class Reconstruction:
 class Policy(nn.Module):
     """A backbone, an action head and, where the condition asks for one, a reconstruction decoder."""
 
-    def __init__(self, backbone: Backbone, condition: Condition, profile: Profile):
+    def __init__(self, backbone: Backbone, condition: Condition, profile: Profile, vae: Path | None = None):
         super().__init__()
         self.condition, self.profile = condition, profile
         self.backbone = backbone
@@ -57,11 +63,8 @@ class Policy(nn.Module):
         self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
         self.patch_size = ESSAY_PATCH if condition.mask_grid == "essay" else backbone.image_size // self.grid
         self.teacher: Teacher | None = None  # given by the trainer, where the condition asks for one
-        self.decoder = None
-        if condition.reconstructor == "mae":
-            self.decoder = MAEDecoder(grid=self.grid, patch_size=self.patch_size, feature_width=backbone.width,
-                                      width=profile.decoder_width, layers=profile.decoder_layers,
-                                      heads=profile.decoder_heads)
+        self.decoder = make_decoder(condition, profile, grid=self.grid, patch_size=self.patch_size,
+                                    feature_width=backbone.width, vae=vae)
 
     @property
     def device(self) -> torch.device:
@@ -104,8 +107,8 @@ class Policy(nn.Module):
         images = images.to(torch.float32) / 127.5 - 1
         return torch.zeros_like(images) if self.condition.blind else images
 
-    def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction:
-        """Choose the mask and reconstruct what it hides."""
+    def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction | Denoising:
+        """Choose the mask and reconstruct what it hides, or the region around it."""
         saliency = encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
         mask = make_mask(self.condition.mask_source, saliency=area_resample(saliency, self.grid),
                          coverage=self.coverage(batch), draws=draws, ratio=batch.get("mask_ratio", self.condition.mask_ratio),
@@ -113,10 +116,22 @@ class Policy(nn.Module):
         if self.condition.mask_input:
             hidden = pixel_mask(mask, self.backbone.image_size)
             encoding = self.encode(batch, saliency=False, hidden=hidden)
-        prediction = self.decoder(area_resample(encoding.patches, self.grid), mask)
+        states = area_resample(encoding.patches, self.grid)
+        if self.condition.reconstructor == "diffusion":
+            return self.denoise(batch, mask, states, draws or Draws(0))
+        prediction = self.decoder(states, mask)
         pixels = self.target_pixels(batch["images"])
         target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
         return Reconstruction(mask, prediction, target, pixels)
+
+    def denoise(self, batch: dict, mask: Tensor, states: Tensor, draws: Draws) -> Denoising:
+        """Noise the region and name the noise: of the named object for `gaze`, else where most is masked."""
+        from .diffusion import Denoising
+        is_gaze = self.condition.mask_source == "gaze"
+        boxes = object_boxes(batch["regions"][:, 0]) if is_gaze else densest_boxes(mask)
+        regions = crop(self.see(batch["images"]), boxes, self.decoder.target.size)
+        noised = self.decoder.noised(regions, draws)
+        return Denoising(mask, boxes, states, noised, self.decoder.errors(states, noised))
 
     def target_pixels(self, images: Tensor) -> Tensor:
         """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""
@@ -167,9 +182,13 @@ class Policy(nn.Module):
                            ) from error
 
 
-def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu") -> Policy:
-    """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone."""
+def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu",
+                vae: Path | None = None) -> Policy:
+    """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone.
+
+    vae: folder of the autoencoder, where the reconstruction target is latents.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         loaded = load_for(config.profile, backbone, config.condition.saliency_layers, device)
-        return Policy(loaded, config.condition, config.profile).to(device)
+        return Policy(loaded, config.condition, config.profile, vae).to(device)

@@ -1,0 +1,191 @@
+"""The diffusion arm, after ReconVLA (Song et al. 2025): a small DiT that denoises the region, told by the backbone.
+
+The region is cut out and stretched (`crops`), turned into as many tokens as the image has patches, noised at random steps of
+a cosine schedule, and the denoiser must name the noise. What it knows of the scene are the backbone's image-token states,
+one a token, through adaLN-Zero (Peebles and Xie 2023): no attention to the states, so what it needs they must carry.
+Tokens are pixels, or latents of a frozen autoencoder. `diffusers` supplies schedules, step embeddings and autoencoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+
+from ..draws import Draws
+from ..errors import LarError
+from .mae import patchify, sincos_positions, unpatchify
+
+DEPTH = 3  # blocks
+STEPS = 1000  # of the schedule
+DRAWS = 4  # noisy versions of each sample
+SHOWN_STEPS = 25  # of the respaced schedule by which pictures are sampled
+LATENT_PATCH = 2  # latents a token, along each side
+PIXEL_PATCH = 4  # pixels a token, along each side: 48 numbers, so that noise passes through any width; ReconVLA has 64
+
+
+class Block(nn.Module):
+    """A transformer block whose norms are shifted, scaled and gated token by token; at the start it does nothing."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.modulation = _zeroed(nn.Linear(width, 6 * width))
+        self.norm1, self.norm2 = (nn.LayerNorm(width, elementwise_affine=False) for _ in range(2))
+        self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, tokens: Tensor, told: Tensor) -> Tensor:
+        """tokens and told: (N, P, width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(told).chunk(6, dim=-1)
+        normed = self.norm1(tokens) * (1 + scale1) + shift1
+        tokens = tokens + gate1 * self.attention(normed, normed, normed, need_weights=False)[0]
+        return tokens + gate2 * self.mlp(self.norm2(tokens) * (1 + scale2) + shift2)
+
+
+class Denoiser(nn.Module):
+    """Noisy tokens, their steps and the backbone's states -> the noise."""
+
+    def __init__(self, *, grid: int, channels: int, feature_width: int, width: int, heads: int):
+        super().__init__()
+        self.embed = nn.Linear(channels, width)
+        self.states = nn.Linear(feature_width, width)
+        self.waves, self.step = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0), TimestepEmbedding(256, width)
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)  # (P, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(DEPTH))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation, self.noise = _zeroed(nn.Linear(width, 2 * width)), _zeroed(nn.Linear(width, channels))
+
+    def forward(self, noisy: Tensor, steps: Tensor, states: Tensor) -> Tensor:
+        """noisy (B, R, P, C), steps (B, R), states (B, P, D) -> (B, R, P, C)."""
+        when = self.step(self.waves(steps.flatten())).unflatten(0, steps.shape)  # (B, R, width)
+        told = self.states(states.to(self.embed.weight.dtype))[:, None] + when[:, :, None]  # (B, R, P, width)
+        told = nn.functional.silu(told).flatten(0, 1)
+        tokens = self.embed(noisy.flatten(0, 1)) + self.positions
+        for block in self.blocks:
+            tokens = block(tokens, told)
+        shift, scale = self.modulation(told).chunk(2, dim=-1)
+        return self.noise(self.norm(tokens) * (1 + scale) + shift).unflatten(0, steps.shape)
+
+
+class Pixels:
+    """Tokens are the pixels of small patches: the target that needs no weights."""
+
+    limit = 1.0  # no value of a token lies beyond +-
+
+    def __init__(self, grid: int):
+        self.grid, self.size, self.channels = grid, grid * PIXEL_PATCH, 3 * PIXEL_PATCH**2
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Images (B, 3, size, size) in [-1, 1] -> (B, P, C)."""
+        return patchify(images, self.grid)
+
+    def images(self, tokens: Tensor) -> Tensor:
+        """The inverse of `tokens`."""
+        return unpatchify(tokens, self.grid)
+
+
+class Latents(nn.Module):
+    """Tokens are 2 x 2 latents of a frozen autoencoder, as in ReconVLA. Frozen: no gradient, not in checkpoints."""
+
+    limit = 5.0  # latents have about unit variance
+
+    def __init__(self, grid: int, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae.requires_grad_(False)
+        self.grid = grid
+        self.size = grid * LATENT_PATCH * 2 ** (len(vae.config.block_out_channels) - 1)  # pixels
+        self.channels = vae.config.latent_channels * LATENT_PATCH**2
+
+    @torch.no_grad()
+    def tokens(self, images: Tensor) -> Tensor:
+        """Images (B, 3, size, size) in [-1, 1] -> (B, P, C)."""
+        with torch.autocast(images.device.type, enabled=False):
+            latents = self.vae.encode(images.float()).latent_dist.mode() * self.vae.config.scaling_factor
+        return patchify(latents, self.grid)
+
+    @torch.no_grad()
+    def images(self, tokens: Tensor) -> Tensor:
+        """Roughly the inverse of `tokens`."""
+        latents = unpatchify(tokens, self.grid, self.vae.config.latent_channels) / self.vae.config.scaling_factor
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.vae.decode(latents.float()).sample
+
+
+@dataclass
+class Noised:
+    """Clean tokens (B, P, C), and for each sample R steps (B, R) and noises (B, R, P, C)."""
+
+    clean: Tensor
+    steps: Tensor
+    noise: Tensor
+
+
+@dataclass
+class Denoising:
+    """mask (B, P) bool, True = masked; boxes (B, 4) of the regions; states (B, P, D) that told the denoiser; errors (B,),
+    mean squared error of the noise, whose own variance is 1."""
+
+    mask: Tensor
+    boxes: Tensor
+    states: Tensor
+    noised: Noised
+    errors: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return self.errors.mean()
+
+
+class DiffusionDecoder(nn.Module):
+    """A denoiser, its schedule, and what it denoises."""
+
+    def __init__(self, target: Pixels | Latents, *, feature_width: int, width: int, heads: int):
+        super().__init__()
+        self.target = target
+        self.denoiser = Denoiser(grid=target.grid, channels=target.channels, feature_width=feature_width, width=width,
+                                 heads=heads)
+        self.schedule = DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
+
+    def noised(self, regions: Tensor, draws: Draws) -> Noised:
+        """Tokens of the regions (B, 3, size, size) in [-1, 1] and random noise for them, DRAWS times."""
+        clean = self.target.tokens(regions)
+        steps = (draws.uniform(len(clean), DRAWS) * STEPS).long()
+        noise = draws.normal(len(clean), DRAWS, *clean.shape[1:])
+        return Noised(clean, steps.to(clean.device), noise.to(clean.device))
+
+    def errors(self, states: Tensor, noised: Noised) -> Tensor:
+        """Mean squared error of the predicted noise (B,), with states (B, P, D) to go by."""
+        clean = noised.clean[:, None].expand_as(noised.noise)
+        noisy = self.schedule.add_noise(clean.flatten(0, 1), noised.noise.flatten(0, 1), noised.steps.flatten())
+        predicted = self.denoiser(noisy.view_as(noised.noise), noised.steps, states)
+        return (predicted - noised.noise).square().mean(dim=(1, 2, 3))
+
+    @torch.no_grad()
+    def sample(self, states: Tensor, draws: Draws, steps: int = SHOWN_STEPS) -> Tensor:
+        """What the denoiser makes of pure noise, in `steps` steps of DDIM: regions (B, 3, size, size) in [-1, 1]."""
+        schedule = DDIMScheduler.from_config(self.schedule.config, clip_sample_range=self.target.limit)
+        schedule.set_timesteps(steps)
+        tokens = draws.normal(*states.shape[:2], self.target.channels).to(states.device)
+        for step in schedule.timesteps.tolist():
+            when = torch.full((len(tokens), 1), step, device=tokens.device)
+            noise = self.denoiser(tokens[:, None], when, states)[:, 0]
+            tokens = schedule.step(noise, step, tokens).prev_sample
+        return self.target.images(tokens).clamp(-1, 1)
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none."""
+    try:
+        return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise LarError(f"{folder} holds no autoencoder in diffusers' format ({str(error).splitlines()[0]}): correct "
+                       "vae, or set recon_target=raw.") from error
+
+
+def _zeroed(linear: nn.Linear) -> nn.Linear:
+    nn.init.zeros_(linear.weight), nn.init.zeros_(linear.bias)
+    return linear

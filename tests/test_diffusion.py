@@ -1,0 +1,162 @@
+"""The denoiser: the cosine schedule, a start that does nothing, learning, sampling, capacity, latents, nothing for others."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from lar_core.config import CONDITIONS, PROFILES, make_config
+from lar_core.draws import Draws
+from lar_core.errors import LarError
+from lar_core.model.decoders import count, make_decoder
+from lar_core.model.diffusion import DRAWS, Block, DiffusionDecoder, Pixels
+from lar_core.model.policy import make_policy
+
+
+def decoder():
+    torch.manual_seed(0)
+    return DiffusionDecoder(Pixels(4), feature_width=8, width=64, heads=2)
+
+
+def share_left(step):
+    """Nichol and Dhariwal (2021), equation 17: the share of the signal's variance left after `step` of 1000 steps."""
+    def f(t):
+        return math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+    return f(step) / f(0)
+
+
+def test_the_schedule_is_the_cosine_one():
+    left = decoder().schedule.alphas_cumprod
+    assert len(left) == 1000
+    assert all(float(left[step - 1]) == pytest.approx(share_left(step), rel=1e-3) for step in (1, 100, 500, 900))
+
+
+def test_a_block_does_nothing_at_the_start_and_the_denoiser_names_no_noise():
+    tokens, told = torch.randn(2, 16, 64), torch.randn(2, 16, 64)
+    assert torch.equal(Block(64, 2)(tokens, told), tokens)
+    model = decoder()
+    noised = model.noised(torch.rand(3, 3, 16, 16), Draws(0))
+    expected = noised.noise.square().mean(dim=(1, 2, 3))  # the error of saying nothing
+    assert torch.allclose(model.errors(torch.randn(3, 16, 8), noised), expected)
+
+
+def test_every_sample_is_noised_four_times_at_its_own_steps():
+    noised = decoder().noised(torch.rand(50, 3, 16, 16), Draws(0))
+    assert noised.noise.shape == (50, DRAWS, 16, 48) and noised.steps.shape == (50, 4)
+    assert noised.steps.min() >= 0 and noised.steps.max() < 1000 and noised.steps.unique().numel() > 150
+    assert abs(float(noised.noise.mean())) < 0.01 and float(noised.noise.std()) == pytest.approx(1, abs=0.01)
+
+
+def test_two_processes_draw_the_noise_that_one_would():
+    whole = Draws(3).normal(8, 5)
+    parts = [Draws(3, rank, 2).normal(4, 5) for rank in range(2)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_it_learns_which_region_belongs_to_which_states():
+    """Two images, told apart by their states alone: with the states swapped the error is larger."""
+    model, images = decoder(), torch.stack([torch.full((3, 16, 16), value) for value in (-0.8, 0.8)])
+    states = torch.stack([torch.full((16, 8), value) for value in (-1.0, 1.0)])
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(250):
+        optimiser.zero_grad()
+        model.errors(states, model.noised(images, Draws(step))).mean().backward()
+        optimiser.step()
+    noised = model.noised(images, Draws(10_000))
+    right, swapped = model.errors(states, noised).mean(), model.errors(states.flip(0), noised).mean()
+    assert right < 0.3 and swapped > 1.5 * right
+    shown = model.sample(states, Draws(0)).mean(dim=(1, 2, 3))
+    assert shown[0] < -0.1 and shown[1] > 0.1
+
+
+def test_a_perfect_denoiser_samples_the_clean_image(monkeypatch):
+    model, image = decoder(), torch.rand(1, 3, 16, 16) * 2 - 1
+    clean = model.target.tokens(image)
+
+    def perfect(noisy, steps, states):
+        left = share_left(int(steps[0, 0]) + 1)
+        return (noisy - left**0.5 * clean[:, None]) / (1 - left) ** 0.5
+    monkeypatch.setattr(model.denoiser, "forward", perfect)
+    assert torch.allclose(model.sample(torch.zeros(1, 16, 8), Draws(0)), image, atol=0.02)
+
+
+@pytest.mark.parametrize("profile, tolerance", [("micro", 0.1), ("tiny", 0.05), ("full", 0.05)])
+def test_the_matched_denoiser_has_as_many_parameters_as_the_mae_decoder(profile, tolerance):
+    size = {"grid": 4, "patch_size": PROFILES[profile].patch_size, "feature_width": PROFILES[profile].text_width}
+    with torch.device("meta"):
+        mae = count(make_decoder(CONDITIONS["gaze_mask"], PROFILES[profile], **size))
+    matched = count(make_decoder(CONDITIONS["gaze_diffusion_matched"], PROFILES[profile], **size))
+    assert matched == pytest.approx(mae, rel=tolerance)
+
+
+def test_beside_paligemma_it_has_the_64_million_parameters_of_reconvla():
+    full = PROFILES["full"]
+    made = make_decoder(CONDITIONS["gaze_diffusion"], full, grid=16, patch_size=14, feature_width=2048)
+    assert count(made) == pytest.approx(64e6, rel=0.03)
+
+
+def test_a_gaze_crop_shows_the_object(policy_of, batch):
+    policy = policy_of("gaze_diffusion")
+    batch["images"] = torch.zeros_like(batch["images"])
+    batch["images"][:, :, 16:32, 32:48] = 255  # where the regions of this batch are
+    recon = policy.reconstruct(batch, policy.encode(batch), Draws(0))
+    assert recon.boxes.tolist() == [[28 / 64, 12 / 64, 52 / 64, 36 / 64]] * 2
+    region = policy.decoder.target.images(recon.noised.clean)
+    assert (region[:, :, 4:12, 4:12] == 1).all() and (region[:, :, :2] == -1).all()
+
+
+def test_every_kind_of_mask_has_a_region(policy_of, batch):
+    policy = policy_of("attention_diffusion", mask_source="random")
+    recon = policy.reconstruct(batch, policy.encode(batch), Draws(0))
+    sides = recon.boxes[:, 2:] - recon.boxes[:, :2]
+    assert torch.allclose(sides, torch.full((2, 2), 0.5)) and recon.loss.isfinite()  # a quarter of the image
+
+
+@pytest.fixture
+def vae_folder(tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=4,
+                  up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=64,
+                  ).save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+def test_latents_of_a_frozen_autoencoder_can_be_the_target(backbone_folder, batch, vae_folder):
+    config = make_config("gaze_diffusion", "micro", recon_target="latent", vae=str(vae_folder))
+    policy = make_policy(config, backbone_folder, vae=vae_folder)
+    losses = policy(batch, Draws(0))
+    losses["loss"].backward()
+    noised = policy.reconstruct(batch, policy.encode(batch), Draws(0)).noised
+    assert noised.clean.shape == (2, 16, 16)  # as many tokens as patches, of 2 x 2 latents with 4 channels
+    assert all(p.grad is None for p in policy.decoder.target.parameters())
+    assert not any(".vae." in name for name in policy.trained())
+    states = policy.encode(batch).patches
+    assert policy.decoder.sample(states, Draws(0), steps=2).shape == (2, 3, 64, 64)
+
+
+def test_latents_are_diffusers_own(vae_folder):
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    made = make_decoder(replace(CONDITIONS["gaze_diffusion"], recon_target="latent"), PROFILES["micro"], grid=4,
+                        patch_size=16, feature_width=8, vae=vae_folder)
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(images).latent_dist.mean * vae.config.scaling_factor
+        assert torch.allclose(made.target.tokens(images)[0, 0].reshape(2, 2, 4), latents[0, :, :2, :2].permute(1, 2, 0))
+        assert torch.allclose(made.target.images(made.target.tokens(images)), vae.decode(vae.encode(
+            images).latent_dist.mean).sample, atol=1e-5)
+
+
+def test_a_folder_without_an_autoencoder_is_named(tmp_path):
+    with pytest.raises(LarError, match="no autoencoder"):
+        make_decoder(replace(CONDITIONS["gaze_diffusion"], recon_target="latent"), PROFILES["micro"], grid=4,
+                     patch_size=16, feature_width=8, vae=tmp_path)
+
+
+def test_other_conditions_do_not_even_import_diffusers():
+    done = subprocess.run([sys.executable, "-c", "import sys, lar_core.train; print('diffusers' in sys.modules)"],
+                          capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
