@@ -21,6 +21,8 @@ MASK_SOURCES = ("none", "random", "attention", "inverse_attention", "gaze", "blu
 RECONSTRUCTORS = ("none", "mae", "diffusion")
 HEADS = ("parallel", "autoregressive", "bridge", "focus")
 ACTION_LOSSES = ("cross_entropy", "l1")
+AGGREGATIONS = ("mean", "content_words", "sink_removal", "relative", "localisation_heads", "learned_gate", "smooth")
+EVALUATION_ONLY = ("coarse_to_fine", "multi_pass")  # aggregations of many passes
 PLACEMENTS = ("official", "wide", "counterfactual")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
 TUNES = ("all", "lora_all", "lora_top", "full_top")
@@ -47,6 +49,7 @@ class Condition:
     recon_target: str = "normalised"  # per-patch normalised pixels (MAE, section 4.1), "raw" pixels, or "latent"s
     matched_capacity: bool = False  # a denoiser as large as the profile's MAE decoder, instead of its own size
     saliency_layers: int = 3  # the last so many layers of the language model
+    aggregation: str = "mean"  # how layers, heads and words become one map; "mean" is the literal method
     blind: bool = False  # every image is replaced by grey: the control that cannot see
 
 
@@ -230,6 +233,7 @@ def validate(config: RunConfig) -> None:
         ("reconstructor", condition.reconstructor, RECONSTRUCTORS),
         ("action head", condition.head, HEADS),
         ("action loss", condition.action_loss, ACTION_LOSSES),
+        ("aggregation", condition.aggregation, (*AGGREGATIONS, *EVALUATION_ONLY)),
         ("mask grid", condition.mask_grid, ("native", "essay")),
         ("reconstruction target", condition.recon_target, ("normalised", "raw", "latent")),
         ("placement", profile.placement, PLACEMENTS),
@@ -250,6 +254,7 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
     return [
         *_impossible_tuning(condition, profile),
         *_impossible_head(condition, profile),
+        *_impossible_aggregation(condition, profile),
         ((condition.mask_source == "none") != (condition.reconstructor == "none"),
          f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
          f"{condition.reconstructor!r}: a reconstructor needs a mask, and a mask needs a reconstructor."),
@@ -295,6 +300,17 @@ def _impossible_head(condition: Condition, profile: Profile) -> list[tuple[bool,
         (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
          "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "
          "focus_cascade=false set focus_keep=1 and focus_gate=false."),
+    ]
+
+
+def _impossible_aggregation(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
+    return [
+        (condition.aggregation in EVALUATION_ONLY,
+         f"aggregation {condition.aggregation!r} takes many passes and is for evaluation only, where `lar saliency` reports "
+         f"it for every run: train with one of {', '.join(AGGREGATIONS)}."),
+        (condition.aggregation == "relative" and profile.cache,
+         "Relative attention runs every image a second time under a generic prompt, which the feature cache does not hold: "
+         "set cache=false, or choose another aggregation."),
     ]
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor
@@ -42,6 +43,7 @@ from .weights import prepare_backbone, prepare_vae
 LOG_EVERY = 10  # steps
 GRADIENTS_EVERY = 50  # steps; two more backward passes each time
 KEEP = 2  # checkpoints
+HEAD_FRAMES = 32  # training frames on which the heads that localise are chosen
 
 
 def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None:
@@ -60,6 +62,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
         stats.save(run.stats)
     trainer = Trainer(run, make_dataset(episodes, stats, run.config), data)
     trainer.resume()
+    trainer.choose_heads()
     with _interruptible() as interrupted:
         trainer.run_steps(interrupted, line)
 
@@ -201,6 +204,15 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
             self._rewind_metrics()
+
+    def choose_heads(self) -> None:
+        """Before the first step, and only where saliency is read from the heads that localise: choose them."""
+        if self.step or self.config.condition.aggregation != "localisation_heads":
+            return
+        frames = np.linspace(0, len(self.dataset) - 1, HEAD_FRAMES).round().astype(int)
+        batch = self.dataset.batch(frames) | ({} if self.cache is None else self.cache.batch(frames))
+        heads = self.bare.choose_heads(to_device(batch, self.accelerator.device))
+        self.bare.backbone.aggregation.choose(heads)
 
     def _write_checkpoint(self) -> None:
         final = self.run.path / "checkpoints" / f"step_{self.step:06d}"

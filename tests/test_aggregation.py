@@ -7,7 +7,10 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from lar_core.model.aggregation import AGGREGATIONS, content_words, divide, sinks, smooth, weigh, words
+from lar_core import config
+from lar_core.errors import LarError
+from lar_core.evaluate.passes import PASSES, available, saliency_maps
+from lar_core.model.aggregation import AGGREGATIONS, GENERIC, content_words, divide, sinks, smooth, weigh, words
 from lar_core.model.localisation import choose_heads, elbow, spatial_entropy
 from lar_core.model.saliency import mean_attention
 
@@ -158,3 +161,100 @@ def test_the_heads_that_look_at_one_place_of_the_image_are_chosen(rng):
     attention[:, 2, 1] = 1e-4
     attention[:, 2, 1, 9:11] = 0.4  # one looks at one place
     assert choose_heads(attention, 1) == [(2, 1)]
+
+
+# --- in the policy ---------------------------------------------------------------------------------------------------
+
+TRAINABLE = [name for name in AGGREGATIONS if name != "learned_gate"]
+
+
+def test_the_configuration_names_the_aggregations_that_there_are():
+    assert config.AGGREGATIONS == tuple(AGGREGATIONS) and config.EVALUATION_ONLY == tuple(PASSES)
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_the_same_map_feeds_the_mask_and_comes_with_the_action(policy_of, batch, name):
+    policy = policy_of(aggregation=name).eval()
+    with torch.no_grad():
+        saliency = policy.encode(batch).saliency
+    torch.testing.assert_close(policy.act(batch)[1], saliency, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(saliency.sum(dim=1), torch.ones(2))
+    assert policy(batch)["loss"].isfinite()
+
+
+def test_relative_attention_divides_by_the_generic_prompts_own_map(policy_of, batch):
+    policy, mean = policy_of(aggregation="relative").eval(), policy_of().eval()
+    with torch.no_grad():
+        own = mean.encode(batch).saliency
+        generic = mean.encode(batch | {"instructions": [GENERIC] * 2}).saliency
+        torch.testing.assert_close(policy.encode(batch).saliency, divide(own, generic), atol=1e-6, rtol=1e-4)
+
+
+def test_a_condition_without_a_mask_pays_for_no_generic_prompt(policy_of, batch, monkeypatch):
+    policy = policy_of("action_only", aggregation="relative")
+    monkeypatch.setattr(policy, "_generic", None)
+    assert policy(batch)["loss"].isfinite()
+
+
+def test_chosen_heads_are_kept_with_the_weights(policy_of, batch, tmp_path):
+    policy, other = (policy_of(aggregation="localisation_heads").eval() for _ in range(2))
+    policy.backbone.aggregation.choose(policy.choose_heads(batch))
+    assert 1 <= policy.backbone.aggregation.chosen.sum() <= 3
+    policy.save(tmp_path / "model.safetensors")
+    other.load(tmp_path / "model.safetensors")
+    assert torch.equal(other.backbone.aggregation.chosen, policy.backbone.aggregation.chosen)
+    assert torch.equal(other.act(batch)[1], policy.act(batch)[1])
+
+
+@pytest.mark.parametrize(("changes", "sentence"), [
+    ({"aggregation": "multi_pass"}, "evaluation only"),
+    ({"aggregation": "coarse_to_fine"}, "evaluation only"),
+    ({"aggregation": "relativ"}, "did you mean 'relative'"),
+])
+def test_aggregations_that_cannot_train_are_refused_in_one_sentence(changes, sentence):
+    with pytest.raises(LarError, match=sentence):
+        config.make_config("attention_mask", "micro", **changes)
+
+
+def test_relative_attention_and_the_feature_cache_exclude_each_other():
+    with pytest.raises(LarError, match="cache=false"):
+        config.make_config("attention_mask", "t4", aggregation="relative")
+
+
+# --- several passes --------------------------------------------------------------------------------------------------
+
+def test_every_available_aggregation_gives_maps_of_the_same_frames(policy_of, batch):
+    policy = policy_of().eval()
+    maps = saliency_maps(policy, batch["images"], batch["instructions"], available(policy), heads=[(0, 1)])
+    assert set(maps) == {*AGGREGATIONS, *PASSES} - {"learned_gate"}
+    for saliency in maps.values():
+        assert saliency.shape == (2, P) and (saliency >= 0).all()
+        torch.testing.assert_close(saliency.sum(dim=1), torch.ones(2))
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_a_map_without_the_action_heads_tokens_is_the_policys_own(policy_of, batch, name):
+    policy = policy_of(aggregation=name).eval()
+    with torch.no_grad():
+        wanted = policy.encode(batch).saliency
+    found = saliency_maps(policy, batch["images"], batch["instructions"], [name])[name]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_multi_pass_is_the_same_every_time_and_leaves_no_patch_out(policy_of, batch):
+    policy = policy_of().eval()
+    one, again = (saliency_maps(policy, batch["images"], batch["instructions"], ["multi_pass"]) for _ in range(2))
+    assert torch.equal(one["multi_pass"], again["multi_pass"]) and (one["multi_pass"] > 0).all()
+
+
+def test_coarse_to_fine_spreads_the_densest_windows_share_anew_and_changes_nothing_else(policy_of, batch):
+    policy = policy_of().eval()
+    maps = saliency_maps(policy, batch["images"], batch["instructions"], ["mean", "coarse_to_fine"])
+    coarse, fine = (maps[name].unflatten(1, (4, 4)) for name in ("mean", "coarse_to_fine"))
+    for before, after in zip(coarse, fine):
+        sums = {(top, left): before[top : top + 2, left : left + 2].sum() for top in range(3) for left in range(3)}
+        top, left = max(sums, key=sums.get)
+        outside = torch.ones(4, 4, dtype=torch.bool)
+        outside[top : top + 2, left : left + 2] = False
+        assert torch.equal(before[outside], after[outside]) and not torch.equal(before, after)
+        torch.testing.assert_close(after[~outside].sum(), before[~outside].sum())

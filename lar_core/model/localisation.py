@@ -2,7 +2,7 @@
 
 After Kang et al. 2025 ("Your large vision-language model only needs a few attention heads for visual grounding"): keep
 the heads whose attention to the image lies above the elbow of the sorted values, and of these the three whose maps have
-the lowest spatial entropy. They rank the entropies in every picture and count; here they are averaged over the pictures.
+the lowest spatial entropy. They rank the entropies in every picture and count; here they are averaged over pictures.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ HEADS = 3
 
 
 def choose_heads(attention: np.ndarray, count: int = HEADS) -> list[tuple[int, int]]:
-    """attention (F, N, H, P), of F frames, mean over the instruction's words -> (layer, head) of the best, best first."""
+    """attention (F, N, H, P) of F frames, mean over the instruction's words -> up to `count` (layer, head), best first."""
     mass = attention.sum(axis=-1).mean(axis=0)  # (N, H), share of the attention that goes to the image
     entropy = np.array([[np.mean([spatial_entropy(frame) for frame in attention[:, layer, head]])
                          for head in range(mass.shape[1])] for layer in range(mass.shape[0])])
@@ -24,7 +24,7 @@ def choose_heads(attention: np.ndarray, count: int = HEADS) -> list[tuple[int, i
 
 
 def elbow(values: np.ndarray) -> float:
-    """The smallest value above the bend: where the sorted values are farthest from a straight line between their ends."""
+    """The smallest value above the bend, where the sorted values are farthest from the line between their ends."""
     falling = np.sort(values)[::-1]
     line = np.linspace(falling[0], falling[-1], len(falling))
     bend = int(np.abs(falling - line).argmax())

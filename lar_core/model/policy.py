@@ -22,13 +22,15 @@ from torch import Tensor, nn
 
 from ..config import Condition, Profile, RunConfig
 from ..errors import LarError
-from .backbone import Backbone, Encoding
+from .aggregation import GENERIC
+from .backbone import Backbone, Encoding, Prefix
 from .crops import crop, densest_boxes, object_boxes
 from .decoders import make_decoder
 from ..draws import Draws
 from .head import Trunk
 from .heads import HEADS
 from .loading import load_for
+from .localisation import choose_heads
 from .mae import normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .teacher import Teacher
@@ -58,6 +60,7 @@ class Policy(nn.Module):
         super().__init__()
         self.condition, self.profile = condition, profile
         self.backbone = backbone
+        backbone.aggregation = backbone.make_aggregation(condition.aggregation)
         self.head = HEADS[condition.head](condition, profile, Trunk(backbone.width, backbone.layers - backbone.join,
                                                                     backbone.vision_width))
         self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
@@ -81,9 +84,22 @@ class Policy(nn.Module):
 
     def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None) -> Encoding:
         """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey."""
-        prefix = self.backbone.tokenise(batch["instructions"])
+        prefix = self.prefix(batch, saliency)
         seen = batch if "states" in batch else self.look(batch, hidden)
         return self.head.encode(self.backbone, prefix, seen, batch["proprio"], batch.get("actions"), saliency=saliency)
+
+    def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
+        """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
+        prefix = self.backbone.tokenise(batch["instructions"])
+        if saliency and self.backbone.aggregation.relative:
+            prefix.reference = self._generic(batch["images"])
+        return prefix
+
+    @torch.no_grad()
+    def _generic(self, images: Tensor) -> Tensor:
+        """Where a prompt that names nothing looks: saliency (B, P)."""
+        generic = self.backbone.tokenise([GENERIC] * len(images))
+        return self.backbone.upper(self.backbone.lower(self.see(images), generic), generic).saliency
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> dict[str, Tensor]:
         """What the layers below `join` make of the pixels: states (B, P + L, D); wrist_tokens (B, W, D), if there is a
@@ -158,22 +174,34 @@ class Policy(nn.Module):
     @torch.no_grad()
     def act(self, batch: dict) -> tuple[Tensor, Tensor]:
         """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
-        prefix = self.backbone.tokenise(batch["instructions"])
+        prefix = self.prefix(batch)
         return self.head.act(self.backbone, prefix, self.look(batch), batch["proprio"])
+
+    @torch.no_grad()
+    def choose_heads(self, batch: dict) -> list[tuple[int, int]]:
+        """The heads that localise best in these frames: (layer, head), counted from the first tapped layer."""
+        encoding = self.encode(batch)
+        own = encoding.instruction_mask.float()
+        attention = torch.einsum("bnhlp,bl->bnhp", encoding.attention, own / own.sum(dim=1, keepdim=True))
+        return choose_heads(attention.cpu().numpy())
 
     def trained(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name: for a tiny profile all weights, for a 3 B one a few per cent."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds: what is trained, and which heads were chosen for the saliency."""
+        return self.trained() | {name: buffer for name, buffer in self.named_buffers() if ".aggregation." in name}
+
     def save(self, path: Path) -> None:
-        """Write the trained weights as safetensors."""
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.trained().items()}, path)
+        """Write `kept` as safetensors."""
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises LarError when the file is damaged or of another model."""
         try:
             state = load_file(path)
-            if foreign := set(state) ^ set(self.trained()):
+            if foreign := set(state) ^ set(self.kept()):
                 raise KeyError(f"{min(foreign)} is in only one of the two")
             self.load_state_dict(state, strict=False)
         except (SafetensorError, KeyError, RuntimeError, OSError) as error:
