@@ -28,7 +28,8 @@ def gather_results(run: Run) -> dict:
         "provenance": {**provenance(), "device": device_name(), "assets": _assets(run, episodes),
                        "demonstrations": (heldout or {}).get("demonstrations")},
         "training": _training(run, heldout) if heldout else None,
-        **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "grounding")},
+        **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "denoising",
+                                                             "grounding")},
         "rollouts": summarise(episodes) or None,
         "latency": latency,
     }

@@ -6,6 +6,7 @@ Intervals are bootstrapped over episodes, because the frames of one episode are 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from ..train import make_dataset, to_device
 from . import grounding
 from .shortcut import sample_losses, shortcut
 from .statistics import over_episodes
+
+if TYPE_CHECKING:
+    from ..model.diffusion import Denoising
 
 BATCH = 32
 GALLERY = 6  # pictures
@@ -47,7 +51,8 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
         "action": _action(measured, mean_action, heldout.episode[frames])
         | {"cross_entropy": None if policy.head.l1 else float(measured["loss"].mean())},
         "shortcut": shortcut(policy, heldout, frames),
-        "reconstruction": _reconstruction(measured) if policy.decoder is not None else None,
+        "reconstruction": _reconstruction(measured) if "recon" in measured else None,
+        "denoising": _denoising(policy, heldout, frames),
         "grounding": _grounding(measured, _object_prior(train, policy), heldout.episode[frames])
         if "target" in measured else None,
     }
@@ -73,7 +78,7 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
                   "saliency": encoding.saliency,
                   "loss": sample_losses(policy, answer, batch)}
-        if policy.decoder is not None:
+        if policy.condition.reconstructor == "mae":
             values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
         if "regions" in batch:
             regions = batch["regions"].cpu().numpy()
@@ -82,6 +87,13 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
+
+
+def _denoising(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> dict | None:
+    if policy.condition.reconstructor != "diffusion":
+        return None
+    from .denoising import denoising  # which imports diffusers
+    return denoising(policy, heldout, frames)
 
 
 def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
@@ -177,17 +189,24 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
         np.savez_compressed(temporary, **arrays)
 
 
-def reconstruction_panels(policy: Policy, recon: Reconstruction) -> np.ndarray:
-    """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8.
+def reconstruction_panels(policy: Policy, recon: Reconstruction | Denoising) -> np.ndarray:
+    """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8."""
+    if policy.condition.reconstructor == "diffusion":
+        from .denoising import denoising_panels
+        panels = denoising_panels(policy, recon)
+    else:
+        panels = _patch_panels(policy, recon)
+    pixels = ((panels + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
 
-    A decoder of normalised targets predicts no patch's brightness and contrast: they are taken from the original.
-    """
+
+def _patch_panels(policy: Policy, recon: Reconstruction) -> Tensor:
+    """(B, 4, 3, H, W). A decoder of normalised targets predicts no patch's brightness and contrast: they are taken from
+    the original."""
     predicted = recon.prediction
     if policy.condition.recon_target == "normalised":
         predicted = denormalise_patches(predicted, recon.pixels)
     original, predicted = unpatchify(recon.pixels, policy.grid), unpatchify(predicted, policy.grid)
     hidden = pixel_mask(recon.mask, original.shape[-1])
-    panels = torch.stack([original, original.masked_fill(hidden, 0.0), predicted,
-                          torch.where(hidden, predicted, original)], dim=1)  # (B, 4, 3, H, W)
-    pixels = ((panels + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
-    return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
+    return torch.stack([original, original.masked_fill(hidden, 0.0), predicted,
+                        torch.where(hidden, predicted, original)], dim=1)

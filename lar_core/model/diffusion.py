@@ -126,9 +126,10 @@ class Noised:
 
 @dataclass
 class Denoising:
-    """mask (B, P) bool, True = masked; boxes (B, 4) of the regions; states (B, P, D) that told the denoiser; errors (B,),
-    mean squared error of the noise, whose own variance is 1."""
+    """images (B, 3, H, W) in [-1, 1]; mask (B, P) bool, True = masked; boxes (B, 4) of the regions; states (B, P, D) that told
+    the denoiser; errors (B,), mean squared error of the noise, whose own variance is 1."""
 
+    images: Tensor
     mask: Tensor
     boxes: Tensor
     states: Tensor

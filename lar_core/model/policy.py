@@ -145,9 +145,9 @@ class Policy(nn.Module):
         from .diffusion import Denoising
         is_gaze = self.condition.mask_source == "gaze"
         boxes = object_boxes(batch["regions"][:, 0]) if is_gaze else densest_boxes(mask)
-        regions = crop(self.see(batch["images"]), boxes, self.decoder.target.size)
-        noised = self.decoder.noised(regions, draws)
-        return Denoising(mask, boxes, states, noised, self.decoder.errors(states, noised))
+        images = self.see(batch["images"])
+        noised = self.decoder.noised(crop(images, boxes, self.decoder.target.size), draws)
+        return Denoising(images, mask, boxes, states, noised, self.decoder.errors(states, noised))
 
     def target_pixels(self, images: Tensor) -> Tensor:
         """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""

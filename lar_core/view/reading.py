@@ -20,7 +20,8 @@ DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detecte
 DESCRIBED, NOT_RUN = "no interval", "not run"
 BLIND = "blind"  # the condition that is trained without images
 
-_STEPS = {"training": "reproduce", "action": "saliency", "shortcut": "saliency", "reconstruction": "saliency", "grounding": "saliency",
+_STEPS = {"training": "reproduce", "action": "saliency", "shortcut": "saliency", "reconstruction": "saliency",
+          "denoising": "saliency", "grounding": "saliency",
           "rollouts": "rollout", "latency": "latency"}
 _OPTIONS = {"rollout": " --instructions right blank swapped"}
 _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
@@ -47,7 +48,8 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
         found += [_language(results, rollouts, placement, change) for change in _CHANGES]
     found += [_overlap(results), _preference(results), _action(results)]
     found += [_shortcut(results)] if policy != BLIND else []
-    return found + ([_reconstruction(results)] if reconstructs(results) else [])
+    found += [_reconstruction(results)] if reconstructor(results) == "mae" else []
+    return found + ([_denoising(results)] if reconstructor(results) == "diffusion" else [])
 
 
 def headline(results: dict, found: Iterable[Finding]) -> list[str]:
@@ -90,9 +92,9 @@ def missing(results: dict, section: str) -> str:
     return f"Not run yet: {command(results, _STEPS[section])} fills this in."
 
 
-def reconstructs(results: dict) -> bool:
-    """Whether the condition has a decoder at all."""
-    return results["run"]["config"]["condition"].get("reconstructor") != "none"
+def reconstructor(results: dict) -> str:
+    """The condition's decoder: none, mae or diffusion."""
+    return results["run"]["config"]["condition"].get("reconstructor", "none")
 
 
 def placements(results: dict) -> list[str]:
@@ -283,6 +285,21 @@ def _reconstruction(results: dict) -> Finding:
     return Finding(topic, DESCRIBED, f"The loss on masked patches of {recon['frames']} frames is {recon['loss']:.3g}, "
                    f"{order} (mean visible patch {recon['mean_patch']:.3g}, interpolation between visible neighbours "
                    f"{recon['neighbours']:.3g}); these are averages without an interval.{leak}")
+
+
+def _denoising(results: dict) -> Finding:
+    topic = "the denoiser needs the backbone's states"
+    probe = results.get("denoising")
+    if probe is None:
+        return Finding(topic, NOT_RUN, missing(results, "denoising"))
+    zero = {"mean": 0.0, "low": 0.0, "high": 0.0}
+    verdict = DETECTED if above(probe["increase"], zero) else OPPOSITE if above(zero, probe["increase"]) else NOT_DETECTED
+    meaning = {DETECTED: "What it reconstructs, it reads from the backbone.", OPPOSITE: "The right states mislead it.",
+               NOT_DETECTED: "These frames do not show that the region is reconstructed from the backbone's states, without "
+               "which the loss cannot teach the backbone anything."}
+    return Finding(topic, verdict, f"Told by another frame's states the loss of {estimate(probe['loss'])} grows by "
+                   f"{estimate(probe['increase'])} ({probe['frames']} frames of {probe['episodes']} episodes; a denoiser that "
+                   f"says nothing has loss 1). {meaning[verdict]}")
 
 
 def caveats(results: dict) -> list[str]:

@@ -76,6 +76,9 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     if recon := results.get("reconstruction"):
         rows.append(("reconstruction loss", f"{recon['loss']:.3g}", "",
                      f"mean patch {recon['mean_patch']:.3g}, neighbours {recon['neighbours']:.3g}"))
+    if probe := results.get("denoising"):
+        rows.append(("denoising loss", f"{probe['loss']['mean']:.3g}", reading.bounds(probe["loss"]),
+                     f"another frame's states {probe['other_frame']['mean']:.3g}, saying nothing 1"))
     if latency := results.get("latency"):
         rows.append(("policy step, p50", f"{latency['p50_ms']:.1f} ms", "",
                      f"p95 {latency['p95_ms']:.1f} ms, {latency['actions_per_s']:.0f} actions/s"))
@@ -225,8 +228,10 @@ def _shortcut(results: dict) -> str:
 
 
 def _reconstruction(results: dict, gallery: dict) -> str:
-    if not reading.reconstructs(results):
+    if reading.reconstructor(results) == "none":
         return ""
+    if reading.reconstructor(results) == "diffusion":
+        return _denoising(results, gallery)
     recon = results.get("reconstruction")
     body = _todo(results, "reconstruction") if recon is None else scroll_table(
         ("mean squared error on masked patches", "decoder", "mean visible patch", "interpolation"),
@@ -237,6 +242,20 @@ def _reconstruction(results: dict, gallery: dict) -> str:
         if results["run"]["config"]["condition"].get("recon_target") == "normalised":
             body += ("<p class=note>The decoder predicts each patch up to brightness and contrast, which the pictures "
                      "take from the original.</p>")
+    return section("Reconstruction", body)
+
+
+def _denoising(results: dict, gallery: dict) -> str:
+    probe = results.get("denoising")
+    body = _todo(results, "denoising") if probe is None else scroll_table(
+        ("mean squared error of the noise", "own states", "another frame's states", "increase", "saying nothing"),
+        [(f"{probe['frames']} held-out frames", *(reading.estimate(probe[name]) for name in
+                                                  ("loss", "other_frame", "increase")), "1")])
+    if "panels" in gallery:
+        note = ("The region, hidden; what the denoiser makes of pure noise in the region's place, stretched to the image; the "
+                "same put back.")
+        body = (picture(", ".join(figures.PANELS), figures.reconstruction_panels, gallery["panels"])
+                + f"<p class=note>{note}</p>{body}")
     return section("Reconstruction", body)
 
 

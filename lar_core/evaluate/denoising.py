@@ -1,0 +1,45 @@
+"""What a denoiser knows of held-out frames: its loss told by the frame's own states, and told by another frame's.
+
+A denoiser that says nothing has loss 1, and much of the noise can be named from the noisy region alone. Only what is lost
+with another frame's states was in the backbone's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.dataset import DemoDataset
+from ..draws import Draws
+from ..model.crops import paste
+from ..model.diffusion import Denoising
+from ..model.policy import Policy
+from ..train import to_device
+from .statistics import over_episodes
+
+BATCH = 32
+
+
+@torch.no_grad()
+def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
+    """The section `denoising` of results.json, measured on `frames` of `dataset`."""
+    own, swapped = [], []
+    others = np.roll(frames, len(frames) // 2)  # far away, as in the shortcut probe
+    for start in range(0, len(frames), BATCH):
+        batch, other = (to_device(dataset.batch(rows[start : start + BATCH]), policy.device) for rows in (frames, others))
+        recon, foreign = (policy.reconstruct(rows, policy.encode(rows), Draws(start)) for rows in (batch, other))
+        own.append(recon.errors)
+        swapped.append(policy.decoder.errors(foreign.states, recon.noised))
+    loss, other_frame = (torch.cat(parts).cpu().numpy() for parts in (own, swapped))
+    episode = dataset.episode[frames]
+    return {"frames": len(frames), "episodes": len(np.unique(episode)), "loss": over_episodes(loss, episode),
+            "other_frame": over_episodes(other_frame, episode), "increase": over_episodes(other_frame - loss, episode)}
+
+
+def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:
+    """Original, region hidden, region sampled from pure noise (stretched to the image), and put back: (B, 4, 3, H, W)."""
+    original, sampled = recon.images, policy.decoder.sample(recon.states, Draws(0))
+    whole = torch.tensor([[0.0, 0, 1, 1]], device=original.device).expand(len(original), -1)
+    return torch.stack([original, paste(original, torch.zeros_like(sampled), recon.boxes), paste(original, sampled, whole),
+                        paste(original, sampled, recon.boxes)], dim=1)
