@@ -56,8 +56,8 @@ def refcoco(folder, refs=None):
          "split": "testA", "sent_ids": [1, 2], "sentences": [
              {"sent_id": 1, "sent": "bowl on the left", "raw": "Bowl on the left", "tokens": ["bowl"]},
              {"sent_id": 2, "sent": "black bowl", "raw": "black bowl", "tokens": ["black", "bowl"]}]},
-        {"ref_id": 2, "ann_id": 12, "image_id": 5, "category_id": 51, "file_name": "x", "split": "train", "sent_ids": [3],
-         "sentences": [{"sent_id": 3, "sent": "other bowl", "raw": "other bowl", "tokens": []}]}]
+        {"ref_id": 2, "ann_id": 12, "image_id": 5, "category_id": 51, "file_name": "x", "split": "train",
+         "sent_ids": [3], "sentences": [{"sent_id": 3, "sent": "other bowl", "raw": "other bowl", "tokens": []}]}]
     (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     things = [{"id": 11, "image_id": 5, "category_id": 51, "bbox": [2, 3, 4, 6],
                "segmentation": [[2, 3, 6, 3, 6, 9, 2, 9]]},

@@ -1,9 +1,9 @@
 """Data sets of pictures, phrases and the places that the phrases name, each read in its own file format.
 
-    refcoco_m       FOLDER/data/validation-*.parquet                      RefCOCO-M (Moondream 2025), masks
-    refcoco         FOLDER/refs(unc).p or refs(umd).p, instances.json, images/            RefCOCO, RefCOCO+, RefCOCOg, masks
-    flickr30k       FOLDER/Sentences/, Annotations/, images/, <split>.txt           Flickr30k Entities, boxes
-    visual_genome   FOLDER/region_descriptions.json, VG_100K/, VG_100K_2/           Visual Genome, boxes
+    refcoco_m       RefCOCO-M (Moondream 2025), masks       FOLDER/data/validation-*.parquet
+    refcoco         RefCOCO, RefCOCO+, RefCOCOg, masks      FOLDER/refs(unc).p or refs(umd).p, instances.json, images/
+    flickr30k       Flickr30k Entities, boxes               FOLDER/Sentences/, Annotations/, images/, <split>.txt
+    visual_genome   Visual Genome, boxes                    FOLDER/region_descriptions.json, VG_100K/, VG_100K_2/
 
 `phrases("refcoco", folder, "testA")` yields them one by one. Boxes are (left, top, right, bottom) in pixels of the
 picture, right and bottom exclusive.
@@ -66,14 +66,14 @@ class Phrase:
 
 
 def phrases(name: str, folder: Path | str, split: str = "val") -> Iterator[Phrase]:
-    """Every phrase of a data set in SETS. Raises LarError for an unknown one, and for files that do not follow its format."""
+    """Every phrase of a data set in SETS. Raises LarError for an unknown one, and for files in another format."""
     if name not in SETS:
         raise unknown("grounding data set", name, SETS)
     try:
         yield from SETS[name](Path(folder), split)
     except (OSError, KeyError, ValueError, TypeError, pickle.UnpicklingError, EOFError, xml.ParseError) as error:
-        raise LarError(f"{folder} does not hold {name} as it is published ({type(error).__name__}: {error}): see the top "
-                       "of lar_core/data/grounding_sets.py for the files that are expected.") from error
+        raise LarError(f"{folder} does not hold {name} as it is published ({type(error).__name__}: {error}): see the "
+                       "top of lar_core/data/grounding_sets.py for the files that are expected.") from error
 
 
 def _refcoco_m(folder: Path, split: str) -> Iterator[Phrase]:

@@ -1,8 +1,8 @@
 """How well a heatmap finds an object, by every measure that the literature uses: one number a frame.
 
 `score` gives all of METRICS for saliency (B, P) and the `Truth` of the same frames. AOS, its baselines and what counts
-as an object's patches are in `grounding`. Every metric is NaN for a frame in which the object cannot be seen. A flat map
-says nothing and gets what chance gives.
+as an object's patches are in `grounding`. Every metric is NaN for a frame in which the object cannot be seen. A flat
+map says nothing and gets what chance gives.
 
 NSS, AUC, CC and KL take the object for what fixations are in saliency research, after Bylinskii et al. 2019 ("What do
 different evaluation metrics tell us about saliency models?").
@@ -75,8 +75,8 @@ def score(saliency: np.ndarray, truth: Truth) -> dict[str, np.ndarray]:
 
 
 def pointing_game(saliency: np.ndarray, truth: Truth, tolerance: int) -> np.ndarray:
-    """1 where the middle of the most salient patch is on the object, or at most `tolerance` pixels from it (Zhang et al.
-    2016: 15 pixels); among equally salient patches the share that hits.
+    """1 where the middle of the most salient patch is on the object, or at most `tolerance` pixels from it (Zhang et
+    al. 2016: 15 pixels); among equally salient patches the share that hits.
     """
     peak = saliency == saliency.max(axis=1, keepdims=True)
     return _seen((peak & (truth.distance <= tolerance)).sum(1) / peak.sum(1), truth)
@@ -134,7 +134,7 @@ def correlation(saliency: np.ndarray, truth: Truth) -> np.ndarray:
 
 
 def kl(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """Kullback-Leibler divergence of the map from the object's own density, in nats: 0 = the same, smaller is better."""
+    """Kullback-Leibler divergence of the map from the object's own density, in nats: 0 = the same."""
     density = truth.coverage / truth.coverage.sum(axis=1, keepdims=True).clip(1e-12)
     return _seen(entropy(density, saliency + np.finfo(float).eps, axis=1), truth)
 

@@ -35,7 +35,7 @@ def upsample(saliency: np.ndarray, size: int, rounds: int = 0) -> np.ndarray:
 
 
 def region(saliency: np.ndarray, level: float = LEVEL) -> np.ndarray:
-    """The patches (P,) bool of the peak's cluster: of the areas above `level` times the peak the one with most saliency."""
+    """The patches (P,) bool of one cluster: of the areas above `level` times the peak, the one with most saliency."""
     grid = round(saliency.size**0.5)
     areas, count = label((saliency >= level * saliency.max()).reshape(grid, grid))
     held = np.bincount(areas.ravel(), weights=saliency, minlength=count + 1)[1:]
