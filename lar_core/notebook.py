@@ -36,7 +36,7 @@ from .reproduce import make_demos
 from .run import DATA, RUNS, Run, provenance
 from .runtime import device, native_bf16, quiet
 from .train import make_dataset
-from .view.show import clip, film, live_curves, show, table  # noqa: F401  (for the notebooks)
+from .view.show import clip, film, live_curves, say, show, table  # noqa: F401  (for the notebooks)
 
 GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
 DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does

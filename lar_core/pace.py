@@ -60,11 +60,11 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
     recorded = profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA))
     rollout = CONTROL * STEPS_NEEDED * profile.max_steps
     return {
-        "demonstrations": Cost(START + (0 if recorded else DEMO * frames / FRAMES / cores), LIBRARIES * cores),
+        "demonstrations": Cost(1.0 if recorded else START + DEMO * frames / FRAMES / cores, LIBRARIES * cores),
         "training": Cost(START + _sample_seconds(run) * _samples_left(run, config) * 2 / min(2, cores),
                          2 * (LIBRARIES + 2 * data)),  # episodes and data set are in memory at the same time
         "saliency": Cost(START + 0.03 * profile.grounding_frames, LIBRARIES + 2 * data),
-        "rollouts": Cost(4 * START + rollout * max(0, episodes) / cores, LIBRARIES * (1 + cores)),
+        "rollouts": Cost((4 * START + rollout * episodes / cores) if episodes > 0 else 1.0, LIBRARIES * (1 + cores)),
         "latency": Cost(3.0, LIBRARIES),
     }
 

@@ -154,8 +154,7 @@ print(report.summary_table(results))
 # %%
 from lar_core.view import reading
 
-for finding in reading.findings(results, rows):
-    print(f"[{finding.verdict}] {finding.topic}\n    {finding.sentence}\n")
+notebook.say(reading.findings(results, rows))
 print(f"The whole page, with pictures and clips: {page}")
 
 # %% [markdown]

@@ -65,9 +65,7 @@ show(figures.success_bars(report.success_bars(results)))
 # In words, pair by pair on the same init states:
 
 # %%
-questions = [finding for finding in reading.findings(results, rows) if "success" in finding.topic]
-for finding in questions:
-    print(f"[{finding.verdict}] {finding.topic}\n    {finding.sentence}\n")
+notebook.say(finding for finding in reading.findings(results, rows) if "success" in finding.topic)
 
 # %% [markdown]
 # ## Frame by frame

@@ -57,8 +57,10 @@ def check() -> None:
     before = versions()
     print("before:", before, flush=True)
     run = CONTENT / "runs" / "attention_mask-micro-s0"
-    interrupted(lambda: any(run.glob("checkpoints/step_*")))
-    steps = len((run / "metrics.jsonl").read_text().splitlines())
+    logged = run / "metrics.jsonl"
+    interrupted(lambda: logged.exists() and len(logged.read_text().splitlines()) >= 3)
+    assert any(run.glob("checkpoints/step_*")), "nothing was saved before the kill"
+    steps = len(logged.read_text().splitlines())
     assert not (run / "results.json").exists(), "the kill came too late to show anything"
     print(f"killed while training, {steps} lines of metrics kept; running all again", flush=True)
     notebook = finished()

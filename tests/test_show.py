@@ -14,6 +14,7 @@ from lar_core.errors import LarError
 from lar_core.files import append_jsonl
 from lar_core.run import Run
 from lar_core.view import figures, show
+from lar_core.view.reading import Finding
 
 rng = np.random.default_rng(0)
 
@@ -36,6 +37,12 @@ def test_tables_escape_and_shorten(capsys, monkeypatch):
     monkeypatch.setattr(show, "display", said.append)
     show.table(["a"], [[1 / 3], ["<b>"]])
     assert ">0.333<" in said[0].data and "&lt;b&gt;" in said[0].data
+
+
+def test_findings_are_said_in_short_lines(capsys):
+    show.say([Finding("it looks", "not detected", "word " * 60)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "[not detected] it looks" and max(map(len, said)) <= 100 and said[1].startswith("    word")
 
 
 def test_a_clip_that_is_too_long_is_refused(tmp_path):

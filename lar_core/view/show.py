@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import io
+import textwrap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from ..evaluate.film import FPS
 from ..files import atomic_path, read_jsonl
 from ..run import Run
 from .figures import training_curves
+from .reading import Finding
 
 LIMIT = 190_000  # bytes of a picture
 CLIP_LIMIT = 700_000  # bytes of a video, which base64 makes a third longer
@@ -60,6 +62,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], words: str = ""
     display(HTML(f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"))
     if words:
         print(words)
+
+
+def say(found: Iterable[Finding]) -> None:
+    """Print findings, each with its verdict, in lines that a notebook does not break."""
+    for finding in found:
+        print(f"[{finding.verdict}] {finding.topic}")
+        print(textwrap.fill(finding.sentence, 100, initial_indent="    ", subsequent_indent="    "), end="\n\n")
 
 
 def film(frames: np.ndarray, path: Path, words: str = "") -> None:
