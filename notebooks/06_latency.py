@@ -46,7 +46,8 @@ run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 # look again; *actions per second* multiplies that by how many actions of a chunk are executed. Papers quote either one:
 # read which.
 #
-# The two heads: all actions of a chunk at once, or one token after another, as a language model speaks.
+# The heads: all actions of a chunk at once; one token after another, as a language model speaks; and two with a small
+# policy of their own that reads every layer.
 
 # %%
 from lar_core.evaluate import costs

@@ -72,7 +72,8 @@ def test_only_the_patches_with_most_attention_are_seen(tokens):
 def test_without_the_cascade_one_softmax_covers_all(tokens):
     block = make_block(focus_cascade=False, focus_keep=1.0, focus_gate=False)
     actions, queries, vision, raw = tokens
-    heads = lambda x: x.unflatten(-1, (HEADS, -1)).transpose(1, 2)  # noqa: E731
+    def heads(x):
+        return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
     keys = torch.cat([block.own.key(actions), block.of_queries.key(queries), block.of_vision.key(vision)], dim=1)
     values = torch.cat([block.own.value(actions), block.of_queries.value(queries), block.of_vision.value(raw)], dim=1)
     expected = nn.functional.scaled_dot_product_attention(heads(block.query(actions)), heads(keys), heads(values))

@@ -21,8 +21,10 @@ from ..weights import prepare_backbone
 from .latency import one_observation, time_acting
 
 HEADS = {"parallel: all actions in one pass": {"head": "parallel"},
-         "autoregressive: one token after another": {"head": "autoregressive"}}
-TRAINING = {"action_only": {}, "random_mask": {}, "attention_mask": {}, "gaze_mask": {},
+         "autoregressive: one token after another": {"head": "autoregressive"},
+         "bridge: a policy with a block a layer": {"head": "bridge", "action_loss": "l1"},
+         "focus: the same, with three attentions": {"head": "focus", "action_loss": "l1"}}
+TRAINING = {"action_only": {}, "bridge_head": {}, "focus_head": {}, "random_mask": {}, "attention_mask": {}, "gaze_mask": {},
             "attention_mask, mask_input": {"mask_input": True}}
 
 

@@ -1,9 +1,10 @@
 """The shortcut probe: what the actions lose when the image is taken away, or another frame's is put in its place.
 
 A policy can do without looking: proprioception says where the hand is, and demonstrations are much alike. So every
-held-out frame is answered again with grey images and with those of another frame, instruction and proprioception as they
-were. Where a head has a policy of its own (`bridge`, `focus`), the same is done to this policy alone: its action queries
-then still come from a backbone that saw the right image, and what is left of the loss is the shortcut past the patches.
+held-out frame is answered again with grey images and with those of another frame, instruction and proprioception as
+they were. Where a head has a policy of its own (`bridge`, `focus`), the same is done to this policy alone: its action
+queries then still come from a backbone that saw the right image. If that costs nothing although the whole policy needs
+the image, the actions hang on the queries, past all patches.
 """
 
 from __future__ import annotations

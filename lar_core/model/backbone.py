@@ -27,8 +27,8 @@ class Encoding:
     patches (B, P, D): final states of the image tokens; text (B, L, D): final states of the text tokens, BOS and
     newline included; instruction_mask (B, L) bool, True = a token of the instruction itself; suffix (B, S, D): final
     states of the head's tokens; attention (B, N, H, L, P) and saliency (B, P), rows summing to 1, or None when not
-    asked for. Where a head asks for them: layers, the states (B, P + L + S, D) behind each layer from `join` on, the last
-    ones normalised; vision (B, P + W, V), what the vision tower makes of both cameras' images.
+    asked for. Where a head asks for them: layers, the states (B, P + L + S, D) behind each layer from `join` on, the
+    last ones normalised; vision (B, P + W, V), what the vision tower makes of both cameras' images.
     """
 
     patches: Tensor

@@ -1,9 +1,9 @@
-"""The `bridge` head: VLA-Adapter's Bridge Attention (Wang et al. 2025, section 3.3).
+"""The `bridge` head: VLA-Adapter's Bridge Attention (Wang et al. 2025).
 
 In every block the action tokens attend, under *one* softmax, to themselves, to the layer's action queries with
 proprioception, and to the layer's image tokens. The scores of the image tokens are multiplied by tanh(g), g = 0 at the
-start: the policy then sees the mean of the image, and learns how much to choose in it. Projections are separate for each
-kind of token, as in the authors' "Pro" code, without its rotary positions (see `layerwise`).
+start: the policy then sees the mean of the image, and learns how much to choose in it. Projections are separate for
+each kind of token, as in the authors' "Pro" code, without its rotary positions (see `layerwise`).
 """
 
 from __future__ import annotations

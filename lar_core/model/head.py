@@ -40,7 +40,7 @@ class Head(nn.Module):
         super().__init__()
         self.chunk = profile.chunk
         self.l1 = condition.action_loss == "l1"
-        self.scale = 0.02 * trunk.width**0.5  # Gemma multiplies embeddings by sqrt(width); our tokens start at that size
+        self.scale = 0.02 * trunk.width**0.5  # Gemma multiplies embeddings by sqrt(width); ours start at that size
         self.proprio = nn.Linear(PROPRIO, trunk.width) if profile.proprio else None
         self.norm = nn.LayerNorm(trunk.width)
 
@@ -73,7 +73,8 @@ class Head(nn.Module):
         """An answer -> actions (B, K, 7) in [-1, 1], the gripper -1 or +1."""
         return clip(answer) if self.l1 else decode(answer)
 
-    def act(self, backbone: Backbone, prefix: Prefix, seen: dict[str, Tensor], proprio: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, backbone: Backbone, prefix: Prefix, seen: dict[str, Tensor],
+            proprio: Tensor) -> tuple[Tensor, Tensor]:
         """What `Policy.look` saw and proprioception (B, 8) -> actions (B, K, 7) in [-1, 1] and saliency (B, P)."""
         encoding = self.encode(backbone, prefix, seen, proprio)
         return self.decode(self(encoding)), encoding.saliency

@@ -61,7 +61,8 @@ class AutoregressiveHead(Head):
     def forward(self, encoding: Encoding) -> Tensor:
         return self._read(encoding.suffix[:, -self.tokens:]).unflatten(1, (self.chunk, DOF))
 
-    def act(self, backbone: Backbone, prefix: Prefix, seen: dict[str, Tensor], proprio: Tensor) -> tuple[Tensor, Tensor]:
+    def act(self, backbone: Backbone, prefix: Prefix, seen: dict[str, Tensor],
+            proprio: Tensor) -> tuple[Tensor, Tensor]:
         past, senses = DynamicCache(), self.senses(seen.get("wrist_tokens"), proprio)
         first = (self.start + self.places[:1]).expand(len(senses), 1, -1)
         encoding = backbone.upper(seen["states"], prefix, torch.cat([senses, first], dim=1), past=past)

@@ -24,9 +24,10 @@ HEADS = 8  # of its attention
 
 
 class LayerwiseHead(Head):
-    """Subclasses make the `block` of one layer: (actions (B, K, d), queries (B, Q, D), vision (B, N, D), raw) -> actions.
+    """Subclasses make the `block` of one layer.
 
-    raw (B, N, V): what the vision tower made of the same patches, or None where the head does not ask for it.
+    A block maps actions (B, K, d), queries (B, Q, D), vision (B, N, D) and raw to the next block's actions. raw
+    (B, N, V): what the vision tower made of the same patches, or None where the head does not ask for it.
     """
 
     reads_layers = True
@@ -59,7 +60,7 @@ class LayerwiseHead(Head):
         return self._shaped(self.answer(self.last_norm(actions)))
 
     def _split(self, states: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
-        """A layer's states (B, P + L + S, D) -> queries and proprioception (B, Q, D), patches of both cameras (B, N, D)."""
+        """A layer's states (B, P + L + S, D) -> queries with proprioception (B, Q, D), both cameras' patches (B, N, D)."""
         states = self.norm(states.to(self.queries.dtype))
         own = QUERIES + (self.proprio is not None)
         patches, behind = encoding.patches.shape[1], states.shape[1] - encoding.suffix.shape[1]

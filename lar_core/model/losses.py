@@ -23,7 +23,7 @@ def action_loss(logits: Tensor, actions: Tensor, padded: Tensor, valid: float | 
 
 
 def absolute_error(predicted: Tensor, actions: Tensor, padded: Tensor, valid: float | None = None) -> Tensor:
-    """Mean absolute error of predicted actions (B, K, 7), over what `action_loss` takes its mean; other arguments too."""
+    """Absolute error of predicted actions (B, K, 7); the mean, and the other arguments, as in `action_loss`."""
     error = (predicted.float() - actions).abs().mean(dim=-1)  # (B, K)
     return (error * ~padded).sum() / (valid or (~padded).sum())
 

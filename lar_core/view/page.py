@@ -104,8 +104,8 @@ GUIDE = (
     ("Action error", "Mean absolute error over the predicted chunk in normalised units, where each action ranges from "
      "-1 to 1. It does not predict success; beating the mean action is a gate, not a goal."),
     ("Without the image", "The action loss on held-out frames when both cameras show grey, or another frame (of another "
-     "episode where there is one). What is left of it is done by proprioception and habit. A head with a policy of its own "
-     "can hide a shortcut: its queries may carry all that it uses, so its own view is changed alone as well."),
+     "episode where there is one). What is left of it is done by proprioception and habit. A head with a policy of its "
+     "own can hide a shortcut: its queries may carry all that it uses, so its own view is changed alone as well."),
     ("Reconstruction loss", "Mean squared error on masked patches only, beside two guesses that need no learning."),
     ("Gradient norm in the backbone", "What each loss sends into the backbone during training. A reconstruction loss "
      "whose gradient is a small fraction of the action's can hardly change what the policy looks at."),
