@@ -23,6 +23,7 @@ HEADS = ("parallel", "autoregressive", "bridge", "focus")
 ACTION_LOSSES = ("cross_entropy", "l1")
 AGGREGATIONS = ("mean", "content_words", "sink_removal", "relative", "localisation_heads", "learned_gate", "smooth")
 EVALUATION_ONLY = ("coarse_to_fine", "multi_pass")  # aggregations of many passes
+REGULARISERS = ("sparsity", "consistency", "contrastive", "relational", "language")  # weights in Condition; 0: off
 PLACEMENTS = ("official", "wide", "counterfactual")
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
 TUNES = ("all", "lora_all", "lora_top", "full_top")
@@ -50,7 +51,22 @@ class Condition:
     matched_capacity: bool = False  # a denoiser as large as the profile's MAE decoder, instead of its own size
     saliency_layers: int = 3  # the last so many layers of the language model
     aggregation: str = "mean"  # how layers, heads and words become one map; "mean" is the literal method
+    sparsity: float = 0.0  # weight of the entropy of the saliency map, 0 to 1
+    consistency: float = 0.0  # weight of the divergence of the maps of two masks of one frame, 0 to 1
+    contrastive: float = 0.0  # weight of telling the map from that of the other bowl's sentence, in nats
+    relational: float = 0.0  # weight of telling the map from that of the sentence without its relation words
+    language: float = 0.0  # weight of guessing hidden words, in nats; with mask_input from what is left of the image
     blind: bool = False  # every image is replaced by grey: the control that cannot see
+
+    @property
+    def regularisers(self) -> dict[str, float]:
+        """Those that are on, and their weights."""
+        return {name: getattr(self, name) for name in REGULARISERS if getattr(self, name) != 0}
+
+    @property
+    def sees_again(self) -> list[str]:
+        """What of it shows the frozen layers other words or pixels at every step, so that they cannot be cached."""
+        return [*(["mask_input"] if self.mask_input else []), *(name for name in self.regularisers if name != "sparsity")]
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,12 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="motion_mask", mask_source="frame_difference"),
     Condition(name="teacher_mask", mask_source="teacher_attention"),
     Condition(name="growing_mask", mask_source="attention", mask_ratio_start=0.15, mask_ratio=0.75),
+    Condition(name="sparse_attention", sparsity=0.1),
+    Condition(name="consistent_attention", consistency=1.0),
+    Condition(name="contrastive_attention", contrastive=0.1),
+    Condition(name="relational_attention", relational=1.0),
+    Condition(name="language_mask", language=0.1),
+    Condition(name="joint_mask", mask_source="random", mask_input=True, language=1.0),
     Condition(name="bridge_head", mask_source="none", reconstructor="none", head="bridge", action_loss="l1"),
     Condition(name="focus_head", mask_source="none", reconstructor="none", head="focus", action_loss="l1"),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
@@ -209,6 +231,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
 def make_config(condition: str = "attention_mask", profile: str = "tiny", seed: int = 0, **changes: Any) -> RunConfig:
     """Combine two presets and change single fields of either, e.g. `make_config("gaze_mask", samples=1000)`.
 
+    A profile's feature cache is switched off for conditions that cannot use it, unless it is asked for.
     Raises LarError for an unknown preset or field, naming the nearest valid one.
     """
     if condition not in CONDITIONS:
@@ -221,6 +244,8 @@ def make_config(condition: str = "attention_mask", profile: str = "tiny", seed: 
         if owner is None:
             raise unknown("setting", name, (_field_names(Condition) | _field_names(Profile)) - {"name"})
         parts[owner] = replace(parts[owner], **{name: value})
+    if "cache" not in changes and parts[Condition].sees_again:
+        parts[Profile] = replace(parts[Profile], cache=False)
     return RunConfig(condition=parts[Condition], profile=parts[Profile], seed=seed)
 
 
@@ -254,6 +279,7 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
     return [
         *_impossible_tuning(condition, profile),
         *_impossible_head(condition, profile),
+        *_impossible_regularisers(condition, profile),
         *_impossible_aggregation(condition, profile),
         ((condition.mask_source == "none") != (condition.reconstructor == "none"),
          f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
@@ -293,7 +319,7 @@ def _impossible_head(condition: Condition, profile: Profile) -> list[tuple[bool,
         (condition.head == "autoregressive" and condition.action_loss != "cross_entropy",
          "The autoregressive head writes bins as tokens: set action_loss=cross_entropy, or choose another head."),
         (condition.head in ("bridge", "focus") and profile.text_width % 8 != 0,
-         f"text_width is {profile.text_width}, but head={condition.head} has 8 attention heads: choose a multiple of 8."),
+         f"text_width is {profile.text_width}, but head={condition.head} attends in 8 heads: choose a multiple of 8."),
         (condition.head != "focus" and focus != (0.5, True, True),
          f"focus_keep, focus_gate and focus_cascade are settings of the focus head, but head is {condition.head}."),
         (not 0 < condition.focus_keep <= 1, f"focus_keep is {condition.focus_keep}, but must be above 0 and at most 1."),
@@ -314,6 +340,20 @@ def _impossible_aggregation(condition: Condition, profile: Profile) -> list[tupl
     ]
 
 
+def _impossible_regularisers(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
+    on = condition.regularisers
+    compared = [name for name in ("consistency", "contrastive", "relational") if name in on]
+    return [
+        (any(weight < 0 for weight in on.values()),
+         f"The weight of {next((name for name, weight in on.items() if weight < 0), None)} must not be negative."),
+        (bool(on) and condition.blind,
+         f"A blind policy looks at nothing that {', '.join(on)} could change: set it to 0."),
+        (bool(compared) and condition.aggregation == "relative",
+         f"{', '.join(compared)} compares maps of other words or pixels, for which relative attention would need a generic "
+         "prompt's map each: choose another aggregation."),
+    ]
+
+
 def _impossible_tuning(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
     only_top = profile.tune in ("lora_top", "full_top")
     return [
@@ -328,8 +368,8 @@ def _impossible_tuning(condition: Condition, profile: Profile) -> list[tuple[boo
         (profile.cache and not only_top,
          f"The feature cache keeps what frozen layers give, but tune={profile.tune} trains all of them: set cache=false, "
          "or tune=lora_top or full_top."),
-        (profile.cache and condition.mask_input,
-         "mask_input runs every image a second time with other pixels hidden at each step, so the frozen layers' output "
+        (profile.cache and bool(condition.sees_again),
+         f"{', '.join(condition.sees_again)} shows the frozen layers other words or pixels at every step, so their output "
          "is never the same twice: set cache=false."),
         (profile.cache and profile.shift > 0,
          "shift moves the pixels at every step, so the frozen layers' output is never the same twice: set cache=false, or "

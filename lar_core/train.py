@@ -38,6 +38,7 @@ from .model.ranges import activation_ranges, too_large
 from .model.teacher import Teacher
 from .run import DATA, Run
 from .runtime import act_precision, device, float_dtype, mixed_precision
+from .sim.placements import BOWLS, other_instruction
 from .weights import prepare_backbone, prepare_vae
 
 LOG_EVERY = 10  # steps
@@ -60,11 +61,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     stats = Stats.of(episodes)
     if PartialState().is_main_process:
         stats.save(run.stats)
-    trainer = Trainer(run, make_dataset(episodes, stats, run.config), data)
-    trainer.resume()
-    trainer.choose_heads()
-    with _interruptible() as interrupted:
-        trainer.run_steps(interrupted, line)
+    Trainer(run, make_dataset(episodes, stats, run.config), data).finish(line)
 
 
 def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats]:
@@ -86,9 +83,16 @@ def acting(config: RunConfig, on: torch.device) -> RunConfig:
 
 def make_dataset(episodes: list[Episode], stats: Stats, config: RunConfig) -> DemoDataset:
     """The frames of `episodes` in the sizes that the profile asks for."""
-    profile = config.profile
+    profile, condition = config.profile, config.condition
+    others = [_other_instruction(episode) for episode in episodes] if condition.contrastive else None
     return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
-                       chunk=profile.chunk, previous=config.condition.mask_source == "frame_difference")
+                       chunk=profile.chunk, previous=condition.mask_source == "frame_difference", others=others)
+
+
+def _other_instruction(episode: Episode) -> str | None:
+    """The sentence that names the other bowl of an episode's scene; None where none does, or the scene is not known."""
+    task = episode.provenance.get("task")
+    return None if task is None else other_instruction(task, episode.target or BOWLS[0])
 
 
 def to_device(batch: dict, device: torch.device) -> dict:
@@ -98,6 +102,8 @@ def to_device(batch: dict, device: torch.device) -> dict:
 
 class Trainer:
     """One training run: policy, optimiser, schedule and how far it has come; in every process that shares it."""
+
+    kind: type[Policy] = Policy  # what is trained; subclasses train it on other data
 
     def __init__(self, run: Run, dataset: DemoDataset, data: Path = DATA):
         self.run, self.config, self.dataset = run, run.config, dataset
@@ -110,7 +116,7 @@ class Trainer:
         self.sampler = FrameSampler(len(dataset), profile.batch_size, run.config.seed)
         with self.accelerator.main_process_first():
             folder, vae = prepare_backbone(run), prepare_vae(run.config)
-        policy = make_policy(run.config, folder, self.accelerator.device, vae)
+        policy = make_policy(run.config, folder, self.accelerator.device, vae, self.kind)
         self.cache = self._features(policy, folder, data) if profile.cache else None
         if run.config.condition.mask_source == "teacher_attention":
             policy.teacher = Teacher(policy)
@@ -126,6 +132,13 @@ class Trainer:
         """The policy without what accelerate has put around it."""
         return self.accelerator.unwrap_model(self.policy)
 
+    def finish(self, line: int = 0) -> None:
+        """Train from the newest checkpoint, or the beginning, to the end; Ctrl-C saves first. line: as in `train`."""
+        self.resume()
+        self.choose_heads()
+        with _interruptible() as interrupted:
+            self.run_steps(interrupted, line)
+
     def run_steps(self, interrupted: list, line: int = 0) -> None:
         """Train from the current step to the last one, logging and saving on the way."""
         self.policy.train()
@@ -138,7 +151,7 @@ class Trainer:
                 self.seconds += time.perf_counter() - began
                 if main and (self.step % LOG_EVERY == 0 or self.step == total):
                     append_jsonl(self.run.metrics, {**row, "seconds": round(self.seconds, 2)})
-                    bar.set_postfix(action=f"{row['action']:.3f}", recon=f"{row['recon']:.3f}")
+                    bar.set_postfix({name: f"{row[name]:.3f}" for name in self.bare.weights})
                 stopping = self._anywhere(interrupted)
                 if self.step % every == 0 or self.step == total or stopping:
                     self.save()
@@ -289,10 +302,8 @@ class Trainer:
         """
         weights = [weight for name, weight in self.bare.trained().items() if name.startswith("backbone.vlm.model.")]
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
-        row = {"grad_action": gradient_norm(losses["action"], weights, scale)}
-        if self.bare.decoder is not None:
-            row["grad_recon"] = gradient_norm(losses["recon"] * self.config.condition.lambda_recon, weights, scale)
-        return row
+        return {f"grad_{name}": gradient_norm(losses[name] * weight, weights, scale)
+                for name, weight in self.bare.weights.items()}
 
 
 def _load_trainer(path: Path) -> dict:

@@ -9,7 +9,7 @@ from lar_core.errors import LarError
 from lar_core.sim import placements
 from lar_core.sim.env import SpatialEnv, instruction, official_init_states
 from lar_core.sim.placements import (BOWLS, DEMO_SEEDS, EVALUATION_SCENES, OTHER_SENTENCE, PLATE, TRIES, draw_layout,
-                                     evaluation_scenes, sample_scene, success)
+                                     evaluation_scenes, other_instruction, sample_scene, success)
 
 STORED = [(placement, task) for placement in EVALUATION_SCENES for task in range(10)
           if placement == "wide" or task in OTHER_SENTENCE]
@@ -106,3 +106,11 @@ def test_success_is_the_named_bowl_on_the_plate_and_no_other(env):
 def test_what_does_not_exist_is_refused(task, placement, message):
     with pytest.raises(LarError, match=message):
         evaluation_scenes(task, placement)
+
+
+def test_the_other_bowls_sentence_is_the_one_that_a_counterfactual_scene_says():
+    for task in OTHER_SENTENCE:
+        first, second = evaluation_scenes(task, "counterfactual")[:2]
+        assert other_instruction(task, first.target) == second.instruction
+        assert other_instruction(task, second.target) == first.instruction
+    assert other_instruction(0, BOWLS[0]) is None

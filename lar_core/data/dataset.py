@@ -56,16 +56,16 @@ class DemoDataset:
     """The frames of some episodes, in memory, each with the K actions that follow it.
 
     stats: scales of the *training* episodes, for held-out episodes too. wrist_size 0 leaves the wrist camera out;
-    previous: give the frame before each one too.
+    previous: give the frame before each one too; others: for every episode, the sentence that names the other bowl.
     Raises LarError when there are no episodes, or when their images have another size than asked for: nothing is
     resized silently.
     """
 
     def __init__(self, episodes: Sequence[Episode], stats: Stats, *, image_size: int, wrist_size: int, chunk: int,
-                 previous: bool = False):
+                 previous: bool = False, others: Sequence[str | None] | None = None):
         if not episodes:
             raise LarError("There are no demonstrations to make a data set of: record some with `lar demos`.")
-        self.chunk, self.previous = chunk, previous
+        self.chunk, self.previous, self.others = chunk, previous, others
         self.images = _frames(episodes, "agentview_rgb", image_size, "image_size")  # (N, H, W, 3)
         self.wrist = _frames(episodes, "eye_in_hand_rgb", wrist_size, "wrist_size") if wrist_size else None
         self.actions = stats.normalise_actions(np.concatenate([episode.actions for episode in episodes]))  # (N, 7)
@@ -95,21 +95,23 @@ class DemoDataset:
         instructions: list of B sentences; actions (B,K,7) float32 in [-1,1]; action_pad (B,K) bool, True = beyond the
         end of the episode, where the last action is repeated; regions (B,2,H,W) uint8, 0/1: the named object, the
         other one of its kind (absent if an episode has no segmentation); previous (B,3,H,W) uint8, the frame before, or
-        for the first of an episode the one after (absent unless asked for).
+        for the first of an episode the one after; others: list of B sentences or Nones (both absent unless asked for).
         """
         indices = np.asarray(indices)
         steps, end = indices[:, None] + np.arange(self.chunk), self.end[indices][:, None]
         batch: dict[str, Tensor | list[str]] = {
-            "images": _channels_first(self.images[indices]),
+            "images": channels_first(self.images[indices]),
             "proprio": torch.from_numpy(self.proprio[indices]),
             "instructions": [self.instructions[episode] for episode in self.episode[indices]],
             "actions": torch.from_numpy(self.actions[np.minimum(steps, end - 1)]),
             "action_pad": torch.from_numpy(steps >= end),
         }
         if self.wrist is not None:
-            batch["wrist"] = _channels_first(self.wrist[indices])
+            batch["wrist"] = channels_first(self.wrist[indices])
         if self.previous:
-            batch["previous"] = _channels_first(self.images[self._neighbours(indices)])
+            batch["previous"] = channels_first(self.images[self._neighbours(indices)])
+        if self.others is not None:
+            batch["others"] = [self.others[episode] for episode in self.episode[indices]]
         if self.segmentation is not None:
             numbers = self.region_numbers[self.episode[indices]][:, :, None, None]
             batch["regions"] = torch.from_numpy((self.segmentation[indices][:, None] == numbers).astype(np.uint8))
@@ -158,5 +160,6 @@ def _region_numbers(episode: Episode) -> list[int]:
             for name in (episode.target, episode.distractor)]
 
 
-def _channels_first(images: np.ndarray) -> Tensor:
+def channels_first(images: np.ndarray) -> Tensor:
+    """(N, H, W, 3) -> (N, 3, H, W)."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

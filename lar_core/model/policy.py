@@ -3,9 +3,10 @@
 Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); wrist uint8 (B, 3, h, w); proprio
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
 (B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before;
-mask_ratio, the share of patches to mask at this step. From the feature cache come, instead of a run through the
-frozen layers, states (B, P + L, D), wrist_tokens (B, W, D) and vision (B, P + W, V), as `look` gives them. `valid` is
-the number of valid steps to divide L_action by, where several processes share a batch.
+mask_ratio, the share of patches to mask at this step; others, B sentences that name the other bowl, or None. From the
+feature cache come, instead of a run through the frozen layers, states (B, P + L, D), wrist_tokens (B, W, D) and vision
+(B, P + W, V), as `look` gives them. `valid` is the number of valid steps to divide L_action by, where several processes
+share a batch.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from .loading import load_for
 from .localisation import choose_heads
 from .mae import normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
+from .regularisers import REGULARISERS, Given
 from .teacher import Teacher
 
 if TYPE_CHECKING:
@@ -74,19 +76,37 @@ class Policy(nn.Module):
         return self.backbone.vlm.device
 
     def forward(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Losses of a batch: `loss` = L_action + lambda * L_recon, with `action` and `recon` (0 without a decoder)."""
-        encoding = self.encode(batch, saliency=self.decoder is not None)
+        """Losses of a batch: `loss` = L_action + lambda * L_recon + the regularisers' weighted sum, and each part by
+        itself, `action`, `recon` (0 without a decoder) and the regularisers that are on.
+        """
+        regularised = bool(self.condition.regularisers)
+        encoding = self.encode(batch, saliency=self.decoder is not None or regularised, differentiable=regularised)
         action = self.head.loss(self.head(encoding), batch["actions"], batch["action_pad"], batch.get("valid"))
-        if self.decoder is None:
-            return {"loss": action, "action": action, "recon": torch.zeros_like(action)}
-        recon = self.reconstruct(batch, encoding, draws).loss
-        return {"loss": action + self.condition.lambda_recon * recon, "action": action, "recon": recon}
+        losses, mask = {"action": action, "recon": torch.zeros_like(action)}, None
+        if self.decoder is not None:
+            recon = self.reconstruct(batch, encoding, draws)
+            losses["recon"], mask = recon.loss, recon.mask
+        if regularised:
+            given = Given(self, batch, encoding.saliency, mask, draws or Draws(0))
+            losses |= {name: REGULARISERS[name](given) for name in self.condition.regularisers}
+        return {"loss": sum(weight * losses[name] for name, weight in self.weights.items()), **losses}
 
-    def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None) -> Encoding:
-        """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey."""
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each part of the loss is multiplied by."""
+        recon = {} if self.decoder is None else {"recon": self.condition.lambda_recon}
+        return {"action": 1.0, **recon, **self.condition.regularisers}
+
+    def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None,
+               differentiable: bool = False) -> Encoding:
+        """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey.
+
+        differentiable: whether a loss on the saliency reaches the weights.
+        """
         prefix = self.prefix(batch, saliency)
         seen = batch if "states" in batch else self.look(batch, hidden)
-        return self.head.encode(self.backbone, prefix, seen, batch["proprio"], batch.get("actions"), saliency=saliency)
+        return self.head.encode(self.backbone, prefix, seen, batch["proprio"], batch.get("actions"), saliency=saliency,
+                                differentiable=differentiable)
 
     def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
@@ -211,12 +231,12 @@ class Policy(nn.Module):
 
 
 def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu",
-                vae: Path | None = None) -> Policy:
+                vae: Path | None = None, kind: type[Policy] = Policy) -> Policy:
     """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone.
 
-    vae: folder of the autoencoder, where the reconstruction target is latents.
+    vae: folder of the autoencoder, where the reconstruction target is latents. kind: a subclass, for other losses.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         loaded = load_for(config.profile, backbone, config.condition.saliency_layers, device)
-        return Policy(loaded, config.condition, config.profile, vae).to(device)
+        return kind(loaded, config.condition, config.profile, vae).to(device)

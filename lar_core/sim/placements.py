@@ -132,6 +132,13 @@ def success(env: SpatialEnv, scene: Scene) -> bool:
     return env.satisfied(scene.goal) and not env.satisfied(["on", scene.distractor, PLATE])
 
 
+def other_instruction(task: int, target: str) -> str | None:
+    """The sentence that names the other bowl of a task's scene than `target`; None where no sentence does."""
+    if target == BOWLS[1]:
+        return instruction(task)
+    return instruction(OTHER_SENTENCE[task]) if task in OTHER_SENTENCE else None
+
+
 def sides(placement: str) -> tuple[int, ...]:
     """Which of a scene's two bowls are named in turn: 0 is the one that the task's own sentence names."""
     return (0, 1) if placement == "counterfactual" else (0,)

@@ -1,0 +1,207 @@
+"""Each regulariser moves saliency the way it should within a few steps; off, it costs and changes nothing."""
+
+import shutil
+
+import pytest
+import torch
+from scipy.spatial.distance import jensenshannon
+from scipy.stats import entropy
+from test_train import demos, new_run, without_times  # noqa: F401  (fixtures among them)
+
+from lar_core.config import REGULARISERS, make_config
+from lar_core.draws import Draws
+from lar_core.errors import LarError
+from lar_core.files import read_jsonl
+from lar_core.model import regularisers
+from lar_core.model.language import beside_objects, hide, read_words
+from lar_core.model.masking import mask_top, pixel_mask
+from lar_core.model.regularisers import HALF, Given, divergence, overlap
+from lar_core.run import Run
+from lar_core.train import load_policy, train
+
+UNCHANGED = {"sparsity": 0.0, "consistency": 0.0, "contrastive": 0.0, "relational": 0.0, "language": 0.0}
+
+
+@pytest.fixture
+def trained_on(policy_of, batch):
+    """A factory: the policy after some steps on one regulariser alone, and the policy before."""
+    def make(name, steps=12, spread=3.0, **changes):
+        policies = [policy_of("action_only", **{name: 1.0, **changes}) for _ in range(2)]
+        for policy in policies:
+            _sharpen(policy, spread)
+        policy = policies[1].train()
+        optimiser = torch.optim.Adam(policy.backbone.parameters(), lr=3e-3)
+        for step in range(steps):
+            optimiser.zero_grad()
+            policy(batch, Draws(step))[name].backward()
+            optimiser.step()
+        return [policy.eval() for policy in policies]
+    return make
+
+
+@torch.no_grad()
+def _sharpen(policy, spread):
+    """Untrained maps are nearly flat, and all the same: larger keys make them differ from sentence to sentence."""
+    for layer in policy.backbone.vlm.model.language_model.layers:
+        layer.self_attn.k_proj.weight *= spread
+        layer.self_attn.q_proj.weight *= spread
+
+
+@torch.no_grad()
+def saliency(policy, batch, sentences=None, hidden=None):
+    images = policy.see(batch["images"])
+    if hidden is not None:
+        images = images.masked_fill(hidden, 0.0)
+    return policy.backbone.encode(images, sentences or batch["instructions"]).saliency
+
+
+def test_sparsity_lowers_the_maps_entropy(trained_on, batch):
+    before, after = [entropy(saliency(policy, batch), axis=1) for policy in trained_on("sparsity", spread=1.0)]
+    assert (after < before - 0.1).all()
+
+
+def test_consistency_brings_the_maps_of_two_masks_together(trained_on, batch):
+    noise = [torch.rand(2, 16, generator=torch.Generator().manual_seed(100 + number)) for number in range(8)]
+    masks = [mask_top(scores, 4) for scores in noise]
+
+    def apart(policy):
+        maps = [saliency(policy, batch, hidden=pixel_mask(mask, 64)) for mask in masks]
+        return sum(jensenshannon(one, other, axis=1).mean() for one, other in zip(maps[::2], maps[1::2]))
+    before, after = map(apart, trained_on("consistency"))
+    assert after < 0.9 * before
+
+
+def test_contrastive_takes_the_map_away_from_the_other_bowls_sentence(trained_on, batch):
+    def alike(policy):
+        own, other = saliency(policy, batch), saliency(policy, batch, [batch["others"][0], batch["instructions"][1]])
+        return float(overlap(own, other)[0])
+    before, after = map(alike, trained_on("contrastive", steps=25))
+    assert after < before - 0.02
+
+
+def test_relational_takes_the_map_away_from_the_sentence_without_relation(trained_on, batch):
+    @torch.no_grad()
+    def alike(policy):
+        backbone = policy.backbone
+        whole = backbone.tokenise(batch["instructions"])
+        cut, _ = hide(backbone, whole, [beside_objects(words) for words in read_words(backbone, whole)])
+        states = backbone.lower(policy.see(batch["images"]), cut)
+        return float(overlap(saliency(policy, batch), backbone.upper(states, cut).saliency)[0])
+    before, after = map(alike, trained_on("relational", steps=25))
+    assert after < before - 0.02
+
+
+def test_language_learns_to_guess_hidden_words(trained_on, batch):
+    before, after = trained_on("language", steps=25)
+    guess = [sum(float(policy(batch, Draws(seed))["language"].detach()) for seed in range(5)) / 5 for policy in (before, after)]
+    assert guess[1] < guess[0] - 1
+
+
+def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
+    one, other = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
+    assert float(divergence(one, other)) == pytest.approx(jensenshannon(one[0], other[0], base=2) ** 2, abs=1e-6)
+    assert float(divergence(one, one)) == pytest.approx(0, abs=1e-6)
+    assert float(overlap(one, one.flip(1))) == pytest.approx(0, abs=1e-5)
+    assert float(overlap(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]]))) == pytest.approx(HALF, abs=1e-5)
+
+
+def test_sparsity_is_entropy_as_a_share_of_the_largest():
+    flat, peak = torch.full((1, 16), 1 / 16), torch.eye(16)[:1]
+    values = [float(regularisers.sparsity(Given(None, {}, saliency, None, Draws(0)))) for saliency in (flat, peak)]
+    assert values == pytest.approx([1, 0], abs=1e-5)
+
+
+def test_a_frame_without_relation_or_other_sentence_counts_nothing(policy_of, batch):
+    batch["instructions"], batch["others"] = ["move the bowl"] * 2, [None, None]
+    losses = policy_of("action_only", contrastive=1.0, relational=1.0)(batch, Draws(0))
+    assert losses["contrastive"] == 0 and losses["relational"] == 0
+
+
+def test_contrastive_without_the_other_sentences_is_refused(policy_of, batch):
+    del batch["others"]
+    with pytest.raises(LarError, match="names the other bowl.*contrastive=0"):
+        policy_of("action_only", contrastive=1.0)(batch, Draws(0))
+
+
+@pytest.mark.parametrize("condition", ["action_only", "random_mask", "attention_mask"])
+def test_weights_of_zero_leave_the_losses_and_draws_as_they_are(policy_of, batch, condition):
+    draws = Draws(5), Draws(5)
+    with_zeros, plain = policy_of(condition, **UNCHANGED)(batch, draws[0]), policy_of(condition)(batch, draws[1])
+    assert list(plain) == ["loss", "action", "recon"] == list(with_zeros)
+    assert all(torch.equal(with_zeros[name], plain[name]) for name in plain)
+    assert torch.equal(draws[0].uniform(3), draws[1].uniform(3))
+
+
+def test_off_no_saliency_is_differentiable_and_action_only_reads_none(policy_of, batch):
+    plain, on = policy_of("attention_mask").encode(batch), policy_of("attention_mask").encode(batch, differentiable=True)
+    assert not plain.saliency.requires_grad and on.saliency.requires_grad
+    assert torch.equal(plain.saliency, on.saliency)
+    def refuse(*_):
+        raise AssertionError("action_only read the attention")
+    policy = policy_of("action_only")
+    policy.backbone.aggregation.forward = refuse
+    policy(batch, Draws(0))
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_the_masked_patches_are_the_same_with_and_without(policy_of, batch, name):
+    """A comparison of two conditions must not hang on their draws."""
+    seen = []
+    for condition in (policy_of("random_mask"), policy_of("random_mask", **{name: 1.0})):
+        reconstruct = condition.reconstruct
+        condition.reconstruct = lambda *words: seen.append(reconstruct(*words)) or seen[-1]
+        condition(batch, Draws(2))
+    assert torch.equal(seen[0].mask, seen[1].mask)
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_gradients_are_the_same_under_gradient_checkpointing(policy_of, batch, name):
+    gradients = []
+    for checkpointing in (False, True):
+        policy = policy_of("action_only", checkpointing=checkpointing, **{name: 1.0}).train()
+        _sharpen(policy, 3.0)
+        policy(batch, Draws(0))[name].backward()
+        gradients.append({key: p.grad for key, p in policy.backbone.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    assert all(torch.allclose(grad, gradients[1][key], atol=1e-6) for key, grad in gradients[0].items())
+    assert any(grad.abs().sum() > 0 for grad in gradients[0].values())
+
+
+def test_sparsity_trains_from_the_feature_cache(new_run, demos, tmp_path):  # noqa: F811
+    settings = {"condition": "sparse_attention", "tune": "lora_top", "top_layers": 1, "saliency_layers": 1, "samples": 40}
+    cached, plain = new_run("cached", cache=True, **settings), new_run("plain", **settings)
+    train(cached, [demos], tmp_path / "data"), train(plain, [demos])
+    assert [row["sparsity"] for row in read_jsonl(cached.metrics)] == [row["sparsity"] for row in read_jsonl(plain.metrics)]
+
+
+def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(new_run, demos):  # noqa: F811
+    settings = {name: 0.1 for name in REGULARISERS} | {"condition": "random_mask", "samples": 100, "batch_size": 2}
+    whole = new_run("whole", **settings)
+    train(whole, [demos])
+    shutil.copytree(whole.path, whole.path.with_name("stopped"))
+    stopped = Run.load(whole.path.with_name("stopped"))
+    shutil.rmtree(stopped.final_checkpoint)
+    train(stopped, [demos])
+    assert without_times(stopped) == without_times(whole)
+    rows = read_jsonl(whole.metrics)
+    parts = sum(0.1 * rows[-1][name] for name in REGULARISERS)
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["action"] + 0.5 * rows[-1]["recon"] + parts, rel=1e-4)
+    last = [row for row in rows if "grad_action" in row][-1]
+    assert all(f"grad_{name}" in last for name in (*REGULARISERS, "recon"))
+    load_policy(whole)
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ({"sparsity": -1.0}, "sparsity must not be negative"),
+    ({"condition": "blind", "sparsity": 1.0}, "blind policy looks at nothing that sparsity"),
+    ({"consistency": 1.0, "language": 1.0, "tune": "lora_top", "cache": True}, "consistency, language shows.*cache=false"),
+    ({"contrastive": 1.0, "aggregation": "relative"}, "contrastive compares maps.*choose another aggregation"),
+])
+def test_what_makes_no_sense_is_refused_in_one_sentence(arguments, message):
+    with pytest.raises(LarError, match=message):
+        make_config(**arguments)
+
+
+def test_a_profiles_cache_is_off_for_conditions_that_cannot_use_it():
+    assert not make_config("language_mask", "t4").profile.cache
+    assert make_config("sparse_attention", "t4").profile.cache and make_config("attention_mask", "t4").profile.cache
