@@ -148,7 +148,7 @@ table(("aggregation", "AOS", "named minus other bowl", "AUC, chance 0.5"),
 # %% [markdown]
 # ## Is that much?
 #
-# A score means nothing alone. A bowl covers two or three patches, so even a perfect map has an AOS far below 1; and a
+# A score means nothing alone. A bowl covers a patch or two, so even a perfect map has an AOS far below 1; and a
 # map that has never seen the image, but knows where the bowl stood in training, gets most of what can be had. A policy
 # has shown that it *looks* only where its bar lies above all grey ones.
 
