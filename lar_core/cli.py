@@ -29,7 +29,9 @@ STEPS: dict[str, tuple[str, str]] = {
     "rollout": ("roll out the trained policy in the scene",
                 "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a "
                 "blank one, or another task's. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
-    "latency": ("time one policy step", "Median and 95th percentile in milliseconds, replans and actions a second."),
+    "latency": ("time one policy step, and one training step",
+                "Acting: median and 95th percentile in milliseconds, replans and actions a second. Training: parameters, "
+                "operations, time and GPU memory of a step of this condition beside one of action_only."),
     "report": ("write results.json and report.html from what is there",
                "Steps that have not been run are named in the report with the command that fills them."),
     "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
@@ -170,6 +172,7 @@ def _latency(arguments: argparse.Namespace) -> None:
     from . import reproduce
     run = _run_of(arguments)
     reproduce.time_policy(run)
+    reproduce.time_training(run)
     _print_report(run)
 
 

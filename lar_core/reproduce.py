@@ -21,6 +21,7 @@ from .errors import LarError
 from .evaluate.gather import gather_results
 from .evaluate.latency import measure_latency
 from .evaluate.probes import probe_heldout
+from .evaluate.training_cost import measure_training
 from .evaluate.rollout import INSTRUCTIONS, roll_out, rolled_out
 from .files import read_jsonl
 from .processes import end_with_parent
@@ -122,6 +123,11 @@ def time_policy(run: Run) -> dict:
     return measure_latency(run, load_policy(run, device())[0])
 
 
+def time_training(run: Run) -> dict:
+    """Parameters, operations, time and memory of one training step, beside those of `action_only`."""
+    return measure_training(run)
+
+
 def make_report(run: Run) -> tuple[dict, Path]:
     """results.json and report.html from what is there."""
     return gather_results(run), write_report(run)
@@ -137,4 +143,6 @@ def reproduce(run: Run, data: Path = DATA) -> tuple[dict, Path]:
     roll_out_policy(run)
     if not (run.path / "latency.json").exists():
         time_policy(run)
+    if not (run.path / "training_cost.json").exists():
+        time_training(run)
     return make_report(run)

@@ -6,7 +6,7 @@
     checkpoints/step_000250/   model.safetensors, trainer.pt (optimiser and step), complete only when renamed
     metrics.jsonl              one line a logged training step
     rollouts.jsonl, rollouts/  one line an episode; videos
-    heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json
+    heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json; training_cost.json
     control/                   the blind control, a run folder of its own (runs of a study share one beside them)
     results.json, report.html
 

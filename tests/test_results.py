@@ -29,6 +29,10 @@ def changed(loss: float, before: float = 1.6) -> dict:
     return {"loss": interval(loss), "increase": interval(loss - before), "l1": interval(0.2)}
 
 
+def training_step(parameters: int, step_ms: float) -> dict:
+    return {"parameters": parameters, "flops": 1000.0 * parameters, "step_ms": step_ms, "peak_bytes": None}
+
+
 def rollout(policy: str, instruction: str, successes: int, episodes: int = 20, task: int | None = 5,
             placement: str = "official") -> dict:
     rate = wilson(successes, episodes)
@@ -62,6 +66,8 @@ def full() -> dict:
                      rollout("attention_mask", "swapped", 11), rollout("blind", "right", 13)],
         "latency": {"device": "a device", "dtype": "float32", "n": 50, "p50_ms": 13.0, "p95_ms": 17.0,
                     "replans_per_s": 76.9, "actions_per_s": 615.0, "chunk": 8, "execute": 8},
+        "training_cost": {"device": "a device", "batch_size": 16, "n": 8, "own": training_step(2_000_000, 250.0),
+                          "action_only": training_step(1_800_000, 200.0)},
     }
 
 

@@ -32,6 +32,7 @@ def gather_results(run: Run) -> dict:
                                                              "grounding")},
         "rollouts": summarise(episodes) or None,
         "latency": latency,
+        "training_cost": _read(run.path / "training_cost.json"),
     }
     save_results(run.results, results)
     return results

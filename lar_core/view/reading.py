@@ -22,7 +22,7 @@ BLIND = "blind"  # the condition that is trained without images
 
 _STEPS = {"training": "reproduce", "action": "saliency", "shortcut": "saliency", "reconstruction": "saliency",
           "denoising": "saliency", "grounding": "saliency",
-          "rollouts": "rollout", "latency": "latency"}
+          "rollouts": "rollout", "latency": "latency", "training_cost": "latency"}
 _OPTIONS = {"rollout": " --instructions right blank swapped"}
 _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
               "mean_map": "where the object was in training on average"}

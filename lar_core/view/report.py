@@ -18,7 +18,7 @@ from ..evaluate.results import load_results
 from ..evaluate.statistics import wilson
 from ..files import read_jsonl, write_text
 from ..run import Run
-from . import figures, reading
+from . import arms, figures, reading
 from .page import GUIDE, PAGE, picture, scroll_table, section, text
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
@@ -38,7 +38,7 @@ def write_report(run: Run) -> Path:
     gallery = _gallery(run.path / "gallery.npz")
     sections = (_header(results), _verdicts(results, found), _success(results), _clips(rows),
                 _saliency(results, gallery), _shortcut(results), _reconstruction(results, gallery),
-                _training(results, read_jsonl(run.metrics)), _latency(results), _guide(results), _settings(results))
+                _training(results, read_jsonl(run.metrics)), arms.training_cost(results), _latency(results), _guide(results), _settings(results))
     title = html.escape(f"{results['run']['condition']} · {results['run']['profile']} · LA-ReconVLA")
     write_text(run.report, PAGE.replace("{title}", title).replace("{body}", "\n".join(sections)))
     return run.report
@@ -79,6 +79,10 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     if probe := results.get("denoising"):
         rows.append(("denoising loss", f"{probe['loss']['mean']:.3g}", reading.bounds(probe["loss"]),
                      f"another frame's states {probe['other_frame']['mean']:.3g}, saying nothing 1"))
+    if cost := results.get("training_cost"):
+        own, base = cost["own"], cost["action_only"]
+        rows.append(("training step", f"{own['step_ms']:.1f} ms", "",
+                     f"action_only {base['step_ms']:.1f} ms: {arms.ratio(own['step_ms'], base['step_ms'])}"))
     if latency := results.get("latency"):
         rows.append(("policy step, p50", f"{latency['p50_ms']:.1f} ms", "",
                      f"p95 {latency['p95_ms']:.1f} ms, {latency['actions_per_s']:.0f} actions/s"))
@@ -231,7 +235,7 @@ def _reconstruction(results: dict, gallery: dict) -> str:
     if reading.reconstructor(results) == "none":
         return ""
     if reading.reconstructor(results) == "diffusion":
-        return _denoising(results, gallery)
+        return arms.denoising(results, gallery)
     recon = results.get("reconstruction")
     body = _todo(results, "reconstruction") if recon is None else scroll_table(
         ("mean squared error on masked patches", "decoder", "mean visible patch", "interpolation"),
@@ -242,20 +246,6 @@ def _reconstruction(results: dict, gallery: dict) -> str:
         if results["run"]["config"]["condition"].get("recon_target") == "normalised":
             body += ("<p class=note>The decoder predicts each patch up to brightness and contrast, which the pictures "
                      "take from the original.</p>")
-    return section("Reconstruction", body)
-
-
-def _denoising(results: dict, gallery: dict) -> str:
-    probe = results.get("denoising")
-    body = _todo(results, "denoising") if probe is None else scroll_table(
-        ("mean squared error of the noise", "own states", "another frame's states", "increase", "saying nothing"),
-        [(f"{probe['frames']} held-out frames", *(reading.estimate(probe[name]) for name in
-                                                  ("loss", "other_frame", "increase")), "1")])
-    if "panels" in gallery:
-        note = ("The region, hidden; what the denoiser makes of pure noise in the region's place, stretched to the image; the "
-                "same put back.")
-        body = (picture(", ".join(figures.PANELS), figures.reconstruction_panels, gallery["panels"])
-                + f"<p class=note>{note}</p>{body}")
     return section("Reconstruction", body)
 
 
