@@ -51,6 +51,11 @@ def test_every_number_is_there_and_finite(tmp_path, demos):
     assert set(result["grounding"]["aos"]) == {"model", "uniform", "centre", "mean_map", "best"}
     assert 0 <= result["grounding"]["auc"]["model"]["mean"] <= 1
     assert result["grounding"]["auc"]["uniform"]["mean"] == pytest.approx(0.5)
+    assert result["grounding"]["nss"]["uniform"]["mean"] == 0
+    assert {row["name"] for row in result["aggregations"]} >= {"mean", "relative", "multi_pass"}
+    assert result["robustness"][0]["name"] == "original"
+    own = result["robustness"][0]["metrics"]["energy"]["mean"]
+    assert own == pytest.approx(result["aggregations"][0]["metrics"]["energy"]["mean"])
 
 
 def test_conditions_without_a_decoder_reconstruct_nothing(tmp_path, demos):

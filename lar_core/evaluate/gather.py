@@ -29,7 +29,7 @@ def gather_results(run: Run) -> dict:
                        "demonstrations": (heldout or {}).get("demonstrations")},
         "training": _training(run, heldout) if heldout else None,
         **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "denoising",
-                                                             "grounding")},
+                                                             "grounding", "aggregations", "robustness")},
         "rollouts": summarise(episodes) or None,
         "latency": latency,
         "training_cost": _read(run.path / "training_cost.json"),

@@ -23,6 +23,8 @@ from ..model.policy import Policy, Reconstruction
 from ..run import Run
 from ..train import make_dataset, to_device
 from . import grounding
+from .heatmaps import METRICS, Truth, score
+from .saliency_rows import aggregation_rows, robustness_rows, truth_of
 from .shortcut import sample_losses, shortcut
 from .statistics import over_episodes
 
@@ -38,7 +40,7 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     """Measure `policy` on up to `grounding_frames` frames, evenly spread over the held-out episodes.
 
     Writes `heldout.json` (returned) and `gallery.npz` (pictures for the report). Reconstruction is None for conditions
-    that reconstruct nothing, grounding is None for demonstrations without segmentation.
+    that reconstruct nothing, what is said of saliency for demonstrations without segmentation.
     """
     train_episodes, heldout_episodes = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
     train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
@@ -53,8 +55,7 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
         "shortcut": shortcut(policy, heldout, frames),
         "reconstruction": _reconstruction(measured) if "recon" in measured else None,
         "denoising": _denoising(policy, heldout, frames),
-        "grounding": _grounding(measured, _object_prior(train, policy), heldout.episode[frames])
-        if "target" in measured else None,
+        **_saliency(run, policy, train, heldout, frames, measured["saliency"]),
     }
     write_json(run.path / "heldout.json", result)
     _save_gallery(run, policy, heldout, frames[_spread(GALLERY, len(frames))])
@@ -70,7 +71,6 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
     """Run the policy over `frames`; every array has one row a frame, N in all."""
     rows: dict[str, list] = {}
     draws = Draws(0)
-    grid = round(policy.backbone.patches**0.5)
     for start in range(0, len(frames), BATCH):
         batch = to_device(dataset.batch(frames[start : start + BATCH]), policy.device)
         encoding = policy.encode(batch)
@@ -80,10 +80,6 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
                   "loss": sample_losses(policy, answer, batch)}
         if policy.condition.reconstructor == "mae":
             values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
-        if "regions" in batch:
-            regions = batch["regions"].cpu().numpy()
-            values["target"] = grounding.patch_coverage(regions[:, 0], (grid, grid))
-            values["distractor"] = grounding.patch_coverage(regions[:, 1], (grid, grid))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
@@ -144,6 +140,17 @@ def _reconstruction(measured: dict) -> dict:
             "neighbours": float(measured["recon_neighbours"].mean())}
 
 
+def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
+              saliency: np.ndarray) -> dict:
+    """Where the instruction looks: beside baselines, by every aggregation, and on frames that were changed."""
+    if heldout.segmentation is None or train.segmentation is None:
+        return dict.fromkeys(("grounding", "aggregations", "robustness"))
+    truth, prior = truth_of(heldout, frames, policy), _object_prior(train, policy)
+    return {"grounding": _grounding(saliency, truth, prior, heldout.episode[frames]),
+            "aggregations": aggregation_rows(run, policy, train, heldout, frames),
+            "robustness": robustness_rows(policy, heldout, frames)}
+
+
 def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
     """Where the named object was in the training frames on average, (P,)."""
     grid = round(policy.backbone.patches**0.5)
@@ -152,24 +159,16 @@ def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
     return grounding.mean_map(grounding.patch_coverage(regions, (grid, grid)))
 
 
-def _grounding(measured: dict, prior: np.ndarray, episode: np.ndarray) -> dict:
+def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: np.ndarray) -> dict:
     """Each metric for the model's saliency and for three maps that never look at the image."""
-    target, distractor = measured["target"], measured["distractor"]
-    grid = (round(target.shape[1] ** 0.5),) * 2
-    shape = target.shape
-    maps = {"model": measured["saliency"], "uniform": np.full(shape, 1 / shape[1]),
-            "centre": np.broadcast_to(grounding.centre_map(grid), shape), "mean_map": np.broadcast_to(prior, shape)}
-    metrics = {"aos": grounding.aos, "auc": grounding.auc,
-               "pointing": lambda saliency, cover: grounding.pointing(saliency, cover, grid),
-               "target_minus_distractor": lambda saliency, cover: grounding.target_minus_distractor(
-                   saliency, cover, distractor)}
-    def score(metric: str, name: str) -> np.ndarray:
-        if (metric, name) == ("aos", "uniform"):
-            return grounding.aos_uniform(target)
-        return metrics[metric](maps[name], target)
-    scores = {metric: {name: over_episodes(score(metric, name), episode) for name in maps} for metric in metrics}
-    scores["aos"]["best"] = over_episodes(grounding.aos_best(target), episode)
-    return {"frames": shape[0], "episodes": len(np.unique(episode)), **scores}
+    shape = saliency.shape
+    maps = {"model": saliency, "uniform": np.full(shape, 1 / shape[1]), "mean_map": np.broadcast_to(prior, shape),
+            "centre": np.broadcast_to(grounding.centre_map((truth.grid, truth.grid)), shape)}
+    scores = {name: score(values, truth) for name, values in maps.items()}
+    scores["uniform"]["aos"] = grounding.aos_uniform(truth.coverage)
+    series = {metric: {name: over_episodes(scores[name][metric], episode) for name in maps} for metric in METRICS}
+    series["aos"]["best"] = over_episodes(grounding.aos_best(truth.coverage), episode)
+    return {"frames": shape[0], "episodes": len(np.unique(episode)), **series}
 
 
 def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:

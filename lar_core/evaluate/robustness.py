@@ -1,8 +1,7 @@
 """Held-out frames, changed in one way: does the saliency still find the named object?
 
 Each split takes Frames and gives Frames; the truth moves along. Sentences are LIBERO's own, changed by words, so that
-nothing has to be rendered; pictures are changed by moving pixels. Splits are fixed: the same frames always give the same
-result.
+nothing has to be rendered; pictures are changed by moving pixels. Nothing is random: the same frames give the same.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Saliency in rows: every aggregation on the same held-out frames, and the policy's own one on frames that were changed.
+"""Saliency in rows: every aggregation on the same held-out frames, and the policy's own one on changed frames.
 
 A row is {"name", "frames", "metrics"}, with every metric of `heatmaps` as an interval over episodes.
 """
@@ -25,7 +25,8 @@ FRAMES = 100  # at most: the aggregations together take some twenty passes
 BATCH = 16
 
 
-def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray) -> list[dict]:
+def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset,
+                     frames: np.ndarray) -> list[dict]:
     """One row an aggregation, on up to FRAMES of `frames` of the held-out episodes."""
     frames = _some(frames)
     images, instructions = _shown(heldout, frames)
@@ -50,7 +51,7 @@ def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) ->
 
 
 def row(name: str, saliency: np.ndarray, truth: Truth, group: np.ndarray) -> dict:
-    """Score saliency (B, P); group (B,): which frames are not independent of each other, such as those of one episode."""
+    """Score saliency (B, P); group (B,): frames of one group, such as an episode, are not independent."""
     metrics = {metric: over_episodes(values, group) for metric, values in score(saliency, truth).items()}
     return {"name": name, "frames": len(saliency), "metrics": metrics}
 

@@ -14,7 +14,7 @@ HEADS = 3
 
 
 def choose_heads(attention: np.ndarray, count: int = HEADS) -> list[tuple[int, int]]:
-    """attention (F, N, H, P) of F frames, mean over the instruction's words -> up to `count` (layer, head), best first."""
+    """attention (F, N, H, P) of F frames, mean over instruction words -> up to `count` (layer, head), best first."""
     mass = attention.sum(axis=-1).mean(axis=0)  # (N, H), share of the attention that goes to the image
     entropy = np.array([[np.mean([spatial_entropy(frame) for frame in attention[:, layer, head]])
                          for head in range(mass.shape[1])] for layer in range(mass.shape[0])])

@@ -20,6 +20,7 @@ from ..files import read_jsonl, write_text
 from ..run import Run
 from . import arms, figures, reading
 from .page import GUIDE, PAGE, picture, scroll_table, section, text
+from .saliency_table import saliency_rows
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
@@ -217,6 +218,8 @@ def _saliency(results: dict, gallery: dict) -> str:
     if best := (grounding["aos"] or {}).get("best"):
         parts.append(f"<p class=note>The object covers fewer patches than the top 25 %, so AOS can reach "
                      f"{reading.estimate(best)} at most.</p>")
+    parts += [saliency_rows("Every way to aggregate, on the same frames", results.get("aggregations")),
+              saliency_rows("The same policy on frames that were changed", results.get("robustness"))]
     return section("Where the instruction looks", "".join(parts))
 
 

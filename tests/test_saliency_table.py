@@ -1,0 +1,29 @@
+"""Rows of saliency in results.json and in the report."""
+
+from __future__ import annotations
+
+import pytest
+from test_results import full, interval
+
+from lar_core.errors import LarError
+from lar_core.evaluate.heatmaps import METRICS
+from lar_core.evaluate.results import validate_results
+from lar_core.view.saliency_table import COLUMNS, saliency_rows
+
+ROW = {"name": "content_words", "frames": 100, "metrics": dict.fromkeys(METRICS) | {"aos": interval(0.123)}}
+
+
+def test_the_columns_are_metrics_that_there_are():
+    assert set(COLUMNS) < set(METRICS)
+
+
+def test_a_row_shows_its_name_its_numbers_and_what_could_not_be_measured():
+    table = saliency_rows("Every way", [ROW])
+    assert "content words" in table and "0.123 (0.113 to 0.133)" in table and "not measurable" in table
+    assert "100 held-out frames" in table and saliency_rows("Every way", None) == ""
+
+
+def test_results_take_rows_and_name_a_wrong_one():
+    validate_results(full() | {"aggregations": [ROW], "robustness": [ROW | {"name": "occlusion"}]})
+    with pytest.raises(LarError, match="metrics"):
+        validate_results(full() | {"aggregations": [ROW | {"metrics": {}}]})
