@@ -48,6 +48,8 @@ run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 #
 # The heads: all actions of a chunk at once; one token after another, as a language model speaks; and two with a small
 # policy of their own that reads every layer.
+#
+# Whatever else this machine is doing counts too: trust ratios more than milliseconds.
 
 # %%
 from lar_core.evaluate import costs
