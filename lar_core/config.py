@@ -332,11 +332,14 @@ def _impossible_head(condition: Condition, profile: Profile) -> list[tuple[bool,
 def _impossible_aggregation(condition: Condition, profile: Profile) -> list[tuple[bool, str]]:
     return [
         (condition.aggregation in EVALUATION_ONLY,
-         f"aggregation {condition.aggregation!r} takes many passes and is for evaluation only, where `lar saliency` reports "
-         f"it for every run: train with one of {', '.join(AGGREGATIONS)}."),
+         f"aggregation {condition.aggregation!r} takes many passes and is for evaluation only, where `lar saliency` "
+         f"reports it for every run: train with one of {', '.join(AGGREGATIONS)}."),
         (condition.aggregation == "relative" and profile.cache,
          "Relative attention runs every image a second time under a generic prompt, which the feature cache does not hold: "
          "set cache=false, or choose another aggregation."),
+        (condition.aggregation == "learned_gate" and not set(condition.regularisers) & set(REGULARISERS[:4]),
+         "A gate of heads learns from a loss on the saliency, and there is none: give sparsity, consistency, contrastive or "
+         "relational a weight, or choose another aggregation than learned_gate."),
     ]
 
 

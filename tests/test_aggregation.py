@@ -6,13 +6,18 @@ import numpy as np
 import pytest
 import torch
 from scipy.ndimage import gaussian_filter
+from safetensors.torch import load_file
+from test_demos import make_episode
 
 from lar_core import config
+from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.errors import LarError
 from lar_core.evaluate.passes import PASSES, available, saliency_maps
 from lar_core.model.aggregation import AGGREGATIONS, GENERIC, content_words, divide, sinks, smooth, weigh, words
 from lar_core.model.localisation import choose_heads, elbow, spatial_entropy
 from lar_core.model.saliency import mean_attention
+from lar_core.run import Run
+from lar_core.train import load_policy, train
 
 P = 16
 
@@ -210,15 +215,45 @@ def test_chosen_heads_are_kept_with_the_weights(policy_of, batch, tmp_path):
     ({"aggregation": "multi_pass"}, "evaluation only"),
     ({"aggregation": "coarse_to_fine"}, "evaluation only"),
     ({"aggregation": "relativ"}, "did you mean 'relative'"),
+    ({"aggregation": "learned_gate"}, "learns from a loss on the saliency"),
+    ({"aggregation": "learned_gate", "language": 0.1}, "learns from a loss on the saliency"),
+    ({"aggregation": "relative", "consistency": 0.1}, "generic prompt's map each"),
 ])
 def test_aggregations_that_cannot_train_are_refused_in_one_sentence(changes, sentence):
     with pytest.raises(LarError, match=sentence):
         config.make_config("attention_mask", "micro", **changes)
 
 
+def test_a_gate_learns_in_training_from_a_loss_on_the_saliency_and_is_reported(policy_of, batch):
+    policy = policy_of(aggregation="learned_gate", sparsity=0.1)
+    policy(batch)["loss"].backward()
+    assert policy.backbone.aggregation.gate.grad.abs().sum() > 0
+    assert "backbone.aggregation.gate" in policy.kept() and "learned_gate" in available(policy)
+
+
 def test_relative_attention_and_the_feature_cache_exclude_each_other():
     with pytest.raises(LarError, match="cache=false"):
         config.make_config("attention_mask", "t4", aggregation="relative")
+
+
+@pytest.mark.parametrize("changes", [{"aggregation": "localisation_heads"},
+                                     {"aggregation": "learned_gate", "sparsity": 0.1}])
+def test_what_was_chosen_or_learned_is_in_the_checkpoint_and_acts(tmp_path, changes):
+    (tmp_path / "task.bddl").write_text("(define)")
+    parts = [tmp_path / f"{seed}.hdf5" for seed in range(2)]
+    for seed, part in enumerate(parts):
+        write_episode(part, make_episode(steps=12, seed=seed, size=64, wrist=32), bddl_file=tmp_path / "task.bddl")
+    merge_episodes(parts, tmp_path / "demo.hdf5")
+    run = Run.open(config.make_config("attention_mask", "micro", samples=16, **changes), tmp_path / "run")
+    train(run, [tmp_path / "demo.hdf5"])
+    kept = load_file(run.final_checkpoint / "model.safetensors")
+    aggregation = load_policy(run)[0].backbone.aggregation
+    for name, tensor in aggregation.state_dict().items():
+        assert torch.equal(kept[f"backbone.aggregation.{name}"], tensor)
+    if changes["aggregation"] == "localisation_heads":
+        assert 1 <= aggregation.chosen.sum() <= 3
+    else:
+        assert aggregation.gate.abs().sum() > 0
 
 
 # --- several passes --------------------------------------------------------------------------------------------------
