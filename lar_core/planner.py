@@ -9,7 +9,7 @@ second. `Machine` holds everything that is the machine's, so that a plan can als
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -22,7 +22,7 @@ from .errors import LarError
 from .meter import own_bytes
 from .model.head import Trunk
 from .model.heads import HEADS
-from .model.mae import MAEDecoder
+from .model.decoders import make_decoder
 from .model.offline import full_config, make_processor, tiny_config
 from .runtime import act_precision, device, device_name, float_dtype
 
@@ -127,7 +127,7 @@ class Size:
         self.embedding, self.vision = count(vlm.language_model.embed_tokens), count(vlm.vision_tower)
         self.vision_width, self.vision_layers = vision.hidden_size, vision.num_hidden_layers
         self.projector, self.head = count(vlm.multi_modal_projector), count(head)
-        self.decoder = self._decoder_parameters() if self.condition.reconstructor == "mae" else 0
+        self.decoder, self.decoder_kept = self._decoder()
         self.image = (self.profile.image_size // self.profile.patch_size) ** 2
         self.wrist = (self.profile.wrist_size // self.profile.patch_size) ** 2
         self.suffix, self.reads_vision = self.wrist + self.profile.proprio + head.tokens, head.reads_vision
@@ -162,7 +162,7 @@ class Size:
     @property
     def own_flops(self) -> float:
         """Operations of one sample's training step in the decoder and the head."""
-        return 6 * (self.head * self.profile.chunk + self.decoder * self.image)
+        return 6 * (self.head * self.profile.chunk + self.decoder * self.image * self._passes)
 
     @property
     def trainable(self) -> float:
@@ -181,17 +181,28 @@ class Size:
         kept = top * tokens * self.width + of_layer if self.profile.checkpointing else top * of_layer
         if self.profile.tune == "all":
             kept += self.vision_layers * (self.image + self.wrist) * 24 * self.vision_width
-        decoder = self.image * self.profile.decoder_width * 24 * self.profile.decoder_layers if self.decoder else 0
-        return (kept + decoder) * (2 if self.condition.mask_input else 1)
+        kept += self.image * self._passes * self.decoder_kept
+        return kept * (2 if self.condition.mask_input else 1)
 
     def _layer_flops(self, tokens: int) -> float:
         return 2 * self.layer * tokens + 4 * tokens**2 * self.width
 
-    def _decoder_parameters(self) -> int:
-        with torch.device("meta"):
-            return count(MAEDecoder(grid=2, patch_size=self.profile.patch_size, feature_width=self.width,
-                                    width=self.profile.decoder_width, layers=self.profile.decoder_layers,
-                                    heads=self.profile.decoder_heads))
+    @property
+    def _passes(self) -> int:
+        """Versions of each sample that the decoder sees in one step."""
+        return 4 if self.condition.reconstructor == "diffusion" else 1
+
+    def _decoder(self) -> tuple[int, int]:
+        """Parameters of the decoder, and the numbers that autograd keeps of each of its tokens; latents count as pixels."""
+        pixels = {"recon_target": "raw"} if self.condition.recon_target == "latent" else {}
+        decoder = make_decoder(replace(self.condition, **pixels), self.profile, grid=2, patch_size=self.profile.patch_size,
+                               feature_width=self.width)
+        if decoder is None:
+            return 0, 0
+        width, layers = self.profile.decoder_width, self.profile.decoder_layers
+        if self.condition.reconstructor == "diffusion":
+            width, layers = decoder.denoiser.embed.out_features, len(decoder.denoiser.blocks)
+        return count(decoder), 24 * width * layers
 
 
 def _memory(config: RunConfig, size: Size, machine: Machine, frames: float) -> dict[str, float]:

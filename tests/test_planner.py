@@ -22,6 +22,13 @@ def test_trainable_parameters_are_those_of_the_real_policy(backbone_folder, tune
     assert Size(config).trainable == pytest.approx(real, rel=0.002)  # the last norm is not counted
 
 
+@pytest.mark.parametrize("condition", ["action_only", "gaze_mask", "gaze_diffusion", "gaze_diffusion_matched"])
+def test_decoders_count_too(backbone_folder, condition):
+    config = make_config(condition, "micro")
+    real = sum(parameter.numel() for parameter in make_policy(config, backbone_folder).trained().values())
+    assert Size(config).trainable == pytest.approx(real, rel=0.002)
+
+
 def test_the_true_size_has_the_published_number_of_parameters():
     size = Size(make_config(profile="t4"))
     assert size.vision + size.projector + size.embedding + size.layers * size.layer == pytest.approx(2.92e9, rel=0.005)
