@@ -107,3 +107,29 @@ def test_a_map_that_is_the_object_reaches_the_best_scores():
 def test_the_mask_ratio_decides_how_many_patches_are_masked():
     values = np.random.default_rng(0).random((1, 1, 4, 64))
     assert [look(made(values), Choice(mask_ratio=ratio)).mask.sum() for ratio in (0.1, 0.5)] == [6, 32]
+
+
+def test_a_named_aggregation_is_the_policys_own_map_of_that_name(policy_of, batch, images):
+    policy = policy_of(aggregation="relative").eval()
+    with torch.no_grad():
+        expected = policy.encode(batch | {"instructions": [SENTENCE] * 2}).saliency.numpy()
+    reader = AttentionReader(policy)
+    view = reader.look(images[0], SENTENCE, Choice(aggregation="relative"))
+    np.testing.assert_allclose(view.saliency, expected[0], atol=1e-6)
+    smoothed = reader.look(images[0], SENTENCE, Choice(aggregation="relative", smoothing=1.0))
+    np.testing.assert_allclose(smoothed.saliency, smooth(view.saliency, 1.0))
+
+
+def test_heads_that_localise_are_offered_once_they_are_chosen(policy, images):
+    assert "localisation_heads" not in AttentionReader(policy).aggregations
+    chosen = AttentionReader(policy, localisation=[(2, 1)])
+    attention = chosen.read(images[0], SENTENCE)
+    np.testing.assert_allclose(chosen.aggregated(images[0], SENTENCE, "localisation_heads"),
+                               aggregate(attention, Choice(layers=(2,), heads=(1,))), atol=1e-6)
+
+
+def test_an_aggregation_that_there_is_not_is_refused(policy, images):
+    with pytest.raises(LarError, match="did you mean 'relative'"):
+        AttentionReader(policy).look(images[0], SENTENCE, Choice(aggregation="relativ"))
+    with pytest.raises(ValueError, match="AttentionReader.look"):
+        aggregate(made(np.ones((3, 2, 4, 9))), Choice(aggregation="relative"))

@@ -43,6 +43,7 @@ def shown(explorer) -> np.ndarray:
 @pytest.mark.parametrize("control, value", [
     ("frame", 2), ("demonstration", 1), ("preset", "blank"), ("preset", "the other bowl"),
     ("sentence", "move the bowl"), ("layers", (0,)), ("heads", (1,)), ("words", (3,)), ("reduce", "max"),
+    ("aggregation", "relative"),
     ("smoothing", 1.0), ("ratio", 0.5)])
 def test_every_control_changes_the_picture(explorer, control, value):
     before = shown(explorer)

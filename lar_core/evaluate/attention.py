@@ -25,6 +25,7 @@ from ..model.masking import count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import SaliencyTap
 from . import grounding
+from .passes import available, saliency_maps
 from .statistics import Interval, bootstrap_mean
 
 REDUCE = {"mean": np.mean, "max": np.max}
@@ -59,6 +60,7 @@ class Choice:
     reduce: str = "mean"  # over layers, heads and words: one of REDUCE
     smoothing: float = 0.0  # standard deviation of a Gaussian, in patches; 0: none
     mask_ratio: float = 0.25
+    aggregation: str | None = None  # a named one in the place of layers, heads, words and reduce
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,10 @@ class View:
 class AttentionReader:
     """Runs the backbone with every layer tapped and remembers the last `remember` frames, least used goes first."""
 
-    def __init__(self, policy: Policy, remember: int = 512):
-        self.policy, self.remember = policy, remember
+    def __init__(self, policy: Policy, remember: int = 512, localisation: list[tuple[int, int]] | None = None):
+        """localisation: the heads that `saliency_rows.localisation_heads` chose, to offer that aggregation too."""
+        self.policy, self.remember, self.localisation = policy, remember, localisation
+        self._maps: OrderedDict[tuple[str, str, str], np.ndarray] = OrderedDict()
         self._known: OrderedDict[tuple[str, str], Attention] = OrderedDict()
 
     @property
@@ -91,6 +95,33 @@ class AttentionReader:
         key = _key(image, instruction)
         self._known.move_to_end(key)
         return self._known[key]
+
+    @property
+    def aggregations(self) -> list[str]:
+        """Names of `model/aggregation.py` and `evaluate/passes.py` that `aggregated` takes."""
+        own = self.policy.condition.aggregation
+        return [name for name in available(self.policy)
+                if name != "localisation_heads" or self.localisation is not None or name == own]
+
+    def aggregated(self, image: np.ndarray, instruction: str, name: str) -> np.ndarray:
+        """Saliency (P,) of image (H, W, 3) by a named aggregation. Raises LarError for one that there is not."""
+        if name not in self.aggregations:
+            raise unknown("aggregation", name, self.aggregations)
+        key = (*_key(image, instruction), name)
+        if key not in self._maps:
+            pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+            found = saliency_maps(self.policy, pixels, [instruction], [name], self.localisation)[name]
+            self._maps[key] = found[0].float().cpu().numpy()
+        while len(self._maps) > self.remember:
+            self._maps.popitem(last=False)
+        return self._maps[key]
+
+    def look(self, image: np.ndarray, instruction: str, choice: Choice, coverage: np.ndarray | None = None) -> View:
+        """What a choice makes of image (H, W, 3): as the function `look`, and by a named aggregation too."""
+        if choice.aggregation is None:
+            return look(self.read(image, instruction), choice, coverage)
+        saliency = smooth(self.aggregated(image, instruction, choice.aggregation), choice.smoothing)
+        return view_of(saliency, choice.mask_ratio, coverage)
 
     def prepare(self, images: np.ndarray, instruction: str) -> None:
         """Read images (T, H, W, 3) uint8 in batches, so that looking at any of them later costs nothing."""
@@ -123,7 +154,12 @@ def word_of(backbone: Backbone, token: int | torch.Tensor) -> str:
 
 
 def aggregate(attention: Attention, choice: Choice) -> np.ndarray:
-    """Saliency (P,), summing to 1. Raises LarError for a layer, head or word that is not there."""
+    """Saliency (P,), summing to 1. Raises LarError for a layer, head or word that is not there.
+
+    A named aggregation needs the image again: `AttentionReader.look`.
+    """
+    if choice.aggregation is not None:
+        raise ValueError(f"{choice.aggregation} cannot be had from attention alone: use AttentionReader.look.")
     if choice.reduce not in REDUCE:
         raise unknown("way to aggregate", choice.reduce, REDUCE)
     chosen = (("layer", choice.layers, attention.tapped), ("head", choice.heads, range(attention.values.shape[1])),
@@ -152,9 +188,13 @@ def smooth(saliency: np.ndarray, sigma: float) -> np.ndarray:
 
 def look(attention: Attention, choice: Choice, coverage: np.ndarray | None = None) -> View:
     """Aggregate, mask and score. coverage (2, P): named object and other bowl; None: without metrics."""
-    saliency = aggregate(attention, choice)
-    mask = mask_top(torch.from_numpy(saliency)[None], count_masked(saliency.size, choice.mask_ratio))[0].numpy()
-    return View(saliency, mask, {} if coverage is None else score(saliency, coverage, choice.mask_ratio))
+    return view_of(aggregate(attention, choice), choice.mask_ratio, coverage)
+
+
+def view_of(saliency: np.ndarray, mask_ratio: float, coverage: np.ndarray | None = None) -> View:
+    """Mask and score a map (P,), however it was made; arguments as in `look`."""
+    mask = mask_top(torch.from_numpy(saliency)[None], count_masked(saliency.size, mask_ratio))[0].numpy()
+    return View(saliency, mask, {} if coverage is None else score(saliency, coverage, mask_ratio))
 
 
 def score(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> dict[str, float]:
@@ -196,10 +236,11 @@ def compare(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[
     for episode in episodes:
         moments = np.linspace(0, len(episode) - 1, min(frames, len(episode))).round().astype(int)
         reader.prepare(episode.agentview_rgb[moments], episode.instruction)
-        attentions = [reader.read(episode.agentview_rgb[frame], episode.instruction) for frame in moments]
+        images, patches = episode.agentview_rgb, reader.policy.backbone.patches
+        covers = {frame: _seen(coverage_of(episode, frame, patches)) for frame in moments}
         for name, choice in choices.items():
-            scores = [look(attention, choice, _seen(coverage_of(episode, frame, attention.values.shape[-1]))).metrics
-                      for frame, attention in zip(moments, attentions)]
+            scores = [reader.look(images[frame], episode.instruction, choice, covers[frame]).metrics
+                      for frame in moments]
             rows[name].append({metric: _mean([score[metric] for score in scores]) for metric in scores[0]})
     return {name: {metric: bootstrap_mean(values) for metric in means[0]
                    if (values := [mean[metric] for mean in means if not np.isnan(mean[metric])])}

@@ -15,7 +15,7 @@ from IPython.display import display
 
 from ..data.demos import Episode
 from ..errors import LarError
-from ..evaluate.attention import AttentionReader, Choice, View, coverage_of, look, regions_of
+from ..evaluate.attention import AttentionReader, Choice, View, coverage_of, regions_of
 from ..evaluate.rollout import BLANK
 from ..model.policy import Policy
 from ..sim.env import instruction
@@ -23,6 +23,7 @@ from ..sim.placements import BOWLS, OTHER_SENTENCE
 from .pictures import enlarge, grid, heat, hidden, outlined, png, side_by_side
 
 WORDS = {"the whole instruction": None}
+BY_HAND = "as chosen above"  # any named aggregation makes its own choice of words, layers and heads
 METRICS = (  # (metric, name, what to compare it with)
     ("aos", "AOS", "uniform map {aos_uniform}, highest possible {aos_best}"),
     ("on_target", "saliency on the named object", "on the other bowl {on_other}"),
@@ -74,7 +75,8 @@ class HeatmapExplorer:
         """The controls' values; "the whole instruction", or no selection at all, stands for the policy's own choice."""
         chosen = [value for value in self.words.value if value is not None]
         return Choice(layers=self.layers.value or None, heads=self.heads.value or None, words=tuple(chosen) or None,
-                      reduce=self.reduce.value, smoothing=self.smoothing.value, mask_ratio=self.ratio.value)
+                      reduce=self.reduce.value, smoothing=self.smoothing.value, mask_ratio=self.ratio.value,
+                      aggregation=None if self.aggregation.value == BY_HAND else self.aggregation.value)
 
     # --- controls ----------------------------------------------------------------------------------------------------
 
@@ -89,6 +91,9 @@ class HeatmapExplorer:
         self.words = _several("words", WORDS, (None,), rows=6)
         self.layers = _several("layers", {str(i): i for i in range(layers)}, tapped, rows=6)
         self.heads = _several("heads", {str(i): i for i in range(heads)}, range(heads), rows=6)
+        own = self.reader.policy.condition.aggregation
+        self.aggregation = widgets.Dropdown(options=[BY_HAND, *self.reader.aggregations], description="aggregation",
+                                            value=BY_HAND if own == "mean" else own)
         self.reduce = widgets.Dropdown(options=["mean", "max"], description="take their")
         self.smoothing = widgets.FloatSlider(max=2.0, step=0.25, description="smoothing")
         self.ratio = widgets.FloatSlider(value=self.reader.policy.condition.mask_ratio, min=0.05, max=0.75, step=0.05,
@@ -98,13 +103,14 @@ class HeatmapExplorer:
         self.demonstration.observe(lambda _: self._new_episode(), "value")
         self.preset.observe(lambda _: self._preset_chosen(), "value")
         self.sentence.observe(lambda _: self._new_sentence(), "value")
-        for control in (self.frame, self.words, self.layers, self.heads, self.reduce, self.smoothing, self.ratio):
+        for control in (self.frame, self.words, self.layers, self.heads, self.aggregation, self.reduce, self.smoothing,
+                        self.ratio):
             control.observe(lambda _: self.draw(), "value")
 
     def show(self) -> None:
         """Display controls and picture."""
         columns = widgets.HBox([self.words, self.layers, self.heads])
-        numbers = widgets.HBox([self.reduce, self.smoothing, self.ratio])
+        numbers = widgets.HBox([self.aggregation, self.reduce, self.smoothing, self.ratio])
         display(widgets.VBox([widgets.HBox([self.task, self.demonstration]), self.frame,
                               self.preset, self.sentence, columns, numbers, self.picture, self.table]))
 
@@ -178,8 +184,8 @@ class HeatmapExplorer:
 
     def look(self, frame: int, sentence: str, choice: Choice) -> View:
         """What a choice makes of one frame of the present episode."""
-        attention = self.reader.read(self.episode.agentview_rgb[frame], sentence)
-        return look(attention, choice, coverage_of(self.episode, frame, attention.values.shape[-1]))
+        coverage = coverage_of(self.episode, frame, self.reader.policy.backbone.patches)
+        return self.reader.look(self.episode.agentview_rgb[frame], sentence, choice, coverage)
 
 
 def _several(name: str, options: dict, chosen: Sequence, rows: int) -> widgets.SelectMultiple:
