@@ -1,0 +1,60 @@
+"""Saliency on photographs with phrases: RefCOCO-M, RefCOCO/+/g, Flickr30k Entities, Visual Genome.
+
+    rows = photograph_rows(policy, phrases("refcoco_m", folder), limit=500)
+
+A photograph is stretched to the backbone's square image, as its processor does, and its masks with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import numpy as np
+from PIL import Image
+
+from ..data.grounding_sets import Phrase, Place
+from ..errors import LarError
+from ..model.policy import Policy
+from .heatmaps import Truth
+from .passes import available
+from .saliency_rows import maps_in_batches, row
+
+RIVALS = 7  # other places of a picture that are ranked against the named one, at most; the largest
+
+
+def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = 500, names: Sequence[str] | None = None,
+                    heads: list[tuple[int, int]] | None = None) -> list[dict]:
+    """A row (see `saliency_rows`) for each aggregation in `names` (None: all), on the first `limit` phrases.
+
+    Intervals are over pictures: phrases of one picture are not independent. heads: what `localisation_heads` takes.
+    Raises LarError where there are no phrases, or a picture cannot be read.
+    """
+    chosen = list(islice(phrases, limit))
+    if not chosen:
+        raise LarError("There are no phrases to score: check the folder and the split.")
+    size, grid = policy.backbone.image_size, round(policy.backbone.patches**0.5)
+    seen = [_seen(phrase, size) for phrase in chosen]
+    maps = maps_in_batches(policy, np.stack([image for image, _ in seen]), [phrase.text for phrase in chosen],
+                           list(names or available(policy)), heads)
+    objects = np.stack([places for _, places in seen])
+    truth = Truth(objects[:, 0], grid, objects=objects)
+    return [row(name, saliency, truth, _pictures(chosen)) for name, saliency in maps.items()]
+
+
+def _seen(phrase: Phrase, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (size, size, 3) uint8, and the places (1 + RIVALS, size, size) bool, the named one first."""
+    picture = phrase.picture()
+    def stretched(place: Place) -> np.ndarray:
+        mask = Image.fromarray(place.pixels(picture.height, picture.width))
+        return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST))
+    others = sorted((stretched(place) for place in phrase.others), key=np.sum, reverse=True)[:RIVALS]
+    places = np.zeros((1 + RIVALS, size, size), dtype=bool)
+    places[: 1 + len(others)] = [stretched(phrase.named), *others]
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), places
+
+
+def _pictures(phrases: Sequence[Phrase]) -> np.ndarray:
+    """A number for each picture, (B,)."""
+    numbers: dict = {}
+    return np.array([numbers.setdefault(phrase.image, len(numbers)) for phrase in phrases])

@@ -1,0 +1,54 @@
+"""Photographs with phrases through the same scores as the scene."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_grounding_sets import flickr30k, refcoco
+
+from lar_core.data.grounding_sets import Phrase, Place, phrases
+from lar_core.errors import LarError
+from lar_core.evaluate.heatmaps import METRICS
+from lar_core.evaluate.photographs import photograph_rows
+
+
+@pytest.fixture
+def policy(policy_of):
+    return policy_of().eval()
+
+
+@pytest.mark.parametrize(("name", "make", "split"), [("refcoco", refcoco, "testA"), ("flickr30k", flickr30k, "val")])
+def test_published_formats_end_in_rows_with_every_metric(policy, tmp_path, name, make, split):
+    rows = photograph_rows(policy, phrases(name, make(tmp_path), split), names=["mean", "relative"])
+    assert [entry["name"] for entry in rows] == ["mean", "relative"]
+    assert set(rows[0]["metrics"]) == set(METRICS) and rows[0]["metrics"]["auc"]["mean"] >= 0
+
+
+def test_a_photograph_is_stretched_with_its_masks(policy, tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save(tmp_path / "wide.png")
+    phrase = Phrase(tmp_path / "wide.png", "the left half", Place(((0, 0, 40, 40),)))
+    given = np.zeros((1, 16), np.float32)
+    given.reshape(4, 4)[:, :2] = 1 / 8  # all of it on the left half
+    monkeypatch.setattr("lar_core.evaluate.photographs.maps_in_batches", lambda *_: {"mean": given})
+    metrics = photograph_rows(policy, [phrase])[0]["metrics"]
+    for name in ("energy", "best_iou", "box_iou", "auc", "pointing_0px"):
+        assert metrics[name]["mean"] == pytest.approx(1), name
+
+
+def test_phrases_of_one_picture_are_one_observation(policy, tmp_path):
+    for number in range(2):
+        Image.fromarray(np.full((16, 16, 3), number, np.uint8)).save(tmp_path / f"{number}.png")
+    place = Place(((0, 0, 8, 8),))
+    many = [Phrase(tmp_path / "0.png", text, place) for text in ("a bowl", "a plate", "a stove")]
+    alone = photograph_rows(policy, many, names=["mean"])[0]
+    assert alone["frames"] == 3 and alone["metrics"]["energy"]["low"] is None  # one picture: no interval
+    both = photograph_rows(policy, [*many, Phrase(tmp_path / "1.png", "a bowl", place)], names=["mean"])[0]
+    assert both["metrics"]["energy"]["low"] is not None
+
+
+def test_no_phrases_and_a_limit(policy, tmp_path):
+    with pytest.raises(LarError, match="no phrases"):
+        photograph_rows(policy, [])
+    found = phrases("refcoco", refcoco(tmp_path), "testA")
+    assert photograph_rows(policy, found, limit=1, names=["mean"])[0]["frames"] == 1
