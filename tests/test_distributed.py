@@ -12,7 +12,7 @@ from lar_core.errors import LarError
 from lar_core.run import Run
 from lar_core.train import load_policy, train
 
-SETTINGS = {"samples": 96, "batch_size": 8, "checkpoint_every": 5, "shift": 2}
+SETTINGS = {"samples": 96, "batch_size": 8, "checkpoint_every": 5, "shift": 2, "consistency": 0.1, "language": 0.1}
 
 
 @pytest.fixture
@@ -29,7 +29,8 @@ def launch(run, demos, tmp_path):  # noqa: F811
 
 
 def test_two_processes_train_as_one_does(new_run, demos, tmp_path):  # noqa: F811
-    """Random masks, shifts and chunks that run over an episode's end would all differ if shares were drawn apart."""
+    """Random masks, shifts, hidden words and chunks that run over an episode's end would all differ if shares were drawn
+    apart."""
     one, two = new_run("one"), new_run("two")
     train(one, [demos])
     done = launch(two, demos, tmp_path)

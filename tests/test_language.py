@@ -99,7 +99,7 @@ def test_two_pictures_and_a_word_that_only_they_tell_can_be_learned(backbone_fol
     backbone = load_backbone(backbone_folder).train()
     images = torch.stack([torch.full((3, 64, 64), -1.0), torch.full((3, 64, 64), 1.0)])
     whole = backbone.tokenise(["on the plate", "on the stove"])
-    place = [group for word, group in read_words(backbone, whole)[0] if word == "plate"][0]
+    place = next(group for word, group in read_words(backbone, whole)[0] if word == "plate")
     cut, hidden = hide(backbone, whole, [place, place])
     optimiser = torch.optim.Adam(backbone.parameters(), lr=3e-3)
     for _ in range(120):

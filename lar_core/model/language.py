@@ -1,9 +1,9 @@
 """Language masking: words of the instruction are hidden and predicted from the other words and the image.
 
-Masked language modelling as in BERT (Devlin et al. 2019), inside the backbone's bidirectional prefix and through its own
-language-model head. A word that only the image can tell ("next to the ___") makes the text look at the image, as in joint
-masked vision and language modelling (Kwon et al. 2023). 10 to 30 % of the words are hidden, names of objects, colours
-and relations more often than others; the hidden ones are replaced by the tokenizer's unknown token, so that no
+Masked language modelling as in BERT (Devlin et al. 2019), inside the backbone's bidirectional prefix and through its
+own language-model head. A word that only the image can tell ("next to the ___") makes the text look at the image, as in
+joint masked vision and language modelling (Kwon et al. 2023). 10 to 30 % of the words are hidden, names of objects,
+colours and relations more often than others; the hidden ones are replaced by the tokenizer's unknown token, so that no
 vocabulary has to grow.
 """
 
@@ -24,10 +24,11 @@ SHARE = (0.1, 0.3)  # of a sentence's words, drawn anew for every sample
 PREFERENCE = 4.0  # times as likely to be hidden: a word of one of the three kinds below
 MOST = 64  # words of a sentence that can be hidden; fixed, so that draws do not depend on the batch's padding
 
-OBJECTS = frozenset("bowl plate ramekin box cookie cookies drawer cabinet stove table".split())
-COLOURS = frozenset("black white grey gray brown red orange yellow green blue purple pink wooden".split())
-RELATIONS = frozenset("on in under above below over behind before between beside next to near left right front back from "
-                      "top bottom center middle inside".split())
+OBJECTS = {"bowl", "plate", "ramekin", "box", "cookie", "cookies", "drawer", "cabinet", "stove", "table"}
+COLOURS = {"black", "white", "grey", "gray", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink",
+           "wooden"}
+RELATIONS = {"on", "in", "under", "above", "below", "over", "behind", "before", "between", "beside", "next", "to", "near",
+             "left", "right", "front", "back", "from", "top", "bottom", "center", "middle", "inside"}
 CONTENT = OBJECTS | COLOURS | RELATIONS
 
 Words = list[tuple[str, list[int]]]  # a sentence's words, each with the places of its tokens in (L,)

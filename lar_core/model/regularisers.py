@@ -39,8 +39,8 @@ HALF = 0.5**0.5  # overlap of a map of one bowl with a map of two: how like `rel
 class Given:
     """What a regulariser may look at.
 
-    batch: see `policy`; saliency (B, P): where the instructions look, with its graph; mask: the patches (B, P') that are
-    reconstructed, on the mask's grid, None where nothing is; draws: randomness.
+    batch: see `policy`; saliency (B, P): where the instructions look, with its graph; mask: the patches (B, P') that
+    are reconstructed, on the mask's grid, None where nothing is; draws: randomness.
     """
 
     policy: Policy
@@ -74,8 +74,8 @@ def contrastive(given: Given) -> Tensor:
     whose other bowl no sentence names counts 0.
     """
     if "others" not in given.batch:
-        raise LarError("The contrastive regulariser needs the sentence that names the other bowl, which this batch does "
-                       "not have: make the data set with others, or set contrastive=0.")
+        raise LarError("The contrastive regulariser needs the sentence that names the other bowl, which this batch "
+                       "does not have: make the data set with others, or set contrastive=0.")
     backbone, others = given.policy.backbone, given.batch["others"]
     whole = backbone.tokenise(given.batch["instructions"])
     fewer, _ = hide(backbone, whole, [_filling(sentence) for sentence in read_words(backbone, whole)])
