@@ -20,6 +20,10 @@ STEPS: dict[str, tuple[str, str]] = {
     "demos": ("record demonstrations with the scripted expert",
               "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed "
               "attempt is never saved."),
+    "pretrain": ("give a tiny backbone its language, from rendered scenes with captions",
+                 "Renders scenes of all tasks at wide placements (--set demos_per_task=N pictures a task), hides words of "
+                 "generated captions and patches of the pictures, and trains to predict them; no boxes anywhere. Then "
+                 "compares grounding before and after. Any condition takes the result: --set backbone=RUN_DIR/pretrained."),
     "train": ("train one condition",
               "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses "
               "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
@@ -79,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "doctor":
             step.add_argument("--machine", choices=("t4",), help="plan for this machine instead of the one at hand")
             step.add_argument("--full-size", action="store_true", help="run the true size: 6 GB of disk, 10 of memory")
-        if name == "demos":
+        if name in ("demos", "pretrain"):
             step.add_argument("--workers", type=int, help="processes (default: one a core)")
         if name == "push":
             step.add_argument("repo_id", nargs="?", metavar="REPO_ID", help="OWNER/NAME on the hub; made where missing")
@@ -127,11 +131,16 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
 
 def _run_of(arguments: argparse.Namespace) -> Run:
     """The run folder; one that exists is used with its own settings when no others are named."""
-    named = (arguments.condition, arguments.profile, arguments.seed, arguments.tasks, arguments.placement)
-    if arguments.run_dir and (arguments.run_dir / "config.yaml").exists():
-        if not arguments.changes and all(value is None for value in named):
-            return Run.load(arguments.run_dir)
+    if _brings_settings(arguments):
+        return Run.load(arguments.run_dir)
     return Run.open(config_of(arguments), arguments.run_dir)
+
+
+def _brings_settings(arguments: argparse.Namespace) -> bool:
+    """Whether a run folder that exists is named, and no settings are."""
+    named = (arguments.condition, arguments.profile, arguments.seed, arguments.tasks, arguments.placement)
+    exists = arguments.run_dir is not None and (arguments.run_dir / "config.yaml").exists()
+    return exists and not arguments.changes and all(value is None for value in named)
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
@@ -145,6 +154,20 @@ def _demos(arguments: argparse.Namespace) -> None:
     from . import reproduce
     for path in reproduce.make_demos(config_of(arguments), arguments.data_dir, arguments.workers):
         print(path)
+
+
+def _pretrain(arguments: argparse.Namespace) -> None:
+    from .evaluate.pretraining import table
+    from .pretrain import CONDITION, pretrain, pretrained
+    if not _brings_settings(arguments):
+        arguments.condition = arguments.condition or CONDITION
+        arguments.tasks, arguments.placement = arguments.tasks or range(10), arguments.placement or "wide"
+        name = f"pretrain-{arguments.profile or 'tiny'}-s{arguments.seed or 0}"
+        arguments.run_dir = arguments.run_dir or RUNS / name
+    run = _run_of(arguments)
+    found = pretrain(run, arguments.data_dir, arguments.workers)
+    print(table({name: found[name] for name in ("before", "after", "centre")}))
+    print(f"\nUse it in any condition: --set backbone={pretrained(run)}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -211,8 +234,8 @@ def _print_report(run: Run) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "reproduce": _reproduce, "demos": _demos, "train": _train, "saliency": _saliency, "rollout": _rollout,
-    "latency": _latency, "report": _report, "push": _push, "doctor": _doctor,
+    "reproduce": _reproduce, "demos": _demos, "pretrain": _pretrain, "train": _train, "saliency": _saliency,
+    "rollout": _rollout, "latency": _latency, "report": _report, "push": _push, "doctor": _doctor,
 }
 
 if __name__ == "__main__":
