@@ -13,6 +13,8 @@ from pathlib import Path
 
 from jsonschema import Draft202012Validator, ValidationError, validators
 from jsonschema.exceptions import best_match
+from referencing import Registry, Resource
+from referencing.jsonschema import DRAFT202012
 
 from ..errors import LarError
 from ..files import write_json
@@ -23,14 +25,23 @@ _TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({  # what Python's json
 _Validator = validators.extend(Draft202012Validator, type_checker=_TYPES)
 
 
+def _read_schema(name: str) -> dict:
+    return json.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
+
+
+def _resource(name: str) -> Resource:
+    """What one schema refers to in another, as in `results_schema.json#/$defs/interval`."""
+    return DRAFT202012.create_resource(_read_schema(name))
+
+
 class Document:
     """One kind of JSON file. noun: what it is called in sentences; command: what makes it."""
 
     def __init__(self, schema: str, noun: str, command: str,
                  contradictions: Callable[[dict], Iterable[tuple[str, str]]] = lambda document: ()):
-        self.schema: dict = json.loads(files(__package__).joinpath(schema).read_text(encoding="utf-8"))
+        self.schema = _read_schema(schema)
         self.noun, self.command, self.contradictions = noun, command, contradictions
-        self._validator = _Validator(self.schema)
+        self._validator = _Validator(self.schema, registry=Registry(retrieve=_resource))
 
     def validate(self, document: dict) -> None:
         """Raises LarError naming the place and what was expected, unless `document` is complete and consistent."""
@@ -49,8 +60,8 @@ class Document:
         except FileNotFoundError as error:
             raise LarError(f"There is no {path}: `{self.command}` makes it.") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise LarError(f"{path} is not JSON ({error}): delete it and run `{self.command}` again; finished steps are "
-                           "kept.") from error
+            raise LarError(f"{path} is not JSON ({error}): delete it and run `{self.command}` again; finished "
+                           "steps are kept.") from error
         try:
             self.validate(document)
         except LarError as error:

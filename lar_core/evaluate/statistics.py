@@ -89,9 +89,9 @@ def detectable_unpaired(n: int, p: float = 0.5) -> float:
     return float(min(1.0, Z_POWER_80 * np.sqrt(2 * p * (1 - p) / n)))
 
 
-def detectable_paired(n: int, discordant: float = 0.2) -> float:
+def detectable_paired(n: int, discordant: float = 0.2, alpha: float = 0.05) -> float:
     """The same for n pairs, if a share `discordant` of the pairs has different outcomes (normal approximation)."""
-    return float(min(1.0, Z_POWER_80 * np.sqrt(discordant / n)))
+    return float(min(1.0, (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) * np.sqrt(discordant / n)))
 
 
 def describe_difference(name_a: str, a: Sequence[bool], name_b: str, b: Sequence[bool]) -> str:
