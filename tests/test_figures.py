@@ -95,6 +95,9 @@ def test_curves_leave_out_what_was_not_logged():
     rows = [row | {"recon": 0.5, "grad_action": 1.0, "grad_recon": 0.1} for row in rows]
     assert len(figures.training_curves(rows).axes) == 3
     assert draws(figures.training_curves(rows[:1]))
+    rows = [row | {"language": 3.0, "grad_language": 0.2} for row in rows]
+    axes = figures.training_curves(rows).axes
+    assert [text.get_text() for text in axes[2].get_legend().get_texts()] == ["language"]
 
 
 def test_success_bars_show_counts_and_intervals():

@@ -68,7 +68,8 @@ def _training(run: Run, heldout: dict) -> dict:
             "seconds": last["seconds"], "parameters": _parameters(run.final_checkpoint / "model.safetensors"),
             "train_episodes": heldout["train_episodes"], "heldout_episodes": heldout["heldout_episodes"],
             "final": {"loss": last["loss"], "action": last["action"],
-                      "recon": last["recon"] if run.config.condition.reconstructor != "none" else None}}
+                      "recon": last["recon"] if run.config.condition.reconstructor != "none" else None,
+                      **{name: last[name] for name in run.config.condition.regularisers}}}
 
 
 def _parameters(checkpoint: Path) -> dict[str, int]:

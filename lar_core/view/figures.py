@@ -22,6 +22,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Okabe & Ito's palette: told apart with every kind of colour vision.
 MODEL, CHANGED, CONTROL, GREY = "#0a84c6", "#e69f00", "#9aa1a9", "#737b84"
+LOSSES = {"sparsity": "#009e73", "consistency": "#cc79a7", "contrastive": "#d55e00", "relational": "#56b4e9",
+          "language": "#b8a800"}  # the same palette, its yellow darker, so that it shows on white
 TARGET, OTHER = "#00e0ff", "#ffffff"  # outlines: the named object (solid), the other bowl (dashed)
 FULL_COLOUR = 4.0  # times a uniform map's share
 _HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 255).astype(np.float32)
@@ -183,8 +185,10 @@ def training_curves(rows: Sequence[dict]) -> Figure:
     """Losses and the gradient norms they send into the backbone, from rows of metrics.jsonl; log scales."""
     plots = [("Action loss", [("action", MODEL, "")]),
              ("Reconstruction loss (masked patches)", [("recon", CHANGED, "")]),
+             ("Regularisers", [(name, colour, name) for name, colour in LOSSES.items()]),
              ("Gradient norm in the backbone", [("grad_action", MODEL, "action"),
-                                                ("grad_recon", CHANGED, "reconstruction")])]
+                                                ("grad_recon", CHANGED, "reconstruction"),
+                                                *((f"grad_{name}", colour, name) for name, colour in LOSSES.items())])]
     plots = [plot for plot in plots if any(row.get(name, 0) > 0 for row in rows for name, _, _ in plot[1])] or plots[:1]
     figure = Figure(figsize=(9, 2.7), dpi=180, layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots):
