@@ -1,5 +1,7 @@
 """Heads that read every layer: what they are given is what transformers gives, and nobody else pays for it."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
@@ -86,6 +88,21 @@ def test_the_policy_can_be_shown_another_image_than_the_queries_saw(policy_of, b
     assert torch.equal(policy.head(encoding, encoding), own)
     shown = policy.head(encoding, other)
     assert not torch.allclose(shown, own) and not torch.allclose(shown, policy.head(other))
+
+
+@pytest.mark.parametrize("condition, changes", [("bridge_head", {}), ("focus_head", {"focus_keep": 1.0})])
+def test_it_sees_the_wrist_camera_too(policy_of, batch, condition, changes):
+    policy = policy_of(condition, **changes)
+    encoding, other = policy.encode(batch), policy.encode({**batch, "wrist": 255 - batch["wrist"]})
+    assert not torch.allclose(policy.head(encoding, other), policy.head(encoding))
+
+
+def test_what_the_vision_tower_gives_reaches_the_actions_of_focus_and_not_of_bridge(policy_of, batch):
+    for condition, reaches in (("focus_head", True), ("bridge_head", False)):
+        policy = policy_of(condition)
+        encoding = policy.encode(batch)
+        other = replace(encoding, vision=torch.ones(2, 20, 32))
+        assert torch.allclose(policy.head(other), policy.head(encoding)) != reaches
 
 
 @BOTH
