@@ -1,5 +1,7 @@
 """Rollouts: evaluation scenes only, resumed without repeating, errors never counted as failures."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,12 +9,18 @@ import pytest
 
 from lar_core.config import PROFILES
 from lar_core.evaluate.gather import summarise
-from lar_core.evaluate.rollout import EpisodeEnv, Trial, missing_episodes, vector_env
+from lar_core.evaluate.rollout import Trial, missing_episodes, vector_env
 from lar_core.files import append_jsonl
 from lar_core.sim.env import instruction
+from lar_core.sim.episode import EpisodeEnv
 from lar_core.sim.placements import evaluation_scenes
 
 MICRO = PROFILES["micro"]
+
+
+def test_a_rollout_process_does_not_load_torch():
+    code = "import sys, lar_core.sim.episode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_right_blank_and_swapped_sentences():

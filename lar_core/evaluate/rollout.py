@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
@@ -26,41 +25,15 @@ from ..errors import LarError
 from ..files import append_jsonl, read_jsonl
 from ..model.policy import Policy
 from ..run import Run
-from ..sim.env import SpatialEnv, instruction
+from ..sim.env import instruction
+from ..sim.episode import EpisodeEnv
 from ..sim.libero_setup import use_assets
-from ..sim.placements import evaluation_scenes, success
+from ..sim.placements import evaluation_scenes
 from ..sim.workers import cores
 from .film import Film
 
 INSTRUCTIONS = ("right", "blank", "swapped")
 BLANK = "."  # the shortest sentence that is not empty
-
-
-class EpisodeEnv(gymnasium.Wrapper):
-    """A SpatialEnv whose `reset(seed=i)` sets up evaluation scene number i and whose success is that scene's own.
-
-    After success it stands still, so that the environments beside it can finish their episodes.
-    """
-
-    def __init__(self, task: int, placement: str, profile: Profile):
-        super().__init__(SpatialEnv(task, image_size=profile.image_size, wrist_size=profile.wrist_size))
-        self.scenes = evaluation_scenes(task, placement)
-        self.wait_steps = profile.wait_steps
-
-    def reset(self, *, seed: int, options: dict | None = None):
-        """Start evaluation scene number `seed`."""
-        self.scene = self.scenes[seed]
-        self.done = False
-        self.last, info = self.env.reset(seed=self.scene.seed, options={"init_state": self.scene.init_state,
-                                                                       "wait_steps": self.wait_steps})
-        return self.last, info
-
-    def step(self, action: np.ndarray):
-        """Move until success, then stand still."""
-        if not self.done:
-            self.last, *_ = self.env.step(action)
-            self.done = success(self.env, self.scene)
-        return self.last, float(self.done), self.done, False, {}
 
 
 @dataclass(frozen=True)
