@@ -38,6 +38,12 @@ STEPS: dict[str, tuple[str, str]] = {
                 "operations, time and GPU memory of a step of this condition beside one of action_only."),
     "report": ("write results.json and report.html from what is there",
                "Steps that have not been run are named in the report with the command that fills them."),
+    "study": ("compare conditions over seeds, as a YAML file says",
+              "Makes every run of the study (conditions x seeds, and a blind control for each seed that all share), "
+              "several at a time on a CPU, one after the other on a GPU, all from the same init states. Then writes the "
+              "comparison, study.json and study.html: intervals, paired tests corrected for their number, effect sizes, "
+              "and what so many rollouts could have missed. Stop it at any moment and run it again: it goes on. The "
+              "file's lines are explained in docs/study.md."),
     "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
              "Weights as safetensors, settings, normalisation and a model card with the run's numbers beside its "
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
@@ -79,6 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (short, long) in STEPS.items():
         step = steps.add_parser(name, help=short, description=f"{short[0].upper()}{short[1:]}. {long}",
                                 epilog="Fields for --set, with their meaning, are in lar_core/config.py.")
+        if name == "study":
+            _add_study_options(step)
+            continue
         _add_run_options(step)
         if name == "doctor":
             step.add_argument("--machine", choices=("t4",), help="plan for this machine instead of the one at hand")
@@ -95,6 +104,13 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
                               help="evaluate on other placements than in training: official, wide, counterfactual")
     return parser
+
+
+def _add_study_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to compare, e.g. studies/small.yaml")
+    step.add_argument("--run-dir", type=Path, help=f"study folder, every run in a folder of it (default: {RUNS}/NAME)")
+    step.add_argument("--data-dir", type=Path, default=DATA, help=f"where demonstrations are kept (default: {DATA})")
+    step.add_argument("--workers", type=int, metavar="N", help="runs at the same time (default: what the machine has)")
 
 
 def _add_run_options(step: argparse.ArgumentParser) -> None:
@@ -203,6 +219,14 @@ def _report(arguments: argparse.Namespace) -> None:
     _print_report(_run_of(arguments))
 
 
+def _study(arguments: argparse.Namespace) -> None:
+    from .run_study import run_study
+    from .study import Study
+    from .view.study_page import study_table
+    comparison, page = run_study(Study.load(arguments.study), arguments.run_dir, arguments.data_dir, arguments.workers)
+    print(study_table(comparison), f"\nComparison: {page.resolve()}", sep="\n")
+
+
 def _push(arguments: argparse.Namespace) -> None:
     from . import share
     if (arguments.repo_id is None) == (arguments.to is None):
@@ -235,7 +259,7 @@ def _print_report(run: Run) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reproduce": _reproduce, "demos": _demos, "pretrain": _pretrain, "train": _train, "saliency": _saliency,
-    "rollout": _rollout, "latency": _latency, "report": _report, "push": _push, "doctor": _doctor,
+    "rollout": _rollout, "latency": _latency, "report": _report, "study": _study, "push": _push, "doctor": _doctor,
 }
 
 if __name__ == "__main__":
