@@ -44,7 +44,7 @@ def test_it_ends_with_a_table_and_the_report(first, run):
 
 def test_results_hold_every_part_and_follow_the_schema(run):
     results = load_results(run / "results.json")
-    for part in ("training", "action", "reconstruction", "grounding", "rollouts", "latency"):
+    for part in ("training", "action", "shortcut", "reconstruction", "grounding", "rollouts", "latency"):
         assert results[part], part
     assert results["provenance"]["assets"]["name"] == "standin" and results["provenance"]["commit"]
     trials = {(row["policy"], row["instruction"]) for row in results["rollouts"]}
