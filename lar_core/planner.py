@@ -30,6 +30,7 @@ TEXT = 20  # tokens of an instruction, BOS and newline included
 FRAMES = 110  # of a demonstration of LIBERO-Spatial, without no-op steps
 CUDA_CONTEXT = 500_000_000  # bytes
 ENV_STEP = 0.018  # seconds of one environment step with both images at 224 px: a 2-core Xeon, software rendering
+MORE_LOOKS = {"sparsity": 0, "consistency": 2, "contrastive": 2, "relational": 1, "language": 1}
 EPISODE_STEPS = 130  # environment steps of an average rollout, the 10 wait steps included
 
 
@@ -103,8 +104,7 @@ def _step_seconds(size: Size, look: float, top_speed: float, floats: float) -> f
     tune, again = size.profile.tune, size.profile.checkpointing
     backward = (2 if tune in ("all", "full_top") else 1) + again
     seen = 0.0 if size.profile.cache else look * (3 if tune == "all" else 1)
-    passes = 2 if size.condition.mask_input else 1
-    return passes * (seen + size.upper_flops * (1 + backward) / top_speed) + size.own_flops / floats
+    return size.looks * (seen + size.upper_flops * (1 + backward) / top_speed) + size.own_flops / floats
 
 
 class Size:
@@ -182,10 +182,15 @@ class Size:
         if self.profile.tune == "all":
             kept += self.vision_layers * (self.image + self.wrist) * 24 * self.vision_width
         kept += self.image * self._passes * self.decoder_kept
-        return kept * (2 if self.condition.mask_input else 1)
+        return kept * self.looks
 
     def _layer_flops(self, tokens: int) -> float:
         return 2 * self.layer * tokens + 4 * tokens**2 * self.width
+
+    @property
+    def looks(self) -> int:
+        """Passes of each sample through the backbone in one step."""
+        return 1 + self.condition.mask_input + sum(MORE_LOOKS[name] for name in self.condition.regularisers)
 
     @property
     def _passes(self) -> int:

@@ -103,7 +103,8 @@ class Run:
 
 def blind_twin(config: RunConfig) -> RunConfig:
     """The blind control's configuration: the same recipe and seed, trained without images."""
-    return replace(config, condition=CONDITIONS["blind"])
+    blind = replace(CONDITIONS["blind"], saliency_layers=config.condition.saliency_layers)  # what the profile allows
+    return replace(config, condition=blind)
 
 
 def provenance() -> dict[str, str]:

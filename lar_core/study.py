@@ -59,9 +59,9 @@ class Study:
             raise LarError(f"{path} names no conditions: write, for example, conditions: [action_only, random_mask].")
         every = entries["conditions"] == "all"
         conditions = _list("conditions", list(CONDITIONS) if every else entries["conditions"], str)
-        profile = entries.get("profile", "tiny")
+        profile = str(entries.get("profile", "tiny"))
         placement = entries.get("placement", ["official"])
-        return cls(str(entries.get("name", Path(path).stem)), conditions, entries.get("reference", conditions[0]),
+        return cls(str(entries.get("name", Path(path).stem)), conditions, str(entries.get("reference", conditions[0])),
                    _list("seeds", entries.get("seeds", [0]), int), profile,
                    _list("placement", placement, str), _changes(entries))
 

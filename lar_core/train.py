@@ -61,7 +61,11 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     stats = Stats.of(episodes)
     if PartialState().is_main_process:
         stats.save(run.stats)
-    Trainer(run, make_dataset(episodes, stats, run.config), data).finish(line)
+    dataset = make_dataset(episodes, stats, run.config)
+    if run.config.condition.contrastive and not any(dataset.others):
+        raise LarError("No sentence names the other bowl of these demonstrations' scenes, which contrastive compares with: "
+                       "choose tasks from 1 to 9 and demonstrations that say their task, or set contrastive=0.")
+    Trainer(run, dataset, data).finish(line)
 
 
 def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats]:

@@ -17,8 +17,8 @@ def test_every_step_teaches(step, capsys):
         cli.main([step, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert len(text) > 200 and (step == "doctor" or all(option in text for option in (
-        "--condition", "--profile", "--seed", "--run-dir")))
+    assert len(text) > 200 and (all(option in text for option in (
+        ("--run-dir", "--workers") if step == "study" else ("--condition", "--profile", "--seed", "--run-dir"))))
 
 
 @pytest.mark.parametrize("words, message", [

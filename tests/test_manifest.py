@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from lar_core.data.manifest import entry, load_manifest
+from lar_core.data.manifest import KINDS, entry, load_manifest
 from lar_core.errors import LarError
 from lar_core.sim.libero_setup import task_names
 
@@ -22,8 +22,7 @@ def write(tmp_path, *rows):
 def test_the_projects_manifest_is_valid_and_names_the_backbone():
     backbone = entry("paligemma-3b-pt-224")
     assert backbone.id == "google/paligemma-3b-pt-224" and backbone.gated
-    assert {found.kind for found in load_manifest().values()} == {"weights", "demonstrations", "phrases", "assets",
-                                                              "package data"}
+    assert {found.kind for found in load_manifest().values()} == set(KINDS)
 
 
 def test_the_demonstrations_of_liberos_ten_spatial_tasks_are_listed_with_checksums():

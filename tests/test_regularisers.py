@@ -13,9 +13,11 @@ from lar_core.draws import Draws
 from lar_core.errors import LarError
 from lar_core.files import read_jsonl
 from lar_core.model import regularisers
+from lar_core.model.backbone import Backbone
 from lar_core.model.language import beside_objects, hide, read_words
 from lar_core.model.masking import make_mask, mask_top, pixel_mask
 from lar_core.model.regularisers import HALF, Given, divergence, overlap
+from lar_core.planner import Size
 from lar_core.run import Run
 from lar_core.train import load_policy, train
 
@@ -124,6 +126,20 @@ def test_contrastive_without_the_other_sentences_is_refused(policy_of, batch):
         policy_of("action_only", contrastive=1.0)(batch, Draws(0))
 
 
+def test_training_is_refused_where_no_sentence_names_any_other_bowl(new_run, demos):  # noqa: F811
+    with pytest.raises(LarError, match="No sentence names the other bowl.*contrastive=0"):
+        train(new_run("run", "contrastive_attention"), [demos])
+
+
+@pytest.mark.parametrize("name", REGULARISERS)
+def test_planned_passes_are_those_that_are_made(policy_of, batch, name, monkeypatch):
+    upper, calls = Backbone.upper, []
+    monkeypatch.setattr(Backbone, "upper", lambda *words, **options: calls.append(1) or upper(*words, **options))
+    policy = policy_of("action_only", **{name: 1.0})
+    policy(batch, Draws(0))
+    assert len(calls) == Size(make_config("action_only", "micro", **{name: 1.0})).looks
+
+
 @pytest.mark.parametrize("condition", ["action_only", "random_mask", "attention_mask"])
 def test_weights_of_zero_leave_the_losses_and_draws_as_they_are(policy_of, batch, condition):
     draws = Draws(5), Draws(5)
@@ -181,7 +197,8 @@ def test_sparsity_trains_from_the_feature_cache(new_run, demos, tmp_path):  # no
 
 
 def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(new_run, demos):  # noqa: F811
-    settings = {name: 0.1 for name in REGULARISERS} | {"condition": "random_mask", "samples": 100, "batch_size": 2}
+    parts = [name for name in REGULARISERS if name != "contrastive"]  # these demonstrations do not say their task
+    settings = {name: 0.1 for name in parts} | {"condition": "random_mask", "samples": 100, "batch_size": 2}
     whole = new_run("whole", **settings)
     train(whole, [demos])
     shutil.copytree(whole.path, whole.path.with_name("stopped"))
@@ -190,10 +207,10 @@ def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(ne
     train(stopped, [demos])
     assert without_times(stopped) == without_times(whole)
     rows = read_jsonl(whole.metrics)
-    parts = sum(0.1 * rows[-1][name] for name in REGULARISERS)
-    assert rows[-1]["loss"] == pytest.approx(rows[-1]["action"] + 0.5 * rows[-1]["recon"] + parts, rel=1e-4)
+    added = sum(0.1 * rows[-1][name] for name in parts)
+    assert rows[-1]["loss"] == pytest.approx(rows[-1]["action"] + 0.5 * rows[-1]["recon"] + added, rel=1e-4)
     last = [row for row in rows if "grad_action" in row][-1]
-    assert all(f"grad_{name}" in last for name in (*REGULARISERS, "recon"))
+    assert all(f"grad_{name}" in last for name in (*parts, "recon"))
     load_policy(whole)
 
 

@@ -52,7 +52,7 @@ def test_an_episode_begins_at_its_stored_init_state_after_the_wait():
 
 def test_after_success_the_scene_stands_still(monkeypatch):
     env = EpisodeEnv(5, "official", MICRO)
-    monkeypatch.setattr("lar_core.evaluate.rollout.success", lambda *_: True)
+    monkeypatch.setattr("lar_core.sim.episode.success", lambda *_: True)
     try:
         env.reset(seed=0)
         first, _, done, _, _ = env.step(np.ones(7))

@@ -10,7 +10,7 @@ import yaml
 
 from ..errors import LarError, unknown
 
-KINDS = ("weights", "demonstrations", "phrases", "assets", "package data")
+KINDS = ("weights", "autoencoder", "demonstrations", "phrases", "assets", "package data")
 REPO_TYPES = ("model", "dataset", "package", "page")
 _PACKAGE = Path(__file__).resolve().parents[1]
 

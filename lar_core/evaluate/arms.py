@@ -22,8 +22,10 @@ from .statistics import bootstrap_mean
 FILE = "study.json"
 SCORES = {"aos": ("grounding", "aos", "model"),  # where results.json has them: intervals, of which the mean is taken
           "target_minus_distractor": ("grounding", "target_minus_distractor", "model"), "action_l1": ("action", "l1")}
-COSTS = {"parameters": ("training", "parameters", "total"), "train_seconds": ("training", "seconds"),
-         "step_ms": ("latency", "p50_ms")}
+COSTS = {"parameters": ("training_cost", "own", "parameters"), "flops": ("training_cost", "own", "flops"),
+         "train_step_ms": ("training_cost", "own", "step_ms"), "peak_bytes": ("training_cost", "own", "peak_bytes"),
+         "train_seconds": ("training", "seconds"), "act_ms": ("latency", "p50_ms")}
+BASE = "action_only"  # what every run measures beside its own training step, at the same moment
 
 
 def _contradictions(document: dict) -> Iterator[tuple[str, str]]:
@@ -87,7 +89,7 @@ def _arm(condition: str, made: Sequence[Result], reference: Sequence[Result], pl
     rows = [row for result in made for row in result.rows if row["placement"] in placements]
     return {"condition": condition, "runs": [result.name for result in made], "success": summarise(rows),
             **{name: _score(made, reference, path) for name, path in SCORES.items()},
-            "costs": {name: _cost(made, reference, path) for name, path in COSTS.items()}}
+            "costs": {name: _cost(made, path) for name, path in COSTS.items()}}
 
 
 def _score(made: Sequence[Result], reference: Sequence[Result], path: Sequence[str]) -> dict | None:
@@ -100,13 +102,13 @@ def _score(made: Sequence[Result], reference: Sequence[Result], path: Sequence[s
     return {**_interval(values), "seeds": values, "over_reference": gain}
 
 
-def _cost(made: Sequence[Result], reference: Sequence[Result], path: Sequence[str]) -> dict | None:
-    """Mean over seeds, and how many times the reference's."""
+def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
+    """Mean over seeds; ratio: how many times that of `action_only`, where each run measured both."""
     values = [_value(result.results, path) for result in made]
     if None in values:
         return None
-    beside = [_value(result.results, path) for result in reference]
-    ratio = None if None in beside else float(np.mean(values) / np.mean(beside))
+    beside = [_value(result.results, [BASE if name == "own" else name for name in path]) for result in made]
+    ratio = float(np.mean(np.divide(values, beside))) if "own" in path else None
     return {"mean": float(np.mean(values)), "ratio": ratio}
 
 

@@ -18,6 +18,9 @@ from .reading import BLIND, bounds, estimate
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
 _LEAD = {MORE: "More successful than the reference", LESS: "Less successful", NOT_DETECTED: "No difference detected"}
 _SCORES = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "action_l1": "held-out action error"}
+_COSTS = {"parameters": ("million parameters that learn", 1e6, ".2f"), "flops": ("GFLOP a sample", 1e9, ".3g"),
+          "train_step_ms": ("ms for one training step", 1, ".0f"), "peak_bytes": ("GB of GPU memory", 1e9, ".2f"),
+          "train_seconds": ("minutes of training", 60, ".1f"), "act_ms": ("ms for one policy step", 1, ".1f")}
 _GUIDE = (
     ("Detected, not detected",
      "\"More\" or \"less successful\" needs both: McNemar's exact test on paired rollouts below 5 % after Holm's "
@@ -44,8 +47,8 @@ _GUIDE = (
      "Overlap of the 25 % most salient patches with the named object; share of saliency on the named object "
      "minus that on the other bowl. Means over seeds, on held-out demonstrations."),
     ("Costs",
-     "Measured while other runs may have shared the machine: compare within this page, and only roughly. "
-     "Decoders cost training time alone, for nothing is reconstructed at inference."),
+     "Ratios are measured in every run beside action_only, one after the other. Times alone were taken while other "
+     "runs may have shared the machine. Decoders cost training alone: nothing is reconstructed at inference."),
 )
 
 
@@ -164,10 +167,10 @@ def _costs(study: dict) -> str:
         if cost is None:
             return "not measured"
         return f"{cost['mean'] / unit:{form}}" + ("" if cost["ratio"] is None else f" (× {cost['ratio']:.2f})")
-    table = [(arm["condition"], *(cell(arm["costs"][name], unit, form) for name, unit, form in (
-        ("parameters", 1e6, ".2f"), ("train_seconds", 60, ".1f"), ("step_ms", 1, ".1f")))) for arm in study["arms"]]
-    head = ("condition", "million parameters", "minutes of training", "ms for one policy step")
-    return section("Costs, and how many times the reference's", scroll_table(head, table))
+    table = [(arm["condition"], *(cell(arm["costs"][name], unit, form) for name, (_, unit, form) in _COSTS.items()))
+             for arm in study["arms"]]
+    head = ("condition", *(words for words, _, _ in _COSTS.values()))
+    return section("Costs, and how many times those of action_only", scroll_table(head, table))
 
 
 def _caveats(study: dict) -> str:
