@@ -1,4 +1,4 @@
-"""The denoiser: the cosine schedule, a start that does nothing, learning, sampling, capacity, latents, nothing for others."""
+"""The denoiser: schedule, blocks, a start that does nothing, learning, sampling, capacity, latents, nothing for others."""
 
 import math
 import subprocess
@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.attention import BasicTransformerBlock
 
 from lar_core.config import CONDITIONS, PROFILES, make_config
 from lar_core.draws import Draws
@@ -42,6 +43,41 @@ def test_a_block_does_nothing_at_the_start_and_the_denoiser_names_no_noise():
     noised = model.noised(torch.rand(3, 3, 16, 16), Draws(0))
     expected = noised.noise.square().mean(dim=(1, 2, 3))  # the error of saying nothing
     assert torch.allclose(model.errors(torch.randn(3, 16, 8), noised), expected)
+
+
+def spoken_up():
+    """A block whose every weight does something."""
+    torch.manual_seed(0)
+    block = Block(64, 2)
+    for weight in block.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    return block
+
+
+def test_a_block_that_is_told_the_same_of_every_token_is_diffusers_dit_block():
+    block, tokens, told = spoken_up(), torch.randn(2, 16, 64), torch.randn(2, 64)
+    theirs = BasicTransformerBlock(64, 2, 32, num_embeds_ada_norm=1, norm_type="ada_norm_zero", attention_bias=True,
+                                   norm_elementwise_affine=False, activation_fn="gelu-approximate")
+    theirs.norm1.emb.forward = lambda *step_and_class, **options: told
+    pairs = [(theirs.norm1.linear, block.modulation), (theirs.attn1.to_out[0], block.attention.out_proj),
+             (theirs.ff.net[0].proj, block.mlp[0]), (theirs.ff.net[2], block.mlp[2])]
+    for official, own in pairs:
+        official.load_state_dict(own.state_dict())
+    for i, official in enumerate((theirs.attn1.to_q, theirs.attn1.to_k, theirs.attn1.to_v)):
+        official.weight.data = block.attention.in_proj_weight.chunk(3)[i]
+        official.bias.data = block.attention.in_proj_bias.chunk(3)[i]
+    ours = block(tokens, torch.nn.functional.silu(told)[:, None].expand_as(tokens))
+    assert torch.allclose(ours, theirs(tokens, timestep=torch.zeros(2)), atol=1e-3)
+    assert not torch.allclose(ours, tokens, atol=0.1)
+
+
+def test_every_token_is_told_by_its_own_state():
+    block, tokens, told = spoken_up(), torch.randn(2, 16, 64), torch.randn(2, 16, 64)
+    torch.nn.init.zeros_(block.attention.out_proj.weight)  # nothing passes from token to token
+    other = told.clone()
+    other[:, 5] += 1
+    changed = (block(tokens, told) != block(tokens, other)).any(dim=2)
+    assert changed.nonzero()[:, 1].tolist() == [5, 5]
 
 
 def test_every_sample_is_noised_four_times_at_its_own_steps():

@@ -39,7 +39,8 @@ def official(block, number, kind):
     else:
         attention.in_proj_weight.data = torch.cat([block.query.weight[rows], kind.key.weight, kind.value.weight])
     attention.in_proj_bias.data = torch.cat([block.query.bias[rows], kind.key.bias, kind.value.bias])
-    attention.out_proj.weight.data, attention.out_proj.bias.data = torch.eye(WIDTH).double(), torch.zeros(WIDTH).double()
+    attention.out_proj.weight.data = torch.eye(WIDTH, dtype=torch.float64)
+    attention.out_proj.bias.data = torch.zeros(WIDTH, dtype=torch.float64)
     return attention
 
 

@@ -44,6 +44,11 @@ def test_action_only_costs_what_it_costs(tmp_path):
     assert own == base
 
 
+def test_a_condition_that_reads_fewer_layers_has_its_base_too(tmp_path):
+    cost = measured(tmp_path, "random_mask", tune="full_top", top_layers=1, saliency_layers=1)[1]
+    assert cost["own"]["parameters"] > cost["action_only"]["parameters"]
+
+
 def test_operations_of_8_bit_layers_are_not_claimed(tmp_path):
     cost = measured(tmp_path, "action_only", precision="int8", tune="lora_all")[1]
     assert cost["own"]["flops"] is None and cost["own"]["step_ms"] > 0

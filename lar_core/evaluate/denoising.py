@@ -1,7 +1,7 @@
 """What a denoiser knows of held-out frames: its loss told by the frame's own states, and told by another frame's.
 
-A denoiser that says nothing has loss 1, and much of the noise can be named from the noisy region alone. Only what is lost
-with another frame's states was in the backbone's.
+A denoiser that says nothing has loss 1, and much of the noise can be named from the noisy region alone. Only what is
+lost with another frame's states was in the backbone's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
     own, swapped = [], []
     others = np.roll(frames, len(frames) // 2)  # far away, as in the shortcut probe
     for start in range(0, len(frames), BATCH):
-        batch, other = (to_device(dataset.batch(rows[start : start + BATCH]), policy.device) for rows in (frames, others))
+        part = slice(start, start + BATCH)
+        batch, other = (to_device(dataset.batch(rows[part]), policy.device) for rows in (frames, others))
         recon, foreign = (policy.reconstruct(rows, policy.encode(rows), Draws(start)) for rows in (batch, other))
         own.append(recon.errors)
         swapped.append(policy.decoder.errors(foreign.states, recon.noised))
@@ -38,8 +39,8 @@ def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
 
 
 def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:
-    """Original, region hidden, region sampled from pure noise (stretched to the image), and put back: (B, 4, 3, H, W)."""
+    """Original, region hidden, region sampled from noise (stretched to the image), put back: (B, 4, 3, H, W)."""
     original, sampled = recon.images, policy.decoder.sample(recon.states, Draws(0))
     whole = torch.tensor([[0.0, 0, 1, 1]], device=original.device).expand(len(original), -1)
-    return torch.stack([original, paste(original, torch.zeros_like(sampled), recon.boxes), paste(original, sampled, whole),
-                        paste(original, sampled, recon.boxes)], dim=1)
+    hidden = paste(original, torch.zeros_like(sampled), recon.boxes)
+    return torch.stack([original, hidden, paste(original, sampled, whole), paste(original, sampled, recon.boxes)], dim=1)

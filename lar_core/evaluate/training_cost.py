@@ -1,7 +1,7 @@
 """What a condition costs in training, beside `action_only` at the same profile: parameters, operations, time, memory.
 
-Both are measured here and now, one after the other, through the trainer itself on made-up frames: whatever a step of the
-condition does (a second pass, a teacher, noise) is in it. The weights do not matter for any of these numbers.
+Both are measured here and now, one after the other, through the trainer itself on made-up frames: whatever a step of
+the condition does (a second pass, a teacher, noise) is in it. The weights do not matter for any of these numbers.
 """
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ BASE = "action_only"
 
 
 def measure_training(run: Run, steps: int = STEPS) -> dict:
-    """Measure one training step of the run's condition and of `action_only`; writes and returns `training_cost.json`."""
-    base = replace(run.config, condition=CONDITIONS[BASE])
+    """Measure a training step of the run's condition and of `action_only`; writes and returns `training_cost.json`."""
+    layers = run.config.condition.saliency_layers  # which action_only does not read, but which the profile must allow
+    base = replace(run.config, condition=replace(CONDITIONS[BASE], saliency_layers=layers))
     result = {"device": device_name(), "batch_size": run.config.profile.batch_size, "n": steps,
               "own": _cost(run.config, steps), "action_only": _cost(base, steps)}
     write_json(run.path / "training_cost.json", result)
@@ -54,7 +55,7 @@ def _cost(config: RunConfig, steps: int) -> dict:
 
 def _flops(trainer: Trainer) -> float:
     """Floating-point operations of one training step: two for each multiply-and-add of a matrix product."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused kernels of a CPU are not counted
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a CPU's fused kernels do not count
         trainer.one_step()
     return float(counter.get_total_flops())
 

@@ -1,9 +1,10 @@
 """The diffusion arm, after ReconVLA (Song et al. 2025): a small DiT that denoises the region, told by the backbone.
 
-The region is cut out and stretched (`crops`), turned into as many tokens as the image has patches, noised at random steps of
-a cosine schedule, and the denoiser must name the noise. What it knows of the scene are the backbone's image-token states,
-one a token, through adaLN-Zero (Peebles and Xie 2023): no attention to the states, so what it needs they must carry.
-Tokens are pixels, or latents of a frozen autoencoder. `diffusers` supplies schedules, step embeddings and autoencoder.
+The region is cut out and stretched (`crops`), turned into as many tokens as the image has patches, noised at random
+steps of a cosine schedule, and the denoiser must name the noise. What it knows of the scene are the backbone's
+image-token states, one a token, through adaLN-Zero (Peebles and Xie 2023): no attention to the states, so what it needs
+they must carry. Tokens are pixels, or latents of a frozen autoencoder. `diffusers` supplies schedules, step embeddings
+and autoencoder.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class Denoiser(nn.Module):
         super().__init__()
         self.embed = nn.Linear(channels, width)
         self.states = nn.Linear(feature_width, width)
-        self.waves, self.step = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0), TimestepEmbedding(256, width)
+        self.waves = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.step = TimestepEmbedding(256, width)
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)  # (P, width)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(DEPTH))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
@@ -126,8 +128,8 @@ class Noised:
 
 @dataclass
 class Denoising:
-    """images (B, 3, H, W) in [-1, 1]; mask (B, P) bool, True = masked; boxes (B, 4) of the regions; states (B, P, D) that told
-    the denoiser; errors (B,), mean squared error of the noise, whose own variance is 1."""
+    """images (B, 3, H, W) in [-1, 1]; mask (B, P) bool, True = masked; boxes (B, 4) of the regions; states (B, P, D)
+    that told the denoiser; errors (B,), mean squared error of the noise, whose own variance is 1."""
 
     images: Tensor
     mask: Tensor

@@ -60,7 +60,7 @@ class LayerwiseHead(Head):
         return self._shaped(self.answer(self.last_norm(actions)))
 
     def _split(self, states: Tensor, encoding: Encoding) -> tuple[Tensor, Tensor]:
-        """A layer's states (B, P + L + S, D) -> queries with proprioception (B, Q, D), both cameras' patches (B, N, D)."""
+        """A layer's states (B, P + L + S, D) -> those of queries and proprioception (B, Q, D), of patches (B, N, D)."""
         states = self.norm(states.to(self.queries.dtype))
         own = QUERIES + (self.proprio is not None)
         patches, behind = encoding.patches.shape[1], states.shape[1] - encoding.suffix.shape[1]

@@ -24,9 +24,9 @@ HINTS = 0.1  # share of the most attended patches that hint_attention leaves vis
 class Clues:
     """What a source may look at.
 
-    saliency (B, P): where the instruction looks, rows summing to 1, without gradient; k: how many patches will be masked;
-    draws: randomness; coverage (B, P): share of each patch that the named object covers, None without segmentation;
-    motion (B, P): mean change of each patch's pixels between two frames, None where it was not asked for.
+    saliency (B, P): where the instruction looks, rows summing to 1, without gradient; k: how many patches will be
+    masked; draws: randomness; coverage (B, P): share of each patch that the named object covers, None without
+    segmentation; motion (B, P): mean change of each patch's pixels between two frames, None where it was not asked for.
     """
 
     saliency: Tensor
@@ -106,8 +106,8 @@ def gaze(clues: Clues) -> Tensor:
 def frame_difference(clues: Clues) -> Tensor:
     """What moved most since the frame before."""
     if clues.motion is None:
-        raise LarError("Mask source 'frame_difference' needs the frame before each image, which this batch does not have: "
-                       "make the data set with previous=True.")
+        raise LarError("Mask source 'frame_difference' needs the frame before each image, which this batch does not "
+                       "have: make the data set with previous=True.")
     return clues.motion
 
 
@@ -125,5 +125,5 @@ SOURCES: dict[str, Callable[[Clues], Tensor]] = {
     "hint_attention": hint_attention,
     "sampled_attention": sampled_attention,
     "frame_difference": frame_difference,
-    "teacher_attention": attention,  # of `teacher.Teacher`, whose saliency the policy hands over in the place of its own
+    "teacher_attention": attention,  # the policy hands over its `teacher.Teacher`'s saliency in the place of its own
 }

@@ -1,8 +1,8 @@
 """Masking: which patches the decoder must reconstruct.
 
-Every source (`mask_sources`) is a score (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a noise
-vector (He et al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Everywhere: mask (B, P) bool,
-True = masked.
+Every source (`mask_sources`) is a score (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a
+noise vector (He et al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Everywhere: mask
+(B, P) bool, True = masked.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ class Policy(nn.Module):
         """Choose the mask and reconstruct what it hides, or the region around it."""
         saliency = encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
         mask = make_mask(self.condition.mask_source, saliency=area_resample(saliency, self.grid),
-                         coverage=self.coverage(batch), draws=draws, ratio=batch.get("mask_ratio", self.condition.mask_ratio),
-                         motion=self.motion(batch))
+                         coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
+                         ratio=batch.get("mask_ratio", self.condition.mask_ratio))
         if self.condition.mask_input:
             hidden = pixel_mask(mask, self.backbone.image_size)
             encoding = self.encode(batch, saliency=False, hidden=hidden)
@@ -185,7 +185,7 @@ class Policy(nn.Module):
         return area_resample(pixels, self.grid)
 
     def motion(self, batch: dict) -> Tensor | None:
-        """Mean absolute change of each mask-grid patch (B, P) since the frame before; None where that was not asked for."""
+        """Mean absolute change of each mask-grid patch (B, P) since the frame before; None where not asked for."""
         if "previous" not in batch:
             return None
         change = (batch["images"].float() - batch["previous"].float()).abs().mean(dim=1)  # (B, H, W)

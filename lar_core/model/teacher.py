@@ -1,8 +1,8 @@
 """A teacher: a copy of the backbone that follows it slowly, and whose attention chooses the mask.
 
-The mask then does not change with every step of what it trains (as in AttMask, Kakogeorgiou et al. 2022, and DINO, Caron
-et al. 2021). The teacher belongs to training: its weights lie beside the optimiser's in the checkpoint, and a trained
-policy does without it.
+The mask then does not change with every step of what it trains (as in AttMask, Kakogeorgiou et al. 2022, and DINO,
+Caron et al. 2021). The teacher belongs to training: its weights lie beside the optimiser's in the checkpoint, and a
+trained policy does without it.
 """
 
 from __future__ import annotations
