@@ -30,6 +30,10 @@ STEPS: dict[str, tuple[str, str]] = {
     "saliency": ("score where the trained policy looks, on held-out demonstrations",
                  "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that "
                  "never look at the image; action error beside the mean action; reconstruction beside interpolation."),
+    "photographs": ("score where the trained policy looks on photographs with phrases",
+                    "Reads RefCOCO-M, RefCOCO/+/g, Flickr30k Entities or Visual Genome as they are published "
+                    "(data_manifest.yaml says where, the top of lar_core/data/grounding_sets.py which files) and puts every "
+                    "aggregation's scores beside those of the scene: `lar photographs refcoco FOLDER --run-dir DIR`."),
     "rollout": ("roll out the trained policy in the scene",
                 "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a "
                 "blank one, or another task's. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
@@ -98,6 +102,11 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("repo_id", nargs="?", metavar="REPO_ID", help="OWNER/NAME on the hub; made where missing")
             step.add_argument("--to", type=Path, metavar="FOLDER", help="export to this folder, upload nothing")
             step.add_argument("--public", action="store_true", help="a new repository is public (default: private)")
+        if name == "photographs":
+            step.add_argument("set", metavar="SET", help="refcoco_m, refcoco, flickr30k or visual_genome")
+            step.add_argument("folder", type=Path, metavar="FOLDER", help="where the data set lies")
+            step.add_argument("--split", default="val", help="e.g. testA (default: val)")
+            step.add_argument("--limit", type=int, default=500, metavar="N", help="phrases, the first N (default: 500)")
         if name == "rollout":
             step.add_argument("--instructions", nargs="+", choices=("right", "blank", "swapped"), metavar="KIND",
                               default=["right"], help="right, blank, swapped")
@@ -200,6 +209,13 @@ def _saliency(arguments: argparse.Namespace) -> None:
     _print_report(run)
 
 
+def _photographs(arguments: argparse.Namespace) -> None:
+    from . import reproduce
+    run = _run_of(arguments)
+    reproduce.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
+    _print_report(run)
+
+
 def _rollout(arguments: argparse.Namespace) -> None:
     from . import reproduce
     run = _run_of(arguments)
@@ -259,7 +275,8 @@ def _print_report(run: Run) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reproduce": _reproduce, "demos": _demos, "pretrain": _pretrain, "train": _train, "saliency": _saliency,
-    "rollout": _rollout, "latency": _latency, "report": _report, "study": _study, "push": _push, "doctor": _doctor,
+    "photographs": _photographs, "rollout": _rollout, "latency": _latency, "report": _report, "study": _study, "push": _push,
+    "doctor": _doctor,
 }
 
 if __name__ == "__main__":

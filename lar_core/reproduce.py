@@ -20,6 +20,7 @@ from .config import RunConfig
 from .errors import LarError
 from .evaluate.gather import gather_results
 from .evaluate.latency import measure_latency
+from .evaluate.photographs import PHRASES, score_photographs
 from .evaluate.probes import probe_heldout
 from .evaluate.training_cost import measure_training
 from .evaluate.rollout import INSTRUCTIONS, roll_out, rolled_out
@@ -100,6 +101,11 @@ def show_saliency(run: Run, data: Path = DATA) -> dict:
     """Saliency, action and reconstruction scores on held-out demonstrations, with pictures for the report."""
     policy, stats = load_policy(run, device())
     return probe_heldout(run, policy, stats, make_demos(run.config, data))
+
+
+def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limit: int = PHRASES) -> list[dict]:
+    """Saliency scores on photographs with phrases, a data set of `data/grounding_sets.py` in `folder`."""
+    return score_photographs(run, load_policy(run, device())[0], name, folder, split, limit)
 
 
 def roll_out_policy(run: Run, instructions: tuple[str, ...] = INSTRUCTIONS, placement: str | None = None) -> list[dict]:

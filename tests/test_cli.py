@@ -30,6 +30,7 @@ def test_every_step_teaches(step, capsys):
     (["rollout", "--placement", "offical"], "did you mean 'official'"),
     (["rollout"], "no finished training"),
     (["saliency"], "no finished training"),
+    (["photographs", "refcoco", "nowhere"], "no finished training"),
 ])
 def test_nonsense_is_one_sentence_and_exit_code_2(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -47,6 +47,13 @@ def test_overlay_colours_the_salient_patch_only():
     assert np.array_equal(result[32:, 32:], grey[32:, 32:])
 
 
+def test_overlay_leaves_the_patches_beside_a_salient_one_as_they_are():
+    grey = np.full((SIZE, SIZE, 3), 100, np.uint8)
+    changed = (figures.overlay(grey, peak(9, share=1.0)) != grey).any(axis=2)
+    side = SIZE // 8
+    assert changed[side : 2 * side, side : 2 * side].all() and changed.sum() == side**2
+
+
 def test_overlay_of_a_uniform_map_has_no_colour():
     grey = np.full((SIZE, SIZE, 3), 100, np.uint8)
     assert np.array_equal(figures.overlay(grey, np.full(P, 1 / P, np.float32)), grey)

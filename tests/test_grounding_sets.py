@@ -108,6 +108,12 @@ def test_refcoco_reads_one_split_with_polygons_and_run_lengths(tmp_path):
     assert found[0].named.boxes == ((2, 3, 6, 9),) and found[0].picture().mode == "RGB"
 
 
+def test_googles_splits_beside_them_are_left_alone(tmp_path):
+    folder = refcoco(tmp_path)
+    (folder / "refs(google).p").write_bytes(pickle.dumps([], protocol=2))
+    assert len(list(phrases("refcoco", folder, "testA"))) == 2
+
+
 def test_a_pickle_that_asks_for_code_is_refused(tmp_path):
     class Evil:
         def __reduce__(self):

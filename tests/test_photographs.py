@@ -7,10 +7,14 @@ import pytest
 from PIL import Image
 from test_grounding_sets import flickr30k, refcoco
 
+from lar_core.config import make_config
 from lar_core.data.grounding_sets import Phrase, Place, phrases
 from lar_core.errors import LarError
 from lar_core.evaluate.heatmaps import METRICS
-from lar_core.evaluate.photographs import photograph_rows
+from lar_core.evaluate.gather import gather_results
+from lar_core.evaluate.photographs import photograph_rows, score_photographs
+from lar_core.run import Run
+from lar_core.view.report import write_report
 
 
 @pytest.fixture
@@ -45,6 +49,18 @@ def test_phrases_of_one_picture_are_one_observation(policy, tmp_path):
     assert alone["frames"] == 3 and alone["metrics"]["energy"]["low"] is None  # one picture: no interval
     both = photograph_rows(policy, [*many, Phrase(tmp_path / "1.png", "a bowl", place)], names=["mean"])[0]
     assert both["metrics"]["energy"]["low"] is not None
+
+
+def test_scores_are_kept_in_the_run_folder_in_the_results_and_in_the_report(policy, tmp_path):
+    run = Run.open(make_config(profile="micro"), tmp_path / "run")
+    rows = score_photographs(run, policy, "refcoco", refcoco(tmp_path), "testA")
+    names = [entry["name"] for entry in rows]
+    assert "localisation_heads" not in names and "multi_pass" in names  # no heads were chosen for this run
+    assert gather_results(run)["photographs"] == {"refcoco-testA": rows}
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "On photographs, refcoco-testA" in page and "2 phrases" in page
+    (run.path / "localisation_heads.json").write_text('[{"layer": 2, "head": 1}]')
+    assert "localisation_heads" in [entry["name"] for entry in score_photographs(run, policy, "refcoco", tmp_path, "testA")]
 
 
 def test_no_phrases_and_a_limit(policy, tmp_path):

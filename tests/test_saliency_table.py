@@ -8,7 +8,7 @@ from test_results import full, interval
 from lar_core.errors import LarError
 from lar_core.evaluate.heatmaps import METRICS
 from lar_core.evaluate.results import validate_results
-from lar_core.view.saliency_table import COLUMNS, saliency_rows
+from lar_core.view.saliency_table import COLUMNS, MEANING, beside_baselines, saliency_rows
 
 ROW = {"name": "content_words", "frames": 100, "metrics": dict.fromkeys(METRICS) | {"aos": interval(0.123)}}
 
@@ -27,3 +27,12 @@ def test_results_take_rows_and_name_a_wrong_one():
     validate_results(full() | {"aggregations": [ROW], "robustness": [ROW | {"name": "occlusion"}]})
     with pytest.raises(LarError, match="metrics"):
         validate_results(full() | {"aggregations": [ROW | {"metrics": {}}]})
+
+
+def test_every_metric_is_explained_beside_maps_that_never_look():
+    grounding = {metric: {"model": interval(0.3), "uniform": interval(0.2), "centre": None, "mean_map": interval(0.4)}
+                 for metric in METRICS}
+    rows = beside_baselines(grounding)
+    assert set(MEANING) == set(COLUMNS) and [row[0] for row in rows] == [COLUMNS[metric] for metric in MEANING]
+    assert rows[0][2:] == ("0.3 (0.29 to 0.31)", "0.2 (0.19 to 0.21)", "not measurable", "0.4 (0.39 to 0.41)")
+    assert beside_baselines({"aos": grounding["aos"]}) == rows[:1]

@@ -89,7 +89,8 @@ def _refcoco_m(folder: Path, split: str) -> Iterator[Phrase]:
 
 
 def _refcoco(folder: Path, split: str) -> Iterator[Phrase]:
-    with _some(sorted(folder.glob("refs(*).p")), folder)[0].open("rb") as file:
+    splits = [folder / f"refs({who}).p" for who in ("unc", "umd")]  # beside Google's, which tests on other pictures
+    with _some([path for path in splits if path.exists()], folder)[0].open("rb") as file:
         refs = _PlainUnpickler(file, encoding="latin1").load()
     instances = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
     files = {image["id"]: image["file_name"] for image in instances["images"]}

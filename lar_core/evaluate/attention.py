@@ -99,9 +99,7 @@ class AttentionReader:
     @property
     def aggregations(self) -> list[str]:
         """Names of `model/aggregation.py` and `evaluate/passes.py` that `aggregated` takes."""
-        own = self.policy.condition.aggregation
-        return [name for name in available(self.policy)
-                if name != "localisation_heads" or self.localisation is not None or name == own]
+        return available(self.policy, self.localisation is not None)
 
     def aggregated(self, image: np.ndarray, instruction: str, name: str) -> np.ndarray:
         """Saliency (P,) of image (H, W, 3) by a named aggregation. Raises LarError for one that there is not."""
@@ -262,6 +260,15 @@ def _mean(values: list[float]) -> float:
 def image_share(attention: Attention) -> np.ndarray:
     """(N, H, L): the share of each word's attention that goes to the image at all; the rest goes to other words."""
     return attention.values.sum(axis=-1)
+
+
+def shared(attention: Attention) -> np.ndarray:
+    """(P,): how many times its mean over the patches every token gives a patch at least, BOS and newline too.
+
+    Over the tapped layers; a patch above `aggregation.SINK` is a sink: it is looked at whatever the word.
+    """
+    given = attention.values[list(attention.tapped)].mean(axis=(0, 1))  # (L, P)
+    return (given / given.mean(axis=-1, keepdims=True)).min(axis=0)
 
 
 def _key(image: np.ndarray, instruction: str) -> tuple[str, str]:

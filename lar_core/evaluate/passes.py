@@ -90,10 +90,12 @@ PASSES: dict[str, Callable[[Policy, Tensor, Sequence[str]], Tensor]] = {
 }
 
 
-def available(policy: Policy) -> list[str]:
-    """The aggregations that mean something for a policy: a gate must have been learned."""
-    return [name for name in (*AGGREGATIONS, *PASSES)
-            if name != "learned_gate" or policy.condition.aggregation == "learned_gate"]
+def available(policy: Policy, chosen: bool = True) -> list[str]:
+    """The aggregations that mean something for a policy: a gate must have been learned, and the heads that localise
+    chosen (`chosen`), unless they are the policy's own.
+    """
+    missing = {"learned_gate"} if chosen else {"learned_gate", "localisation_heads"}
+    return [name for name in (*AGGREGATIONS, *PASSES) if name not in missing - {policy.condition.aggregation}]
 
 
 def _aggregation(policy: Policy, name: str, heads: list[tuple[int, int]] | None):

@@ -2,28 +2,45 @@
 
     rows = photograph_rows(policy, phrases("refcoco_m", folder), limit=500)
 
-A photograph is stretched to the backbone's square image, as its processor does, and its masks with it.
+`score_photographs` does that for a trained run and keeps the rows in RUN_DIR/photographs/SET-SPLIT.json. A photograph is
+stretched to the backbone's square image, as its processor does, and its masks with it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from ..data.grounding_sets import Phrase, Place
+from ..data.grounding_sets import Phrase, Place, phrases
 from ..errors import LarError
+from ..files import write_json
 from ..model.policy import Policy
+from ..run import Run
 from .heatmaps import Truth
 from .passes import available
-from .saliency_rows import maps_in_batches, row
+from .saliency_rows import kept_heads, maps_in_batches, row
 
+PHRASES = 500  # of a data set, unless more are asked for
 RIVALS = 7  # other places of a picture that are ranked against the named one, at most; the largest
 
 
-def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = 500, names: Sequence[str] | None = None,
+def score_photographs(run: Run, policy: Policy, name: str, folder: Path | str, split: str = "val",
+                      limit: int = PHRASES) -> list[dict]:
+    """The rows of a data set in `grounding_sets.SETS`, on the first `limit` phrases of `split`; also written down.
+
+    Raises LarError as `phrases` and `photograph_rows` do.
+    """
+    heads = kept_heads(run, policy)
+    rows = photograph_rows(policy, phrases(name, folder, split), limit, available(policy, heads is not None), heads)
+    write_json(run.path / "photographs" / f"{name}-{split}.json", rows)
+    return rows
+
+
+def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = PHRASES, names: Sequence[str] | None = None,
                     heads: list[tuple[int, int]] | None = None) -> list[dict]:
     """A row (see `saliency_rows`) for each aggregation in `names` (None: all), on the first `limit` phrases.
 

@@ -43,8 +43,9 @@ class Heldout:
 
 @torch.no_grad()
 def measure(backbone: Backbone, heldout: Heldout) -> dict:
-    """Each of MEASURES of the backbone's saliency, and the share of hidden words' tokens that it guesses: `words`, and with
-    grey in the picture's place `words_without_picture`. Means over scenes with their bootstrap intervals."""
+    """Each of MEASURES of the backbone's saliency, and the share of hidden words' tokens that it guesses: `words`, and
+    with grey in the picture's place `words_without_picture`. Means over scenes with their bootstrap intervals.
+    """
     saliency = [backbone.encode(images, sentences).saliency for images, sentences in _parts(backbone, heldout)]
     return grounding(torch.cat(saliency).cpu().numpy(), heldout) | {
         "words": _guessed(backbone, heldout), "words_without_picture": _guessed(backbone, heldout, blank=True)}

@@ -23,6 +23,7 @@ from .statistics import over_episodes
 
 FRAMES = 100  # at most: the aggregations together take some twenty passes
 BATCH = 16
+KEPT_HEADS = "localisation_heads.json"
 
 
 def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset,
@@ -77,11 +78,20 @@ def localisation_heads(run: Run, policy: Policy, train: DemoDataset) -> list[tup
 
     Chosen once, on training frames and without their segmentation, and kept in the run folder.
     """
-    path, first = run.path / "localisation_heads.json", policy.backbone.tapped[0]
+    if kept := kept_heads(run, policy):
+        return kept
+    frames = np.linspace(0, len(train) - 1, HEAD_FRAMES).round().astype(int)
+    places = choose_heads(np.concatenate([_by_head(policy, train, part) for part in np.array_split(frames, 4)]))
+    first = policy.backbone.tapped[0]
+    write_json(run.path / KEPT_HEADS, [{"layer": layer + first, "head": head} for layer, head in places])
+    return places
+
+
+def kept_heads(run: Run, policy: Policy) -> list[tuple[int, int]] | None:
+    """What `localisation_heads` has chosen before; None where it has not."""
+    path, first = run.path / KEPT_HEADS, policy.backbone.tapped[0]
     if not path.exists():
-        frames = np.linspace(0, len(train) - 1, HEAD_FRAMES).round().astype(int)
-        places = choose_heads(np.concatenate([_by_head(policy, train, part) for part in np.array_split(frames, 4)]))
-        write_json(path, [{"layer": layer + first, "head": head} for layer, head in places])
+        return None
     return [(place["layer"] - first, place["head"]) for place in json.loads(path.read_text(encoding="utf-8"))]
 
 

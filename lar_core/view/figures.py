@@ -20,11 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
+from ..evaluate.regions import upsample
+
 # Okabe & Ito's palette: told apart with every kind of colour vision.
 MODEL, CHANGED, CONTROL, GREY = "#0a84c6", "#e69f00", "#9aa1a9", "#737b84"
 LOSSES = {"sparsity": "#009e73", "consistency": "#cc79a7", "contrastive": "#d55e00", "relational": "#56b4e9",
           "language": "#b8a800"}  # the same palette, its yellow darker, so that it shows on white
 TARGET, OTHER = "#00e0ff", "#ffffff"  # outlines: the named object (solid), the other bowl (dashed)
+ROUNDS = 6  # of smoothing within patches
 FULL_COLOUR = 4.0  # times a uniform map's share
 _HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 255).astype(np.float32)
 
@@ -55,12 +58,12 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85) -> np.ndarray:
-    """Colour image (H, W, 3) uint8 by saliency (P,), P a square number, summing to 1; returns (H, W, 3) uint8."""
-    height, width = image.shape[:2]
-    grid = round(saliency.size**0.5)
-    heat = (saliency.reshape(grid, grid) * saliency.size - 1) / (FULL_COLOUR - 1)
-    heat = Image.fromarray(heat.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    heat = np.clip(np.asarray(heat), 0, 1)
+    """Colour image (H, H, 3) uint8 by saliency (P,), P a square number, summing to 1; returns (H, H, 3) uint8.
+
+    Smoothly, but no patch's saliency leaks onto its neighbours: see `regions.upsample`.
+    """
+    density = upsample(saliency, len(image), ROUNDS) * len(image) ** 2  # 1 = what a uniform map would give
+    heat = np.clip((density - 1) / (FULL_COLOUR - 1), 0, 1)
     grey = image.mean(axis=2, keepdims=True, dtype=np.float32)
     ground = 0.35 * image + 0.65 * grey  # half without colour, so that the heat is not mistaken for an object's own
     alpha = strength * heat[..., None] ** 0.7

@@ -20,7 +20,7 @@ from ..files import read_jsonl, write_text
 from ..run import Run
 from . import arms, figures, reading
 from .page import GUIDE, PAGE, picture, scroll_table, section, text
-from .saliency_table import saliency_rows
+from .saliency_table import photographs, saliency_rows
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
@@ -210,7 +210,8 @@ def _saliency(results: dict, gallery: dict) -> str:
                      "patches.</p>")
     grounding = results.get("grounding")
     if grounding is None:
-        return section("Where the instruction looks", "".join(parts) + _todo(results, "grounding"))
+        parts += [photographs(results), _todo(results, "grounding")]
+        return section("Where the instruction looks", "".join(parts))
     parts.append(picture("Grounding metrics beside baselines", figures.grounding_bars, grounding))
     parts.append(scroll_table(("metric", *figures.SERIES.values()), [
         (_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
@@ -219,7 +220,8 @@ def _saliency(results: dict, gallery: dict) -> str:
         parts.append(f"<p class=note>The object covers fewer patches than the top 25 %, so AOS can reach "
                      f"{reading.estimate(best)} at most.</p>")
     parts += [saliency_rows("Every way to aggregate, on the same frames", results.get("aggregations")),
-              saliency_rows("The same policy on frames that were changed", results.get("robustness"))]
+              saliency_rows("The same policy on frames that were changed", results.get("robustness")),
+              photographs(results)]
     return section("Where the instruction looks", "".join(parts))
 
 
