@@ -9,8 +9,9 @@ from pathlib import Path
 
 import yaml
 
-from .config import CONDITIONS, PLACEMENTS, PROFILES, RunConfig, make_config
+from .config import CONDITIONS, PROFILES, RunConfig, make_config
 from .errors import LarError
+from .names import PLACEMENTS
 from .run import DATA, RUNS, Run
 
 STEPS: dict[str, tuple[str, str]] = {
@@ -184,6 +185,7 @@ def _demos(arguments: argparse.Namespace) -> None:
 def _pretrain(arguments: argparse.Namespace) -> None:
     from .evaluate.pretraining import table
     from .pretrain import CONDITION, pretrain, pretrained
+    from .view.pretraining import write_picture
     if not _brings_settings(arguments):
         arguments.condition = arguments.condition or CONDITION
         arguments.tasks, arguments.placement = arguments.tasks or range(10), arguments.placement or "wide"
@@ -192,7 +194,8 @@ def _pretrain(arguments: argparse.Namespace) -> None:
     run = _run_of(arguments)
     found = pretrain(run, arguments.data_dir, arguments.workers)
     print(table({name: found[name] for name in ("before", "after", "centre")}))
-    print(f"\nUse it in any condition: --set backbone={pretrained(run)}")
+    print(f"\nPicture: {write_picture(run).resolve()}")
+    print(f"Use it in any condition: --set backbone={pretrained(run)}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

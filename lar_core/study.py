@@ -13,8 +13,9 @@ from typing import Any
 
 import yaml
 
-from .config import CONDITIONS, PLACEMENTS, PROFILES, RunConfig, make_config
+from .config import CONDITIONS, PROFILES, RunConfig, make_config
 from .errors import LarError, unknown
+from .names import PLACEMENTS
 from .run import blind_twin
 
 KEYS = ("name", "conditions", "reference", "seeds", "profile", "tasks", "placement", "set")

@@ -9,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 from safetensors.torch import load_file
 from test_demos import make_episode
 
-from lar_core import config
+from lar_core import config, names
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.errors import LarError
 from lar_core.evaluate.passes import PASSES, available, saliency_maps
@@ -174,7 +174,7 @@ TRAINABLE = [name for name in AGGREGATIONS if name != "learned_gate"]
 
 
 def test_the_configuration_names_the_aggregations_that_there_are():
-    assert config.AGGREGATIONS == tuple(AGGREGATIONS) and config.EVALUATION_ONLY == tuple(PASSES)
+    assert names.AGGREGATIONS == tuple(AGGREGATIONS) and names.EVALUATION_ONLY == tuple(PASSES)
 
 
 @pytest.mark.parametrize("name", TRAINABLE)

@@ -8,7 +8,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from test_train import demos, new_run, without_times  # noqa: F401  (fixtures among them)
 
-from lar_core.config import REGULARISERS, make_config
+from lar_core.config import make_config
 from lar_core.draws import Draws
 from lar_core.errors import LarError
 from lar_core.files import read_jsonl
@@ -17,6 +17,7 @@ from lar_core.model.backbone import Backbone
 from lar_core.model.language import beside_objects, hide, read_words
 from lar_core.model.masking import make_mask, mask_top, pixel_mask
 from lar_core.model.regularisers import HALF, Given, divergence, overlap
+from lar_core.names import REGULARISERS
 from lar_core.planner import Size
 from lar_core.run import Run
 from lar_core.train import load_policy, train

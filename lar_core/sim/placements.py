@@ -21,7 +21,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..config import PLACEMENTS
+from ..names import PLACEMENTS
 from ..errors import LarError, unknown
 from .env import SpatialEnv, instruction, official_init_states
 

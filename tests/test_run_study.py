@@ -1,0 +1,86 @@
+"""Every preset in one study through the command line, killed in the middle and run again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lar_core import run_study
+from lar_core.config import CONDITIONS
+from lar_core.errors import LarError
+from lar_core.evaluate.arms import STUDY
+from lar_core.evaluate.results import load_results
+from lar_core.run import Run
+from lar_core.study import Study
+
+STUDIES = Path(__file__).resolve().parents[1] / "studies"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The finished study; its first attempt was killed when its second run was done."""
+    folder = tmp_path_factory.mktemp("study")
+    killed = subprocess.Popen(command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    while len(list(folder.glob("runs/*/report.html"))) < 2:
+        assert killed.poll() is None, killed.stderr.read().decode()[-3000:]
+        time.sleep(0.2)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    done = subprocess.run(command(folder), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+def command(folder):
+    return [sys.executable, "-m", "lar_core.cli", "study", str(STUDIES / "micro.yaml"), "--workers", "1",
+            "--run-dir", str(folder / "runs"), "--data-dir", str(folder / "data")]
+
+
+def test_every_preset_is_in_the_comparison(folder):
+    study = STUDY.load(folder / "runs" / "study.json")
+    assert {arm["condition"] for arm in study["arms"]} == set(CONDITIONS)
+    assert {row["condition"] for row in study["comparisons"]} == set(CONDITIONS) - {"action_only"}
+    page, printed = (folder / "runs" / "study.html").read_text(), (folder / "printed.txt").read_text()
+    assert all(name in page and name in printed for name in CONDITIONS)
+    assert "not detected" in page  # one episode each
+
+
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_every_preset_was_trained_scored_rolled_out_and_timed(folder, condition):
+    run = folder / "runs" / f"{condition}-micro-s0"
+    results = load_results(run / "results.json")
+    reconstructor = CONDITIONS[condition].reconstructor
+    for part in ("training", "action", "rollouts", "latency", "training_cost",
+                 *{"mae": ["reconstruction"], "diffusion": ["denoising"], "none": []}[reconstructor]):
+        assert results[part], part
+    assert {row["policy"] for row in results["rollouts"]} == {condition, "blind"}
+    assert (run / "report.html").stat().st_size > 100_000
+
+
+def test_run_again_nothing_is_made_anew(folder):
+    def made():
+        return {path: path.stat().st_mtime_ns for name in ("*.jsonl", "*.safetensors", "latency.json")
+                for path in (folder / "runs").rglob(name)}
+    before = made()
+    subprocess.run(command(folder), check=True, capture_output=True)
+    assert made() == before and before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch, workers):
+    study = Study("mine", ("action_only", "contrastive_attention"), "action_only", profile="micro",
+                  changes={"samples": 16, "tasks": (0,), "episodes_per_task": 1, "max_steps": 2, "videos_per_task": 0})
+    with pytest.raises(LarError, match="contrastive_attention-micro-s0 failed.*other bowl.*finished runs are kept"):
+        run_study.run_study(study, tmp_path / "runs", tmp_path / "data", workers)
+    assert Run.load(tmp_path / "runs" / "action_only-micro-s0").trained
+    assert json.loads((tmp_path / "runs" / "action_only-micro-s0" / "results.json").read_text())["rollouts"]
+
+
+def test_a_study_needs_a_worker():
+    with pytest.raises(LarError, match="--workers is 0"):
+        run_study.run_study(Study("mine", ("action_only",), "action_only"), workers=0)
