@@ -7,6 +7,7 @@ checkpoints, is `train.Trainer`.
 
     RUN_DIR/pretrained/          the backbone and its processor
     RUN_DIR/pretraining.json     what `evaluate.pretraining` measures, before and after
+    RUN_DIR/pretraining.npz      maps of stored scenes, before and after, for `view.pretraining`
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .config import CONDITIONS, RunConfig
 from .data.dataset import channels_first
 from .draws import Draws
 from .errors import LarError
-from .evaluate.pretraining import Heldout, centre, grounding, measure
+from .evaluate.pretraining import Heldout, centre, grounding, look, word_scores
 from .files import atomic_path, write_json
 from .model.backbone import Backbone
 from .model.language import hide_words, word_loss
@@ -135,6 +136,11 @@ def _before_and_after(run: Run, scenes: Sequence[Pictures]) -> dict:
         return load_for(run.config.profile, folder, run.config.condition.saliency_layers, device()).eval()
     before, after = load(prepare_backbone(run)), load(pretrained(run))
     heldout = Heldout.of(scenes, after.patches)
+    maps = {"before": look(before, heldout), "after": look(after, heldout)}
+    with atomic_path(run.path / "pretraining.npz") as temporary:
+        np.savez_compressed(temporary, images=heldout.images, regions=heldout.regions,
+                            instructions=np.array(heldout.instructions), **maps)
     return {"pictures": sum(len(pictures.images) for pictures in scenes), "heldout": len(heldout.images),
-            "before": measure(before, heldout), "after": measure(after, heldout),
+            "before": grounding(maps["before"], heldout) | word_scores(before, heldout),
+            "after": grounding(maps["after"], heldout) | word_scores(after, heldout),
             "centre": grounding(centre(heldout), heldout)}

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from test_train import demos  # noqa: F401  (a fixture)
 from transformers import PaliGemmaForConditionalGeneration
@@ -20,6 +21,7 @@ from lar_core.pretrain import Captioned, JointMasking, pretrain, pretrained
 from lar_core.run import Run
 from lar_core.sim.scenes import HELDOUT, Pictures, captions, render_scenes, scene_paths
 from lar_core.train import train
+from lar_core.view.pretraining import SIDE, write_picture
 
 SETTINGS = {"tasks": (3, 5), "placement": "wide", "samples": 320, "batch_size": 8, "checkpoint_every": 10,
             "demos_per_task": 2}
@@ -78,6 +80,14 @@ def test_before_and_after_stand_beside_a_map_that_never_looks(run):
     assert 0 <= found["after"]["aos"]["mean"] <= 1
     text = table({name: found[name] for name in ("before", "after", "centre")})
     assert "target_minus_distractor" in text and "words_without_picture" in text
+
+
+def test_the_picture_shows_maps_before_and_after_in_the_same_scenes(run):
+    picture = Image.open(write_picture(run))
+    assert picture.width > 5 * SIDE and picture.height > 4 * SIDE  # ten scenes, five a row, two maps each
+    with np.load(run.path / "pretraining.npz") as kept:
+        assert not np.allclose(kept["before"], kept["after"])
+        np.testing.assert_allclose(kept["after"].sum(axis=1), 1, rtol=1e-5)
 
 
 def test_transformers_itself_reads_what_was_saved(run):

@@ -24,11 +24,13 @@ BATCH = 32
 
 @dataclass(frozen=True)
 class Heldout:
-    """Stored scenes: images (M, H, W, 3) uint8, M instructions, and what of each patch the named bowl and the other one
-    cover, coverage (M, 2, P)."""
+    """Stored scenes: images (M, H, W, 3) uint8, M instructions, pixels of the named bowl and of the other one, regions
+    (M, 2, H, W), and the shares of the patches that they cover, coverage (M, 2, P).
+    """
 
     images: np.ndarray
     instructions: list[str]
+    regions: np.ndarray
     coverage: np.ndarray
 
     @classmethod
@@ -37,22 +39,27 @@ class Heldout:
         grid = (round(patches**0.5),) * 2
         regions = np.concatenate([pictures.heldout_regions for pictures in scenes])  # (M, 2, H, W)
         return cls(np.concatenate([pictures.heldout_images for pictures in scenes]),
-                   [sentence for pictures in scenes for sentence in pictures.heldout_instructions],
+                   [sentence for pictures in scenes for sentence in pictures.heldout_instructions], regions,
                    np.stack([patch_coverage(regions[:, side], grid) for side in range(2)], axis=1))
 
 
 @torch.no_grad()
-def measure(backbone: Backbone, heldout: Heldout) -> dict:
-    """Each of MEASURES of the backbone's saliency, and the share of hidden words' tokens that it guesses: `words`, and
-    with grey in the picture's place `words_without_picture`. Means over scenes with their bootstrap intervals.
+def look(backbone: Backbone, heldout: Heldout) -> np.ndarray:
+    """The backbone's saliency (M, P)."""
+    return torch.cat([backbone.encode(images, sentences).saliency
+                      for images, sentences in _parts(backbone, heldout)]).cpu().numpy()
+
+
+@torch.no_grad()
+def word_scores(backbone: Backbone, heldout: Heldout) -> dict:
+    """The share of hidden words' tokens that the backbone guesses: `words`, and `words_without_picture`, with grey in its
+    place. Means over scenes with their bootstrap intervals.
     """
-    saliency = [backbone.encode(images, sentences).saliency for images, sentences in _parts(backbone, heldout)]
-    return grounding(torch.cat(saliency).cpu().numpy(), heldout) | {
-        "words": _guessed(backbone, heldout), "words_without_picture": _guessed(backbone, heldout, blank=True)}
+    return {"words": _guessed(backbone, heldout), "words_without_picture": _guessed(backbone, heldout, blank=True)}
 
 
 def grounding(saliency: np.ndarray, heldout: Heldout) -> dict:
-    """Each of MEASURES of maps (M, P)."""
+    """Each of MEASURES of maps (M, P): means over scenes with their bootstrap intervals."""
     rows = [score(one, cover) for one, cover in zip(saliency, heldout.coverage, strict=True)]
     return {name: _mean([row[name] for row in rows]) for name in MEASURES}
 
