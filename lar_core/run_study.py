@@ -63,7 +63,7 @@ def make_arm(run: Run, placements: tuple[str, ...], data: Path) -> str | None:
         reproduce(run, data)
         for placement in placements[1:]:
             roll_out_policy(run, placement=placement)
-        make_report(run)
+            make_report(run)
     except LarError as error:
         return str(error)
     return None
