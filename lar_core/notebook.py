@@ -3,60 +3,46 @@
     profile = choose_profile("auto")          # says which machine this is, and why this profile
     run = open_run("attention_mask", profile)       # says what is done already; on Colab, kept on Drive
     with step(run, "training"): ...           # says what is expected before, and what it took after
+    scores(run)                               # makes what an earlier notebook has not left
 
 Everything here answers with plain sentences and falls back rather than fail.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from getpass import getpass
 from pathlib import Path
 
 import psutil
 import torch
 
 from . import pace, reproduce
-from .config import PROFILES, make_config
+from .access import on_colab, sign_in
+from .config import make_config
 from .data.dataset import DemoDataset, load_split
 from .data.demos import Episode
 from .data.stats import Stats
 from .errors import LarError
+from .evaluate import saliency_rows
 from .evaluate.snapshots import keep_snapshots
-from .files import read_jsonl
+from .files import append_jsonl, read_jsonl
 from .mirror import Mirror
+from .model.policy import Policy
 from .reproduce import make_demos
 from .run import DATA, RUNS, Run, provenance
 from .runtime import device, native_bf16, quiet
 from .train import make_dataset
-from .view.show import clip, film, live_curves, say, show, table  # noqa: F401  (for the notebooks)
+from .view.show import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
 
 GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
 DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does
-PATIENCE = 60  # seconds that a question for a token waits
 # The smallest training whose heatmaps and rollouts can be talked about, for a notebook opened on its own.
 QUICK = {"demos_per_task": 12, "samples": 6_000, "episodes_per_task": 4}
-LICENCE = """PaliGemma's weights are free but gated. Three steps, once:
-  1. accept the licence on https://huggingface.co/google/paligemma-3b-pt-224 (an account is needed),
-  2. make a token that may read at https://huggingface.co/settings/tokens,
-  3. put it into Colab's secrets (the key on the left) as HF_TOKEN, or set the environment variable HF_TOKEN."""
-
 _mirrors: dict[Path, Mirror] = {}
-
-
-def on_colab() -> bool:
-    """Whether this is a Google Colab runtime."""
-    try:
-        return importlib.util.find_spec("google.colab") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def choose_profile(wanted: str = "auto") -> str:
@@ -68,7 +54,8 @@ def choose_profile(wanted: str = "auto") -> str:
     quiet()
     print(f"{'Colab' if on_colab() else 'Jupyter'} on {_machine()}; PyTorch {torch.__version__}.")
     profile, why = _choose(wanted)
-    make_config(profile=profile)  # refuses a misspelt name
+    if make_config(profile=profile).profile.backbone != "tiny" and "HF_TOKEN" not in os.environ:
+        sign_in()
     print(f"Profile {profile}: {why} Another one: set PROFILE in the form above and run again.")
     return profile
 
@@ -82,11 +69,9 @@ def _choose(wanted: str) -> tuple[str, str]:
         if on_colab():
             print("No GPU here. Runtime > Change runtime type > T4 GPU gives one, free; then run all again.")
         return CPU_PROFILE, "a small model that a CPU trains in minutes, with nothing to download."
-    if GPU_PROFILE not in PROFILES:
-        return CPU_PROFILE, "the GPU makes it quick."
     if sign_in():
         return GPU_PROFILE, "PaliGemma-3B, which fits this GPU in 8 bit."
-    return CPU_PROFILE, "PaliGemma-3B would fit this GPU, but there is no token for its weights."
+    return CPU_PROFILE, "PaliGemma-3B would fit this GPU, but its weights may not be had."
 
 
 def _machine() -> str:
@@ -99,63 +84,12 @@ def _machine() -> str:
             f"{memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB free, fp32")
 
 
-# --- secrets ----------------------------------------------------------------------------------------------------------
-
-def sign_in(name: str = "HF_TOKEN", patience: float = PATIENCE) -> bool:
-    """Make the token `name` known to this process: Colab's secrets, else the environment, else a question.
-
-    The question gives up after `patience` seconds, and at once where nobody can answer. The token is neither printed
-    nor saved. Returns whether there is one; if not, says how to get one.
-    """
-    token = _colab_secret(name, patience) or os.environ.get(name) or _ask(name, patience)
-    if not token:
-        print(LICENCE)
-        return False
-    os.environ[name] = token.strip()
-    return True
-
-
-def _colab_secret(name: str, patience: float) -> str | None:
-    if not on_colab():
-        return None
-    try:
-        from google.colab import userdata
-        with time_limit(patience):
-            return userdata.get(name)
-    except Exception:  # no such secret, no access granted, no browser to ask: each has its own exception
-        return None
-
-
-def _ask(name: str, patience: float) -> str | None:
-    try:
-        with time_limit(patience):
-            return getpass(f"{name} (Enter for none, waits {patience:.0f} seconds): ")
-    except Exception:  # too late, or a front end without keyboard
-        return None
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block after `seconds`; without effect outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    def late(*_: object) -> None:
-        raise TimeoutError(f"nothing happened for {seconds:.0f} seconds")
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
 # --- run folder -------------------------------------------------------------------------------------------------------
 
 def work_folder() -> Path:
     """Where runs and data go: LAR_WORK, else /content on Colab, else the checkout, else the present folder."""
     if os.environ.get("LAR_WORK"):
+        os.environ["LAR_WORK"] = str(Path(os.environ["LAR_WORK"]).resolve())  # the present folder is about to change
         return Path(os.environ["LAR_WORK"])
     if on_colab():
         return DRIVE.parent if DRIVE.parent.exists() else Path.cwd()
@@ -246,16 +180,32 @@ def train_all(run: Run, data: Path = DATA) -> None:
             reproduce.train_side_by_side(run, data)
 
 
+def scores(run: Run, data: Path = DATA) -> dict:
+    """`reproduce.show_saliency` of a trained run; what an earlier notebook has left of it is read."""
+    kept = run.path / "heldout.json"
+    if kept.exists() and (run.path / "gallery.npz").exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    return reproduce.show_saliency(run, data)
+
+
+def localisation_heads(run: Run, policy: Policy, data: Path = DATA) -> list[tuple[int, int]]:
+    """The heads that localise, as they were chosen on training frames (`saliency_rows.localisation_heads`)."""
+    train, _ = load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)
+    return saliency_rows.localisation_heads(run, policy, make_dataset(train, Stats.of(train), run.config))
+
+
 def heldout_episodes(run: Run, data: Path = DATA) -> list[Episode]:
     """Demonstrations that the run is never trained on, without no-op steps."""
     return load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)[1]
 
 
 def heldout_dataset(run: Run, data: Path = DATA) -> DemoDataset:
-    """The frames of `heldout_episodes`, on the scales of the training episodes."""
+    """The frames of `heldout_episodes`, on the scales of the training episodes; with the frame before each one."""
     config = run.config
     train, heldout = load_split(make_demos(config, data), config.profile.heldout_fraction, config.seed)
-    return make_dataset(heldout, Stats.of(train), config)
+    dataset = make_dataset(heldout, Stats.of(train), config)
+    dataset.previous = True
+    return dataset
 
 
 # --- long steps -------------------------------------------------------------------------------------------------------
@@ -264,7 +214,8 @@ def heldout_dataset(run: Run, data: Path = DATA) -> DemoDataset:
 def step(run: Run, name: str) -> Iterator[None]:
     """Say what time and memory the long step `name` (one of pace.STEPS) will take; after it, what it took.
 
-    Raises LarError when memory runs out, with the estimate and the setting to lower.
+    Both are kept in the run folder (`spent`). Raises LarError when memory runs out, with the estimate and the setting
+    to lower.
     """
     expected = pace.expected(run)[name]
     print(f"{name.capitalize()}: {expected} expected.")
@@ -277,7 +228,19 @@ def step(run: Run, name: str) -> Iterator[None]:
             raise LarError(f"Memory ran out during {name} (expected: {expected}): lower batch_size (it is "
                            f"{profile.batch_size}), or choose a smaller profile; finished work is kept.") from error
         finally:
+            took = pace.Cost(time.perf_counter() - began, peak.look())
+            append_jsonl(run.path / "steps.jsonl", {"step": name, "seconds": took.seconds, "gib": took.gib,
+                                                    "expected_seconds": expected.seconds, "expected_gib": expected.gib})
             for mirror in _mirrors.get(Path.cwd()) or ():
                 mirror.sync()
-    took = replace(expected, seconds=time.perf_counter() - began, gib=peak.gib)
     print(f"{name.capitalize()}: it took {took}; expected were {expected}.")
+
+
+def spent(run: Run) -> list[tuple[str, str, str]]:
+    """(step, what was expected before it was begun, what it took in all sessions together) of each long step."""
+    rows: dict[str, list[dict]] = {}
+    for row in read_jsonl(run.path / "steps.jsonl"):
+        rows.setdefault(row["step"], []).append(row)
+    return [(name, str(pace.Cost(of[0]["expected_seconds"], of[0]["expected_gib"])),
+             str(pace.Cost(sum(row["seconds"] for row in of), max(row["gib"] for row in of))))
+            for name, of in rows.items()]

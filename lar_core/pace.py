@@ -105,15 +105,17 @@ class PeakMemory:
     def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        self._look()
+        self.look()
 
     def _watch(self) -> None:
         while not self._done.wait(POLL):
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> float:
+        """The highest so far, in GiB."""
         now = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident()
         self.gib = max(self.gib, now / 2**30)
+        return self.gib
 
 
 def _resident() -> int:

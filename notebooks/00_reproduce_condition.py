@@ -20,7 +20,7 @@
 # %% cellView="form"
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
-CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only", "blind"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 
 # %% [markdown]
@@ -96,7 +96,7 @@ with step(run, "training"), notebook.live_curves(run):
 
 # %%
 with step(run, "saliency"):
-    heldout = reproduce.show_saliency(run)
+    heldout = notebook.scores(run)
 
 # %%
 from lar_core.view.gallery import panels, saliency
@@ -158,5 +158,16 @@ notebook.say(reading.findings(results, rows))
 print(f"The whole page, with pictures and clips: {page}")
 
 # %% [markdown]
+# ## What it really cost
+#
+# What was expected before each step was first begun, and what it took in all sessions together. A session that was
+# killed in the middle of a step is not counted.
+
+# %%
+table(("step", "expected", "took"), notebook.spent(run))
+
+# %% [markdown]
 # Next: **03_attention_saliency** looks inside the heatmaps, **05_libero_rollout** plays the episodes frame by frame, and
-# **07_results** compares several runs. Run this notebook again with another `CONDITION` to have something to compare.
+# **07_results** compares several runs. Run this notebook again with another `CONDITION` to have something to compare:
+# besides those in the form, every name in the README's table of conditions can be typed in. **04_train** shows what they
+# are.

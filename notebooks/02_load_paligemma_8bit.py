@@ -31,6 +31,10 @@ if importlib.util.find_spec("lar_core") is None:
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
 
+# %% [markdown]
+# Where are we, and are PaliGemma's own weights within reach? They are gated: a token is looked for in Colab's secrets, in
+# the environment, and then asked for. Without one, a small random model of the same architecture stands in.
+
 # %%
 from lar_core import notebook
 from lar_core.notebook import show, table

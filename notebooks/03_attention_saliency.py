@@ -7,7 +7,7 @@
 #
 # **You will see** an explorer in which image, heatmap, mask and scores change together while you move through a
 # demonstration and rewrite its instruction; what every word and every attention head looks at; which way of
-# aggregating them finds the object best; and how little a good-looking heatmap proves.
+# aggregating them finds the object best, by fourteen measures; and how little a good-looking heatmap proves.
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
 # |---|---|---|
@@ -17,7 +17,7 @@
 # %% cellView="form"
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
-CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 
 # %% [markdown]
@@ -51,6 +51,8 @@ run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
 # - Choose **the other bowl**. A policy that listens should change its mind about where to look.
 # - Choose **blank**. Whatever heat is left has nothing to do with what was said.
 # - Mark a single **word**, **layer** or **head**. No mark at all means the policy's own choice.
+# - Choose another **aggregation**: a recipe with a name, which makes its own choice of words, layers and heads.
+# - Pull **mask ratio**: what is grey on the right is what the decoder would have to fill in.
 
 # %%
 from lar_core.runtime import device
@@ -59,7 +61,7 @@ from lar_core.view.explorer import HeatmapExplorer
 
 policy, stats = load_policy(run, device())
 episodes = notebook.heldout_episodes(run)
-explorer = HeatmapExplorer(policy, episodes)
+explorer = HeatmapExplorer(policy, episodes, notebook.localisation_heads(run, policy))
 explorer.show()
 
 # %% [markdown]
@@ -90,7 +92,7 @@ print("words:", " | ".join(attention.words))
 
 # %%
 from lar_core.evaluate.attention import regions_of
-from lar_core.view.maps import by_head, by_word, maps
+from lar_core.view.maps import by_head, by_name, by_word, maps, sinks
 
 regions = regions_of(episode, frame)
 show(maps(image, attention, by_word(attention), regions))
@@ -98,10 +100,10 @@ show(maps(image, attention, by_word(attention), regions))
 # %% [markdown]
 # ## Sinks
 #
-# How much of its attention does a token spend on the image at all? In large language models, the first token collects
-# attention that has nowhere better to go, and so do line breaks: they are *sinks*, and their maps look busy while
-# meaning nothing. The method therefore leaves both out, as rows of the attention matrix. Compare their maps above with
-# those of the words, and their lines in the table.
+# How much of its attention does a token spend on the image at all? The softmax makes every token spend all of it
+# somewhere, and what has nowhere better to go collects in a few places that mean nothing: *sinks*. The first token and
+# line breaks are well-known ones. They say nothing themselves either, so the method leaves them out of the instruction.
+# Compare their maps above with those of the words, and their lines in the table.
 
 # %%
 from lar_core.evaluate.attention import image_share
@@ -109,6 +111,16 @@ from lar_core.evaluate.attention import image_share
 share = image_share(attention)[list(attention.tapped)].mean(axis=(0, 1))  # over the policy's layers and heads
 table(("token", "its attention that goes to the image", "part of the instruction"),
       [(word, float(s), "yes" if own else "no") for word, s, own in zip(attention.words, share, attention.own)])
+
+# %% [markdown]
+# Patches can be sinks too: a piece of table, or a corner, that *every* token looks at, whatever it says. Such a patch is
+# bright in any heatmap and tells nothing about the sentence. Left: the mean over the words. Middle: how much every token
+# gives a patch at least, BOS and newline too; full colour (four times a token's mean) is what `sink_removal` calls a
+# sink. Right: what is left without them. Large pre-trained models have such patches; a small one may have none, and then
+# left and right are the same.
+
+# %%
+show(sinks(explorer.reader, image, episode.instruction, regions))
 
 # %% [markdown]
 # ## Heads disagree
@@ -123,7 +135,7 @@ show(maps(image, attention, heads, regions, columns=max(4, len(heads) // len(att
 # %% [markdown]
 # ## Which way to aggregate?
 #
-# The literal recipe is the mean over instruction words, heads and the last layers. Others are easy to think of. Here
+# The literal recipe is the mean over instruction words, heads and the last layers. Others are easily made by hand. Here
 # are some of them on the frame from above, …
 
 # %%
@@ -140,9 +152,33 @@ show(maps(image, attention, choices, regions))
 # most salient patches with the named object's patches.
 
 # %%
-scores = compare(explorer.reader, episodes, choices)
+handmade = compare(explorer.reader, episodes, choices)
 table(("aggregation", "AOS", "named minus other bowl", "AUC, chance 0.5"),
-      [(name, score["aos"], score["target_minus_distractor"], score["auc"]) for name, score in scores.items()],
+      [(name, score["aos"], score["target_minus_distractor"], score["auc"]) for name, score in handmade.items()])
+
+# %% [markdown]
+# ## Recipes from the literature
+#
+# Each changes one thing: *content words* asks no stop words; *sink removal* you have seen; *relative* divides by the map
+# of a prompt that names nothing; *localisation heads* takes only the few heads that are attentive and concentrated,
+# chosen once on training frames; *smooth* blurs. The last two need several passes and are for evaluation only: *coarse
+# to fine* looks again, closer, where it looked most, and *multi pass* averages over passes in which other patches were
+# hidden. Where each comes from, and how it differs, stands in `docs/rivals.md`.
+
+# %%
+show(by_name(explorer.reader, image, episode.instruction, regions))
+
+# %%
+from lar_core.notebook import step
+from lar_core.view.reading import estimate
+from lar_core.view.saliency_table import COLUMNS, beside_baselines
+
+with step(run, "saliency"):
+    scores = notebook.scores(run)
+some = ("aos", "target_minus_distractor", "auc", "pointing_15px", "energy", "nss", "box_iou")
+table(("aggregation", *(COLUMNS[metric] for metric in some)),
+      [(row["name"].replace("_", " "), *(estimate(row["metrics"][metric]) for metric in some))
+       for row in scores["aggregations"]],
       words="Choosing the best row after looking is choosing a favourable accident: fix the recipe on training frames.")
 
 # %% [markdown]
@@ -153,11 +189,18 @@ table(("aggregation", "AOS", "named minus other bowl", "AUC, chance 0.5"),
 # has shown that it *looks* only where its bar lies above all grey ones.
 
 # %%
-from lar_core.reproduce import show_saliency
 from lar_core.view.figures import grounding_bars
 
-grounding = show_saliency(run)["grounding"]
+grounding = scores["grounding"]
 show(grounding_bars(grounding), words=f"The highest AOS that any map could reach here: {grounding['aos']['best']['mean']:.2f}.")
+
+# %% [markdown]
+# The literature measures heatmaps in many ways, and a map can win by one and lose by another. All of them, on the same
+# frames, for this policy and for the three maps that never look:
+
+# %%
+table(("metric", "what it asks", "this policy", "uniform map", "image centre", "where it was in training"),
+      beside_baselines(grounding))
 
 # %% [markdown]
 # ## Your eyes against the score
@@ -172,10 +215,16 @@ rating = HeatmapRating(pairs_of(explorer.reader, episodes, {"mean": Choice(), "m
                        run.path / "ratings.jsonl")
 rating.show()
 
+# %% [markdown]
+# The first question, for readers on a page that runs no code (here a vote is not counted), and the votes so far:
+
+# %%
+show(rating.still())
+
 # %%
 from lar_core.view.rating import preference
 
-print(preference(run.path / "ratings.jsonl", ("mean", "max")))
+notebook.tell([preference(run.path / "ratings.jsonl", ("mean", "max"))])
 
 # %% [markdown]
 # ## What to take along

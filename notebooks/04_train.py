@@ -7,8 +7,8 @@
 # instruction looks.
 #
 # **You will see** mask, reconstruction and loss *before* a single step of training; the losses falling live; how the
-# reconstructions sharpen from checkpoint to checkpoint; and two gates that a policy has to pass before anything it does
-# is worth discussing.
+# reconstructions sharpen from checkpoint to checkpoint; two gates that a policy has to pass before anything it does is
+# worth discussing; and the rivals: what else could be hidden, reconstructed, or put in the place of the action head.
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
 # |---|---|---|
@@ -18,7 +18,7 @@
 # %% cellView="form"
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
-CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 
 # %% [markdown]
@@ -30,6 +30,10 @@ if importlib.util.find_spec("lar_core") is None:
     subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
+
+# %% [markdown]
+# Where are we, and how big shall it be? What earlier notebooks have left in the run folder is used; what is missing is
+# made.
 
 # %%
 from lar_core import notebook, reproduce
@@ -66,8 +70,8 @@ from lar_core.draws import Draws
 from lar_core.evaluate.probes import reconstruction_panels
 from lar_core.view.figures import reconstruction_panels as draw
 
-recon = policy.reconstruct(batch, encoding, Draws(0))
-show(draw(reconstruction_panels(policy, recon)))
+if policy.decoder is not None:
+    show(draw(reconstruction_panels(policy, policy.reconstruct(batch, encoding, Draws(0)))))
 
 # %% [markdown]
 # And the loss. Actions are 7 numbers in 256 bins each: guessing evenly costs log 256 = 5.55 nats.
@@ -112,8 +116,8 @@ if moments := snapshots(run):
 from lar_core.run import Run
 
 with step(run, "saliency"):
-    seeing = reproduce.show_saliency(run)["action"]
-    blind = reproduce.show_saliency(Run.load(run.control))["action"]
+    seeing = notebook.scores(run)["action"]
+    blind = notebook.scores(Run.load(run.control))["action"]
 
 # %%
 from lar_core.view.reading import estimate
@@ -123,6 +127,50 @@ table(("on held-out demonstrations", "mean absolute action error (95 % interval)
        ("always the mean action", estimate(seeing["l1_mean_action"]))])
 
 # %% [markdown]
+# ## The rivals: what is hidden
+#
+# Whether it matters *where the instruction looks* can only be said beside masks that do not listen. All of them hide the
+# same number of patches. `random`, `blue_noise` (random, but spread out) and `centre` never look at the image;
+# `frame_difference` hides what has just moved; `gaze` is told the object's place by the simulator; `hint_attention` leaves
+# the very top visible, and `sampled_attention` draws patches with the probability that attention gives them.
+
+# %%
+from lar_core.runtime import device
+from lar_core.train import load_policy
+from lar_core.view import rivals
+
+trained = load_policy(run, device())[0].eval()
+one = heldout.batch([40])
+show(rivals.masks(trained, one), words=one["instructions"][0])
+
+# %% [markdown]
+# ## The rivals: what is reconstructed
+#
+# ReconVLA, the work that this one answers to, reconstructs a *gaze region*, the named object's box, with a *diffusion*
+# model. Two things differ at once, the region and the reconstructor, so there is a condition for each of the four
+# combinations. An MAE fills in the grey patches in one pass. A denoiser is shown the crop under noise and must name the
+# noise, told only by the backbone's image tokens.
+
+# %%
+if "regions" in one:
+    show(rivals.regions(trained, one))
+
+# %% [markdown]
+# ## The rivals: all of them
+#
+# Every line can be typed into `CONDITION` above. Action heads: `parallel` predicts a whole chunk in one pass,
+# `autoregressive` one token after another as OpenVLA does, `bridge` follows VLA-Adapter and `focus` FocusVLA, both with a
+# small policy of their own that reads every layer. The lines with a weight add a loss on the attention map itself, or on
+# words that were hidden from the instruction. `…_matched` gives the denoiser no more parameters than the MAE has.
+
+# %%
+table(("condition", "hides", "reconstructs with", "action head", "and changes", "decoder, thousand parameters"),
+      rivals.conditions(run.config.profile))
+
+# %% [markdown]
+# Where each comes from and how it differs from its source stands in `docs/rivals.md`; what each costs, in **06_latency**;
+# how to compare several with several seeds, in **07_results**.
+#
 # ## What to take along
 #
 # - A falling reconstruction loss is not yet learning to see: read the gradient curve beside it.

@@ -18,7 +18,7 @@
 # %% cellView="form"
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
-CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 
 # %% [markdown]
@@ -30,6 +30,10 @@ if importlib.util.find_spec("lar_core") is None:
     subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
+
+# %% [markdown]
+# Where are we, how big shall it be, and is there a trained policy already? If an earlier notebook left one in the run
+# folder, it is taken from there.
 
 # %%
 from lar_core import notebook, reproduce

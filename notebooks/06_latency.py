@@ -7,19 +7,19 @@
 # "five times faster control" here.
 #
 # **You will see** milliseconds per policy step, per precision and per action head, measured side by side on this machine;
-# and what masking and reconstructing add to a step of training.
+# and what each kind of condition adds to a step of training: time, parameters, operations and memory.
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
 # |---|---|---|
-# | time | 10 minutes, most of it loading (not yet measured) | 1 minute |
+# | time | 30 minutes, most of it loading (computed, not yet measured) | 2 minutes |
 # | memory | 9 GiB of the GPU (computed) | 2 GiB |
 #
-# Weights do not matter for time, so nothing needs to be trained for this notebook.
+# Neither weights nor pictures matter for time, so nothing is trained or recorded for this notebook.
 
 # %% cellView="form"
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
-CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 
 # %% [markdown]
@@ -32,9 +32,13 @@ if importlib.util.find_spec("lar_core") is None:
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
 
+# %% [markdown]
+# Where are we, and how big shall it be? On a GPU with PaliGemma's weights these are the times that matter; elsewhere those
+# of the small model, in which Python itself takes a large part.
+
 # %%
-from lar_core import notebook, reproduce
-from lar_core.notebook import show, step, table
+from lar_core import notebook
+from lar_core.notebook import show, table
 
 profile = notebook.choose_profile(PROFILE)
 run = notebook.open_run(CONDITION, profile, drive=DRIVE)
@@ -78,30 +82,34 @@ print(f"forward pass: {without:.1f} ms, with saliency {with_it:.1f} ms ({100 * (
 # %% [markdown]
 # ## What each condition costs in training
 #
-# One forward and backward pass on one batch of real frames.
+# One whole step of the trainer, optimiser included, on made-up frames. One condition of each kind: no reconstruction at
+# all; one pass of an MAE; the same with a second look that cannot see the mask; denoisers, as large as ReconVLA's and as
+# small as the MAE; a teacher that chooses the mask; losses on the map and on hidden words; other heads. Which patches are
+# hidden costs nothing, so the other masks are not repeated.
 
 # %%
-with step(run, "demonstrations"):
-    heldout = notebook.heldout_dataset(run)
+from lar_core.evaluate.training_cost import BASE, compare_training
+from lar_core.view.arms import cost_rows
 
-# %%
-from lar_core.runtime import device
-from lar_core.train import to_device
+training = compare_training(run.config)
+table(("condition", "ms a step", "times action_only", "million parameters that learn", "GFLOP a sample", "GB of GPU memory"),
+      cost_rows(training, BASE))
 
-batch = to_device(heldout.batch(range(run.config.profile.batch_size)), device())
-rows = costs.training_steps(run, batch)
-table(("condition", "ms a step", "millions of parameters that learn"), rows)
+# %% [markdown]
+# Operations are counted by PyTorch and do not depend on this machine, so they are the fairest column; those of 8-bit
+# layers are not counted. Memory is measured on GPUs only. Conditions that show the frozen layers something new at every
+# step cannot use the feature cache of profile `t4`, and pay for that there.
 
 # %%
 from lar_core.view.figures import cost_bars
 
-show(cost_bars([(name, ms) for name, ms, _ in rows], "one training step, ms"))
+show(cost_bars([(name, cost["step_ms"]) for name, cost in training.items() if cost], "one training step, ms"))
 
 # %% [markdown]
 # ## Why no "five times faster control" is claimed
 #
 # ReconVLA reconstructs with a diffusion model, this method with one pass of a small transformer. That makes *training*
-# cheaper, and it makes *showing* a reconstruction cheaper. But neither method reconstructs anything while the robot
+# cheaper, by as much as the bars say, and it makes *showing* a reconstruction cheaper. But neither method reconstructs anything while the robot
 # moves: the decoder is not part of a policy step at all. A faster decoder therefore cannot make control faster.
 #
 # What does make it faster is above: the head, the precision, and how many actions are executed before the next look.

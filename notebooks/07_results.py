@@ -6,20 +6,21 @@
 # One run is an anecdote. This notebook reads every run folder it can find, and the results that are kept in the
 # repository, and asks which differences are really there.
 #
-# **You will see** success rates with intervals and controls, a table of all runs, paired tests in plain words, and how
-# many rollouts it would take to see a difference at all.
+# **You will see** success rates with intervals and controls, a table of all runs, paired tests in plain words, a study
+# with several seeds from its file to its page, and how many rollouts it would take to see a difference at all.
 #
 # | | free Colab T4 | two CPU cores |
 # |---|---|---|
-# | time | 1 minute | 1 minute |
-# | memory | 1 GiB | 1 GiB |
+# | time | 3 minutes (not yet measured) | 2 minutes, nearly all of it the study |
+# | memory | 2 GiB | 3 GiB |
 #
 # If there is no run folder yet, the kept results alone are compared.
 
 # %% cellView="form"
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
-CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "action_only"]
+CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
+STUDY = "first"  # @param ["first", "small"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 
 # %% [markdown]
@@ -31,6 +32,9 @@ if importlib.util.find_spec("lar_core") is None:
     subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
+
+# %% [markdown]
+# Where are we, and which runs are there? On Colab those on your Drive are brought back first.
 
 # %%
 from pathlib import Path
@@ -74,9 +78,8 @@ table(("run", "success", "blind control", "AOS", "named minus other bowl", "acti
 # does not mean equal: the interval says what remains possible.
 
 # %%
-sentences = compare.differences(found)
-print("\n\n".join(sentences) or "No two runs here were rolled out on the same episodes: run notebook 00 with another "
-      "CONDITION, and come back.")
+notebook.tell(compare.differences(found) or ["No two runs here were rolled out on the same episodes: run notebook 00 "
+                                             "with another CONDITION, and come back."])
 
 # %% [markdown]
 # ## How many rollouts would it take?
@@ -90,5 +93,48 @@ table(("rollouts an arm", "paired: points", "unpaired: points"),
       [(n, 100 * detectable_paired(n), 100 * detectable_unpaired(n)) for n in (20, 50, 150, 500)])
 
 # %% [markdown]
-# And one training seed says little about another. Before a difference between two *conditions* is believed, each needs at
-# least three seeds: `lar reproduce --condition random_mask --seed 1`.
+# ## A study
+#
+# And one training seed says little about another. A *study* makes every run that a comparison needs: conditions × seeds,
+# all from the same init states, with a blind control for each seed. It is a small file:
+
+# %%
+from lar_core.study import Study
+
+file = kept.parent / "studies" / f"{STUDY}.yaml"
+print(file.read_text())
+
+# %% [markdown]
+# `first` is as small as a study can be, so that you can watch one: models that are trained for seconds and solve
+# nothing. Put `small` into the form above (or type `lar study studies/small.yaml`) for one that means something; it takes
+# many hours on two cores. Stopped at any moment and started again, it goes on.
+
+# %%
+from lar_core.run_study import run_study
+
+study, page = run_study(Study.load(file))
+print(f"The whole page: {page}")
+
+# %% [markdown]
+# Success of every arm, all seeds together, and the difference of each from the reference. Its interval draws seeds and
+# rollouts; its test is corrected for the number of comparisons (Holm).
+
+# %%
+from lar_core.view import study_page
+
+show(success_bars(study_page.success_bars(study)))
+show(study_page.differences_figure(study["comparisons"], study["study"]["reference"]))
+
+# %% [markdown]
+# In words, and with what so few rollouts could have missed:
+
+# %%
+notebook.tell(row["sentence"] for row in study["comparisons"])
+notebook.tell(study_page.caveats(study))
+
+# %% [markdown]
+# ## What to take along
+#
+# - A success rate without the blind control's beside it says nothing about seeing.
+# - *Not detected* with an interval is an answer; *equal* is not.
+# - Three seeds, paired init states, and the comparisons decided upon before looking: `docs/study.md`.

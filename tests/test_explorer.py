@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from lar_core.data.demos import Episode
-from lar_core.evaluate.attention import AttentionReader, Choice, compare, regions_of
-from lar_core.view.explorer import HeatmapExplorer, metrics_table, presets
-from lar_core.view.maps import by_head, by_word, maps
+from lar_core.evaluate.attention import Attention, AttentionReader, Choice, compare, regions_of, shared
+from lar_core.view.explorer import BY_HAND, HeatmapExplorer, metrics_table, presets
+from lar_core.view.maps import by_head, by_name, by_word, maps, sinks
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 T = 4
@@ -83,6 +83,23 @@ def test_nothing_selected_means_the_policys_own_choice(explorer):
     assert (shown(explorer) == before).all()
 
 
+def test_a_named_aggregation_takes_over_the_controls_that_it_replaces(explorer):
+    explorer.aggregation.value = "relative"
+    assert all(control.disabled for control in (explorer.words, explorer.layers, explorer.heads, explorer.reduce))
+    assert not explorer.smoothing.disabled and not explorer.ratio.disabled
+    explorer.aggregation.value = BY_HAND
+    assert not explorer.words.disabled
+
+
+def test_chosen_heads_make_one_more_aggregation(policy_of):
+    policy, episodes = policy_of().eval(), [episode()]
+    assert "localisation_heads" not in HeatmapExplorer(policy, episodes).aggregation.options
+    explorer = HeatmapExplorer(policy, episodes, [(0, 1)])
+    before = shown(explorer)
+    explorer.aggregation.value = "localisation_heads"
+    assert (shown(explorer) != before).any()
+
+
 def test_the_still_picture_shows_every_preset_at_every_moment(explorer):
     one, two = explorer.still(moments=1), explorer.still(moments=2)
     assert two.shape[0] == 2 * one.shape[0] and two.shape[1] == one.shape[1] > 3 * 288
@@ -123,3 +140,21 @@ def test_maps_are_drawn_one_for_every_word_and_every_head(explorer):
     assert list(by_word(attention))[0] == "<bos>" and list(by_word(attention))[5] == "5 bowl"
     assert list(by_head(attention))[-1] == "layer 2, head 1" and len(by_head(attention)) == 6
     assert maps(image, attention, by_head(attention), columns=2, side=50).shape == (3 * 74, 110, 3)
+
+
+def test_every_named_aggregation_is_drawn_those_of_many_passes_too(explorer):
+    names, image = explorer.reader.aggregations, episode().agentview_rgb[0]
+    assert {"mean", "relative", "coarse_to_fine", "multi_pass"} <= set(names)
+    assert by_name(explorer.reader, image, SENTENCE, columns=len(names), side=50).shape == (74, 60 * len(names) - 10, 3)
+
+
+def test_a_patch_is_shared_only_as_far_as_every_token_looks_at_it():
+    values = np.full((2, 1, 3, 4), 0.1)  # layers, heads, tokens, patches
+    values[1, :, :, 0] = 0.7  # of the tapped layer: 2.8 times the mean of every token, ...
+    values[1, :, 2, 0] = 0.1  # ... but not of the last one
+    made = Attention(values, ("<bos>", "bowl", "\n"), np.array([False, True, False]), tapped=(1,))
+    np.testing.assert_allclose(shared(made), [1.0, 0.4, 0.4, 0.4])
+
+
+def test_sinks_are_drawn_before_between_and_after(explorer):
+    assert sinks(explorer.reader, episode().agentview_rgb[0], SENTENCE).shape == (312, 3 * 288 + 20, 3)

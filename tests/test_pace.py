@@ -16,7 +16,8 @@ from lar_core.run import Run
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no demonstrations have been recorded
     return Run.open(make_config(profile="tiny"), tmp_path / "run")
 
 

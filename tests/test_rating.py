@@ -52,6 +52,13 @@ def test_a_session_that_was_left_goes_on_where_it_was(pairs, votes):
     assert again.question.value.startswith("2 of 8")
 
 
+def test_the_still_picture_is_the_first_question_whatever_was_voted(pairs, votes):
+    rating = HeatmapRating(pairs, votes)
+    still = rating.still()
+    rating.vote(0)
+    assert still.shape == (312, 2 * 288 + 10, 3) and (HeatmapRating(pairs, votes).still() == still).all()
+
+
 def test_after_the_last_vote_the_buttons_rest_and_the_answer_stands_there(pairs, votes):
     rating = HeatmapRating(pairs, votes)
     for _ in range(9):

@@ -3,13 +3,16 @@
 import json
 
 import pytest
+import torch
 from test_results import full, minimal
 
-from lar_core.config import make_config
+from lar_core.config import CONDITIONS, make_config
 from lar_core.evaluate.results import validate_results
-from lar_core.evaluate.training_cost import measure_training
+from lar_core.evaluate import training_cost
+from lar_core.evaluate.training_cost import ARMS, BASE, compare_training, measure_training
 from lar_core.model.decoders import count
 from lar_core.run import Run
+from lar_core.view.arms import cost_rows
 from lar_core.view.report import summary_table
 
 
@@ -61,3 +64,28 @@ def test_it_is_kept_and_shown(tmp_path):
     validate_results(results)
     validate_results(full() | {"training_cost": None})
     assert "training step" in summary_table(results) and "action_only" in summary_table(results)
+
+
+def test_conditions_are_compared_and_a_second_look_costs_more_operations():
+    costs = compare_training(make_config(profile="micro"), (BASE, "random_mask", "joint_mask"), steps=1)
+    assert costs["joint_mask"]["flops"] > 1.3 * costs["random_mask"]["flops"] > costs[BASE]["flops"]
+    rows = cost_rows(costs, BASE)
+    assert [row[0] for row in rows] == list(costs) and rows[0][2] == "1.00 ×" and rows[0][5] == "–"
+    assert set(ARMS) <= set(CONDITIONS)
+
+
+def test_a_condition_that_does_not_fit_is_said_and_the_others_go_on(monkeypatch):
+    def full(config, steps):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(training_cost, "_cost", full)
+    costs = compare_training(make_config(profile="micro"), (BASE, "random_mask"))
+    assert cost_rows(costs, BASE)[1][:2] == ("random_mask", "does not fit in memory")
+
+
+def test_the_feature_cache_is_left_to_those_that_can_use_it(monkeypatch):
+    used = {}
+    def remember(config, steps):
+        used[config.condition.name] = config.profile.cache
+    monkeypatch.setattr(training_cost, "_cost", remember)
+    compare_training(make_config(profile="t4"), (BASE, "joint_mask"))
+    assert used == {BASE: True, "joint_mask": False}

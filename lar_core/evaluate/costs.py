@@ -1,4 +1,4 @@
-"""What choices cost: one policy step with another head or precision, one training step of another condition.
+"""What choices cost when the policy acts: one step with another head, in another precision, without saliency.
 
 Weights do not matter for time, so nothing here needs a trained policy.
 """
@@ -12,20 +12,17 @@ from dataclasses import replace
 
 import torch
 
-from ..config import CONDITIONS, Condition, RunConfig
-from ..draws import Draws
+from ..config import RunConfig
 from ..model.policy import Policy, make_policy
 from ..run import Run
 from ..runtime import device
 from ..weights import prepare_backbone
 from .latency import one_observation, time_acting
 
-HEADS = {"parallel: all actions in one pass": {"head": "parallel"},
-         "autoregressive: one token after another": {"head": "autoregressive"},
+HEADS = {"parallel: all actions in one pass": {"head": "parallel", "action_loss": "cross_entropy"},
+         "autoregressive: one token after another": {"head": "autoregressive", "action_loss": "cross_entropy"},
          "bridge: a policy with a block a layer": {"head": "bridge", "action_loss": "l1"},
          "focus: the same, with three attentions": {"head": "focus", "action_loss": "l1"}}
-TRAINING = {"action_only": {}, "bridge_head": {}, "focus_head": {}, "random_mask": {}, "attention_mask": {}, "gaze_mask": {},
-            "attention_mask, mask_input": {"mask_input": True}}
 
 
 def untrained(run: Run, **changes: object) -> Policy:
@@ -46,21 +43,6 @@ def policy_steps(run: Run, variants: dict[str, dict], repeats: int = 20) -> list
     for name, changes in variants.items():
         times = time_acting(untrained(run, **changes).eval(), repeats)
         rows.append((name, *times.values(), 1000 / times["p50_ms"] * run.config.profile.execute))
-    return rows
-
-
-def training_steps(run: Run, batch: dict, repeats: int = 5) -> list[tuple[str, float, float]]:
-    """(condition, ms of one forward and backward pass, millions of parameters that learn) on one batch."""
-    rows = []
-    for name, changes in TRAINING.items():
-        condition: Condition = CONDITIONS[name.split(",")[0]]
-        policy = make_policy(replace(run.config, condition=replace(condition, **changes)), prepare_backbone(run),
-                             device()).train()
-        def step(policy: Policy = policy) -> None:
-            policy(batch, Draws(0))["loss"].backward()
-            policy.zero_grad()
-        learning = sum(p.numel() for p in policy.parameters() if p.requires_grad) / 1e6
-        rows.append((name, milliseconds(step, repeats), learning))
     return rows
 
 

@@ -10,6 +10,7 @@ import gc
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from ..train import Trainer
 
 WARM_UP, STEPS = 2, 8
 BASE = "action_only"
+ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "gaze_diffusion_matched", "teacher_mask",
+        "contrastive_attention", "language_mask", "bridge_head", "focus_head")  # one of each kind
 
 
 def measure_training(run: Run, steps: int = STEPS) -> dict:
@@ -36,6 +39,22 @@ def measure_training(run: Run, steps: int = STEPS) -> dict:
               "own": _cost(run.config, steps), "action_only": _cost(base, steps)}
     write_json(run.path / "training_cost.json", result)
     return result
+
+
+def compare_training(config: RunConfig, names: Sequence[str] = ARMS, steps: int = STEPS) -> dict[str, dict | None]:
+    """The cost of each of these conditions at the profile of `config`, by name; None where the GPU's memory ran out.
+
+    The feature cache is left to those that can use it.
+    """
+    return {name: _cost_or_none(replace(config, condition=CONDITIONS[name], profile=replace(
+        config.profile, cache=config.profile.cache and not CONDITIONS[name].sees_again)), steps) for name in names}
+
+
+def _cost_or_none(config: RunConfig, steps: int) -> dict | None:
+    try:
+        return _cost(config, steps)
+    except torch.cuda.OutOfMemoryError:
+        return None
 
 
 def _cost(config: RunConfig, steps: int) -> dict:

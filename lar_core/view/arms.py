@@ -36,6 +36,14 @@ def training_cost(results: dict) -> str:
                    + f"<p class=note>{text(note)}</p>")
 
 
+def cost_rows(costs: dict[str, dict | None], base: str) -> list[tuple[str, ...]]:
+    """(condition, ms a step, times that of `base`, million parameters that learn, GFLOP a sample, GB of the GPU)."""
+    return [(name, "does not fit in memory", *["–"] * 4) if cost is None else
+            (name, f"{cost['step_ms']:.0f}", ratio(cost["step_ms"], costs[base] and costs[base]["step_ms"]),
+             f"{cost['parameters'] / 1e6:.2f}", _amount(cost["flops"], 1e9, "").strip(),
+             _amount(cost["peak_bytes"], 1e9, "").strip()) for name, cost in costs.items()]
+
+
 def ratio(own: float | None, base: float | None) -> str:
     """"1.23 x", or a dash where one was not measured."""
     return "–" if not own or not base else f"{own / base:.2f} ×"

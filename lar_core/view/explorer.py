@@ -53,10 +53,13 @@ def compose(image: np.ndarray, view: View, regions: np.ndarray | None) -> np.nda
 
 
 class HeatmapExplorer:
-    """`HeatmapExplorer(policy, episodes).show()`; every control is an attribute, so that code can move it too."""
+    """`HeatmapExplorer(policy, episodes).show()`; every control is an attribute, so that code can move it too.
 
-    def __init__(self, policy: Policy, episodes: Sequence[Episode]):
-        self.reader = AttentionReader(policy)
+    localisation: the chosen heads, (layer, head), to offer that aggregation too (`AttentionReader`).
+    """
+
+    def __init__(self, policy: Policy, episodes: Sequence[Episode], localisation: list[tuple[int, int]] | None = None):
+        self.reader = AttentionReader(policy, localisation=localisation)
         self.tasks: dict[str, list[Episode]] = {}
         for episode in episodes:
             self.tasks.setdefault(episode.instruction, []).append(episode)
@@ -160,9 +163,11 @@ class HeatmapExplorer:
             self._changing = False
 
     def draw(self) -> None:
-        """Show what is chosen."""
+        """Show what is chosen; what a named aggregation chooses by itself cannot be moved meanwhile."""
         if self._changing:
             return
+        for control in (self.words, self.layers, self.heads, self.reduce):
+            control.disabled = self.aggregation.value != BY_HAND
         image, regions = self.episode.agentview_rgb[self.frame.value], regions_of(self.episode, self.frame.value)
         try:
             view = self.look(self.frame.value, self.sentence.value, self.choice)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..evaluate.attention import Attention, Choice, aggregate
-from .pictures import grid, heat
+from ..evaluate.attention import Attention, AttentionReader, Choice, aggregate, shared
+from ..model.aggregation import SINK
+from .pictures import grid, heat, side_by_side
 
 
 def maps(image: np.ndarray, attention: Attention, choices: dict[str, Choice], regions: np.ndarray | None = None, *,
@@ -13,6 +14,25 @@ def maps(image: np.ndarray, attention: Attention, choices: dict[str, Choice], re
     """One heatmap a choice over image (H, W, 3), each under its name; regions (2, H, W) are outlined."""
     return grid([heat(image, aggregate(attention, choice), regions, side) for choice in choices.values()],
                 list(choices), columns)
+
+
+def by_name(reader: AttentionReader, image: np.ndarray, instruction: str, regions: np.ndarray | None = None, *,
+            columns: int = 5, side: int = 180) -> np.ndarray:
+    """One heatmap for every aggregation that has a name, those of many passes too."""
+    names = reader.aggregations
+    return grid([heat(image, reader.aggregated(image, instruction, name), regions, side) for name in names],
+                [name.replace("_", " ") for name in names], columns)
+
+
+def sinks(reader: AttentionReader, image: np.ndarray, instruction: str,
+          regions: np.ndarray | None = None) -> np.ndarray:
+    """The mean map, what every token shares of it, and the map without the patches that are sinks."""
+    common = shared(reader.read(image, instruction))
+    panels = [reader.aggregated(image, instruction, "mean"), common / common.size,
+              reader.aggregated(image, instruction, "sink_removal")]
+    titles = ["mean over the instruction's words", f"every token gives it; most: {common.max():.1f} times",
+              f"without {(common > SINK).sum()} sinks of {common.size} patches"]
+    return side_by_side([heat(image, panel, regions) for panel in panels], titles)
 
 
 def by_word(attention: Attention) -> dict[str, Choice]:

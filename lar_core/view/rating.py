@@ -58,8 +58,9 @@ class HeatmapRating:
         rng = np.random.default_rng(seed)
         swapped = rng.permutation(len(pairs)) % 2 == 1  # each of the two maps is on the left equally often
         order = rng.permutation(len(pairs))
-        self.todo = [(pairs[i], self.names[:: -1 if swapped[i] else 1]) for i in order if pairs[i].name not in seen]
-        self.total = len(pairs)
+        asked = [(pairs[i], self.names[:: -1 if swapped[i] else 1]) for i in order]
+        self.first, self.total = asked[0], len(pairs)
+        self.todo = [(pair, sides) for pair, sides in asked if pair.name not in seen]
         self.picture, self.question, self.buttons = widgets.Image(format="png"), widgets.HTML(), []
         for label, side in (("left", 0), (TIE, None), ("right", 1)):
             button = widgets.Button(description=label)
@@ -70,6 +71,10 @@ class HeatmapRating:
     def show(self) -> None:
         """Display the question."""
         display(widgets.VBox([self.question, self.picture, widgets.HBox(self.buttons)]))
+
+    def still(self) -> np.ndarray:
+        """The first question without a click, for readers on a page that runs no code; it is not counted."""
+        return self._side_by_side(*self.first)
 
     def vote(self, side: int | None) -> None:
         """Store a vote for the map on the left (0), on the right (1) or neither (None), and ask the next question."""
@@ -87,10 +92,13 @@ class HeatmapRating:
             self.question.value = html.escape(preference(self.votes, self.names))
             return
         pair, order = self.todo[0]
-        self.picture.value = png(side_by_side([heat(pair.image, pair.maps[name]) for name in order],
-                                              ["left", "right"]))
+        self.picture.value = png(self._side_by_side(pair, order))
         self.question.value = (f"{self.total - len(self.todo) + 1} of {self.total}. “{html.escape(pair.instruction)}”: "
                                "which map lies better on what is meant?")
+
+    @staticmethod
+    def _side_by_side(pair: Pair, order: Sequence[str]) -> np.ndarray:
+        return side_by_side([heat(pair.image, pair.maps[name]) for name in order], ["left", "right"])
 
 
 def preference(votes: Path, names: Sequence[str]) -> str:

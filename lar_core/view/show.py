@@ -68,7 +68,13 @@ def say(found: Iterable[Finding]) -> None:
     """Print findings, each with its verdict, in lines that a notebook does not break."""
     for finding in found:
         print(f"[{finding.verdict}] {finding.topic}")
-        print(textwrap.fill(finding.sentence, 100, initial_indent="    ", subsequent_indent="    "), end="\n\n")
+        tell([finding.sentence], indent="    ")
+
+
+def tell(sentences: Iterable[str], indent: str = "") -> None:
+    """Print sentences, each a paragraph of lines that a notebook does not break."""
+    for sentence in sentences:
+        print(textwrap.fill(sentence, 100, initial_indent=indent, subsequent_indent=indent), end="\n\n")
 
 
 def film(frames: np.ndarray, path: Path, words: str = "") -> None:
