@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def command(folder):
-    return [sys.executable, "-m", "lar_core.cli", "study", str(STUDIES / "micro.yaml"), "--workers", "1",
+    return [sys.executable, "-m", "lar_core.cli", "study", str(STUDIES / "micro.yaml"), "--workers", "2",
             "--run-dir", str(folder / "runs"), "--data-dir", str(folder / "data")]
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
     study = Study("mine", ("action_only", "contrastive_attention"), "action_only", profile="micro",
                   changes={"samples": 16, "tasks": (0,), "episodes_per_task": 1, "max_steps": 2, "videos_per_task": 0})
     with pytest.raises(LarError, match="contrastive_attention-micro-s0 failed.*other bowl.*finished runs are kept"):
-        run_study.run_study(study, tmp_path / "runs", tmp_path / "data", workers=2)
+        run_study.run_study(study, tmp_path / "runs", tmp_path / "data", workers=1)
     assert Run.load(tmp_path / "runs" / "action_only-micro-s0").trained
     assert json.loads((tmp_path / "runs" / "action_only-micro-s0" / "results.json").read_text())["rollouts"]
 
