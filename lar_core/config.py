@@ -192,6 +192,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="relational_attention", relational=1.0),
     Condition(name="language_mask", language=0.1),
     Condition(name="joint_mask", mask_source="random", mask_input=True, language=1.0),
+    Condition(name="autoregressive_head", mask_source="none", reconstructor="none", head="autoregressive"),
     Condition(name="bridge_head", mask_source="none", reconstructor="none", head="bridge", action_loss="l1"),
     Condition(name="focus_head", mask_source="none", reconstructor="none", head="focus", action_loss="l1"),
     Condition(name="blind", mask_source="none", reconstructor="none", blind=True),

@@ -56,6 +56,9 @@ def _impossible(condition: Condition, profile: Profile) -> list[tuple[bool, str]
         (condition.mask_ratio_start > 0 and condition.mask_source == "none",
          f"mask_ratio_start is {condition.mask_ratio_start}, but condition {condition.name!r} masks nothing: choose a mask "
          "source, or leave it 0."),
+        (condition.mask_ratio_start > 0 and condition.mask_source == "gaze" and condition.reconstructor == "diffusion",
+         "A denoiser of the named object's box has no mask that could grow: leave mask_ratio_start 0, or choose another "
+         "mask source."),
         (condition.reconstructor == "diffusion" and condition.recon_target == "normalised",
          "A denoiser needs pixels or latents as they are: set recon_target to raw or latent."),
         (condition.reconstructor != "diffusion" and (condition.recon_target == "latent" or condition.matched_capacity),

@@ -36,6 +36,7 @@ def test_every_preset_is_valid_and_survives_yaml(tmp_path, condition, profile):
     ({"denoiser_width": 130}, "multiple of 4"),
     ({"mask_ratio_start": 1.5}, "between 0 .off. and 1"),
     ({"condition": "action_only", "mask_ratio_start": 0.1}, "masks nothing"),
+    ({"condition": "gaze_diffusion", "mask_ratio_start": 0.1}, "no mask that could grow"),
 ])
 def test_nonsense_is_refused_in_one_sentence(arguments, message):
     with pytest.raises(LarError, match=message):
