@@ -188,6 +188,14 @@ def scores(run: Run, data: Path = DATA) -> dict:
     return reproduce.show_saliency(run, data)
 
 
+def times(run: Run) -> None:
+    """Time one policy step, and one training step beside one of `action_only`; what was timed before is kept."""
+    if not (run.path / "latency.json").exists():
+        reproduce.time_policy(run)
+    if not (run.path / "training_cost.json").exists():
+        reproduce.time_training(run)
+
+
 def localisation_heads(run: Run, policy: Policy, data: Path = DATA) -> list[tuple[int, int]]:
     """The heads that localise, as they were chosen on training frames (`saliency_rows.localisation_heads`)."""
     train, _ = load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)

@@ -25,6 +25,7 @@ DEMO, FRAMES = 4.4, 110  # seconds of one demonstration on one core, and the ste
 SAMPLE = {"micro": 0.004, "tiny": 0.016}  # seconds of one training sample on one core
 CONTROL = 0.016  # seconds of one control step of one environment on one core, two pictures and the policy included
 STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
+TIMED = 22  # training steps that are timed, half of them the condition's, half those of action_only
 LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done anything
 POLL = 0.2  # seconds
 
@@ -65,7 +66,7 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
                          2 * (LIBRARIES + 2 * data)),  # episodes and data set are in memory at the same time
         "saliency": Cost(START + 0.03 * profile.grounding_frames, LIBRARIES + 2 * data),
         "rollouts": Cost((4 * START + rollout * episodes / cores) if episodes > 0 else 1.0, LIBRARIES * (1 + cores)),
-        "latency": Cost(3.0, LIBRARIES),
+        "latency": Cost(5.0 + TIMED * profile.batch_size * _sample_seconds(run), 1.5 * LIBRARIES),
     }
 
 

@@ -65,7 +65,8 @@ def check() -> None:
     print(f"killed while training, {steps} lines of metrics kept; running all again", flush=True)
     notebook = finished()
     results = json.loads((run / "results.json").read_text())
-    empty = [part for part in ("training", "action", "reconstruction", "grounding", "rollouts", "latency")
+    empty = [part for part in ("training", "action", "shortcut", "reconstruction", "grounding", "aggregations",
+                                 "robustness", "rollouts", "latency", "training_cost")
              if not results[part]]
     assert not empty, f"the report lacks {empty}"
     assert (run / "report.html").stat().st_size > 100_000

@@ -5,7 +5,7 @@
     python scripts/make_notebooks.py 03 --keep          only that one, on the run folder of an earlier call
 
 Fails if a committed pair is out of step, a cell raises, a cell that shows something shows nothing, an output is too
-large, or widget state is left in. All notebooks share one run folder, so that training is done once.
+large or names a folder of this machine, or widget state is left in. All notebooks share one run folder, so that training is done once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -33,6 +34,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 ADDRESS = re.compile(r"github(?:\.com)?/[\w.-]+/la-reconvla")
 SHOWS = re.compile(r"^\s*(?:notebook\.)?(?:show|clip)\(|live_curves\(", re.MULTILINE)
 PROGRESS = re.compile(r"[^\n\r]*\d+%\|[^\n\r]*[\n\r]*(?:\x1b\[A)?")  # a state of tqdm's bar
+MACHINE = (str(ROOT), str(Path.home()), tempfile.gettempdir())  # no business of a reader's
 PICTURES = ("image/png", "image/jpeg")
 PICTURE_LIMIT, CLIP_LIMIT = 200_000, 1_000_000  # bytes
 SECONDS = 3600  # a cell may take, at the larger profiles
@@ -123,11 +125,19 @@ def faults(notebook: NotebookNode) -> list[str]:
             found.append(f"cell {number} holds an error")
         if SHOWS.search(cell.source) and cell.cell_type == "code" and not pictures + clips:
             found.append(f"cell {number} shows no picture")
+        if any(place in words for place in MACHINE for words in _texts(outputs)):
+            found.append(f"cell {number} names a folder of this machine")
         if any(len(picture) * 3 / 4 > PICTURE_LIMIT for picture in pictures):
             found.append(f"cell {number} has a picture of more than {PICTURE_LIMIT} bytes")
         if any(len(clip) > CLIP_LIMIT for clip in clips):
             found.append(f"cell {number} has a video of more than {CLIP_LIMIT} bytes")
     return found
+
+
+def _texts(outputs: list[NotebookNode]) -> list[str]:
+    """What outputs say in words; videos are left out, whose letters are chance."""
+    pages = [page for output in outputs if "<video" not in (page := output.get("data", {}).get("text/html", ""))]
+    return [output.get("text", "") for output in outputs] + pages
 
 
 def _options() -> argparse.Namespace:

@@ -30,6 +30,7 @@ def notebook(source: str, *outputs):
     (notebook("with step(run), notebook.live_curves(run):\n    pass"), "shows no picture"),
     (notebook("show(figure)", picture(250_000)), "picture of more than"),
     (notebook("clip(path)", new_output("display_data", {"text/html": "<video>" + "x" * 1_100_000})), "video of more"),
+    (notebook("print(1)", new_output("stream", name="stdout", text=f"{ROOT}/runs")), "names a folder of this machine"),
     (notebook("1 / 0", new_output("error", ename="ZeroDivisionError", evalue="", traceback=[])), "holds an error")])
 def test_what_is_missing_wrong_or_too_large_is_named(made, complaint):
     fault, = make_notebooks.faults(made)

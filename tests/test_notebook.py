@@ -134,7 +134,7 @@ def test_a_step_says_what_it_expects_and_what_it_took(here, capsys):
     with notebook.step(notebook.open_run("attention_mask", "micro"), "latency"):
         pass
     said = capsys.readouterr().out
-    assert "Latency: 3 s and 1.0 GiB expected" in said and "it took 1 s" in said
+    assert "Latency: 6 s and 1.5 GiB expected" in said and "it took 1 s" in said
 
 
 def test_what_a_step_took_is_added_up_beside_its_first_estimate(here, monkeypatch):
