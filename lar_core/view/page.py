@@ -60,7 +60,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
 th, td { padding: .42rem 1.4rem .42rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th[scope=row] { font-weight: 500; }
-td { white-space: nowrap; }
+td { white-space: pre; }
 details td { white-space: normal; }
 thead th { color: var(--soft); font-weight: 500; font-size: .85rem; vertical-align: bottom; }
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem; }

@@ -37,10 +37,14 @@ def saliency_rows(title: str, rows: Sequence[dict] | None, shown: str = "held-ou
     """HTML: a heading and the table; nothing where nothing was measured. shown: what a row's `frames` counts."""
     if not rows:
         return ""
-    cells = [(row["name"].replace("_", " "), *(reading.estimate(row["metrics"].get(metric)) for metric in COLUMNS))
-             for row in rows]
-    note = f"{rows[0]['frames']} {shown}; KL and rank: smaller is better; every other number: larger."
+    cells = [(row["name"].replace("_", " "), *(_cell(row["metrics"].get(name)) for name in COLUMNS)) for row in rows]
+    note = f"{rows[0]['frames']} {shown}; KL and rank: smaller is better; all others: larger. –: not measurable."
     return f"<h3>{text(title)}</h3><p class=note>{text(note)}</p>" + scroll_table(("", *COLUMNS.values()), cells)
+
+
+def _cell(interval: dict | None) -> str:
+    """The mean above its interval, so that many columns fit."""
+    return "–" if interval is None else f"{interval['mean']:.3g}\n{reading.bounds(interval)}"
 
 
 def photographs(results: dict) -> str:
