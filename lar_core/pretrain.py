@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +26,12 @@ from .draws import Draws
 from .errors import LarError
 from .evaluate.pretraining import Heldout, centre, grounding, look, word_scores
 from .files import atomic_path, write_json
-from .model.backbone import Backbone
 from .model.language import hide_words, word_loss
 from .model.loading import load_for
 from .model.mae import normalise_patches, reconstruction_loss
 from .model.masking import make_mask, pixel_mask
 from .model.policy import Policy, make_policy
-from .run import DATA, Run
+from .run import DATA, Run, provenance
 from .runtime import device
 from .sim.scenes import Pictures, captions, render_scenes
 from .train import Trainer
@@ -132,15 +131,15 @@ def _export(run: Run) -> None:
 
 
 def _before_and_after(run: Run, scenes: Sequence[Pictures]) -> dict:
-    def load(folder: Path) -> Backbone:
-        return load_for(run.config.profile, folder, run.config.condition.saliency_layers, device()).eval()
-    before, after = load(prepare_backbone(run)), load(pretrained(run))
-    heldout = Heldout.of(scenes, after.patches)
-    maps = {"before": look(before, heldout), "after": look(after, heldout)}
+    folders, config = {"before": prepare_backbone(run), "after": pretrained(run)}, run.config
+    backbones = {name: load_for(config.profile, folder, config.condition.saliency_layers, device()).eval()
+                 for name, folder in folders.items()}
+    heldout = Heldout.of(scenes, backbones["after"].patches)
+    maps = {name: look(backbone, heldout) for name, backbone in backbones.items()}
     with atomic_path(run.path / "pretraining.npz") as temporary:
         np.savez_compressed(temporary, images=heldout.images, regions=heldout.regions,
                             instructions=np.array(heldout.instructions), **maps)
-    return {"pictures": sum(len(pictures.images) for pictures in scenes), "heldout": len(heldout.images),
-            "before": grounding(maps["before"], heldout) | word_scores(before, heldout),
-            "after": grounding(maps["after"], heldout) | word_scores(after, heldout),
+    return {"config": json.loads(json.dumps(asdict(config))), "provenance": provenance(),
+            "pictures": sum(len(pictures.images) for pictures in scenes), "heldout": len(heldout.images),
+            **{name: grounding(maps[name], heldout) | word_scores(backbones[name], heldout) for name in maps},
             "centre": grounding(centre(heldout), heldout)}
