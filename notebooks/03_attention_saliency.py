@@ -113,11 +113,11 @@ table(("token", "its attention that goes to the image", "part of the instruction
       [(word, float(s), "yes" if own else "no") for word, s, own in zip(attention.words, share, attention.own)])
 
 # %% [markdown]
-# Patches can be sinks too: a piece of table, or a corner, that *every* token looks at, whatever it says. Such a patch is
-# bright in any heatmap and tells nothing about the sentence. Left: the mean over the words. Middle: how much every token
-# gives a patch at least, BOS and newline too; full colour (four times a token's mean) is what `sink_removal` calls a
-# sink. Right: what is left without them. Large pre-trained models have such patches; a small one may have none, and then
-# left and right are the same.
+# Patches can be sinks too: a piece of table, or an empty corner, that is bright whatever the sentence says. The first
+# picture is the mean over the words, the second the same frame when nothing was said: what is bright in both has little
+# to do with the instruction. The third is what `sink_removal` goes by, how much *every* token gives a patch at least, BOS
+# and newline too; full colour, four times a token's mean, would be a sink. The fourth is what is left without them. Large
+# pre-trained models have such patches; where a small one has none, the first and the last picture are the same.
 
 # %%
 show(sinks(explorer.reader, image, episode.instruction, regions))

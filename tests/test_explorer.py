@@ -157,4 +157,4 @@ def test_a_patch_is_shared_only_as_far_as_every_token_looks_at_it():
 
 
 def test_sinks_are_drawn_before_between_and_after(explorer):
-    assert sinks(explorer.reader, episode().agentview_rgb[0], SENTENCE).shape == (312, 3 * 288 + 20, 3)
+    assert sinks(explorer.reader, episode().agentview_rgb[0], SENTENCE).shape == (254, 4 * 230 + 30, 3)

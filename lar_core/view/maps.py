@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..evaluate.attention import Attention, AttentionReader, Choice, aggregate, shared
+from ..evaluate.rollout import BLANK
 from ..model.aggregation import SINK
 from .pictures import grid, heat, side_by_side
 
@@ -26,13 +27,14 @@ def by_name(reader: AttentionReader, image: np.ndarray, instruction: str, region
 
 def sinks(reader: AttentionReader, image: np.ndarray, instruction: str,
           regions: np.ndarray | None = None) -> np.ndarray:
-    """The mean map, what every token shares of it, and the map without the patches that are sinks."""
+    """The mean map; that of a blank instruction; what every token gives at least; and the map without its sinks."""
     common = shared(reader.read(image, instruction))
-    panels = [reader.aggregated(image, instruction, "mean"), common / common.size,
-              reader.aggregated(image, instruction, "sink_removal")]
-    titles = ["mean over the instruction's words", f"every token gives it; most: {common.max():.1f} times",
-              f"without {(common > SINK).sum()} sinks of {common.size} patches"]
-    return side_by_side([heat(image, panel, regions) for panel in panels], titles)
+    panels = {"mean over the words": reader.aggregated(image, instruction, "mean"),
+              "nothing was said": reader.aggregated(image, BLANK, "mean"),
+              f"every token gives it, up to {common.max():.1f}×": common / common.size,
+              f"without {(common > SINK).sum()} sinks of {common.size} patches":
+                  reader.aggregated(image, instruction, "sink_removal")}
+    return side_by_side([heat(image, panel, regions, 230) for panel in panels.values()], list(panels))
 
 
 def by_word(attention: Attention) -> dict[str, Choice]:

@@ -92,6 +92,8 @@ def differences_figure(rows: Sequence[dict], reference: str) -> Figure:
     axis.axvline(0, color=figures.GREY, linewidth=0.8)
     axis.set(yticks=range(len(rows)), yticklabels=[f"{row['condition']}, {row['placement']}" for row in rows],
              ylim=(len(rows) - 0.4, -0.6), xlabel=f"success minus that of {reference}, points; line: 95 % interval")
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, -10), max(high, 10))  # where nothing differs, that should not look large
     axis.grid(axis="x", alpha=0.6)
     return figure
 
