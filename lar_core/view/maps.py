@@ -31,8 +31,8 @@ def sinks(reader: AttentionReader, image: np.ndarray, instruction: str,
     common = shared(reader.read(image, instruction))
     panels = {"mean over the words": reader.aggregated(image, instruction, "mean"),
               "nothing was said": reader.aggregated(image, BLANK, "mean"),
-              f"every token gives it, up to {common.max():.1f}×": common / common.size,
-              f"without {(common > SINK).sum()} sinks of {common.size} patches":
+              f"what every token gives: up to {common.max():.1f}": common / common.size,
+              f"without sinks, of which there are {(common > SINK).sum()}":
                   reader.aggregated(image, instruction, "sink_removal")}
     return side_by_side([heat(image, panel, regions, 230) for panel in panels.values()], list(panels))
 
