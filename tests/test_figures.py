@@ -107,6 +107,16 @@ def test_curves_leave_out_what_was_not_logged():
     assert [text.get_text() for text in axes[2].get_legend().get_texts()] == ["language"]
 
 
+@pytest.mark.parametrize("low, high", [(0.68, 0.73), (4.45, 4.7), (2.1, 4.9), (1.2, 4.9), (0.3, 40)])
+def test_curves_have_numbers_at_their_axis_whatever_their_range(low, high):
+    figure = figures.training_curves([{"step": i, "action": value} for i, value in enumerate((low, high))])
+    assert draws(figure)
+    axis, (low, high) = figure.axes[0].yaxis, figure.axes[0].get_ylim()
+    ticks = [*zip(axis.get_majorticklocs(), axis.get_majorticklabels()),
+             *zip(axis.get_minorticklocs(), axis.get_minorticklabels())]
+    assert 1 <= sum(low <= place <= high and label.get_text() != "" for place, label in ticks) <= 12
+
+
 def test_success_bars_show_counts_and_intervals():
     figure = figures.success_bars([("official placements", "attention_mask", "model", 14, 20, 0.48, 0.85),
                                    ("official placements", "blind control", "control", 0, 20, 0.0, 0.16)])

@@ -187,7 +187,7 @@ def reconstruction_panels(panels: np.ndarray, limit: int = 4) -> Figure:
 def training_curves(rows: Sequence[dict]) -> Figure:
     """Losses and the gradient norms they send into the backbone, from rows of metrics.jsonl; log scales."""
     plots = [("Action loss", [("action", MODEL, "")]),
-             ("Reconstruction loss (masked patches)", [("recon", CHANGED, "")]),
+             ("Reconstruction loss", [("recon", CHANGED, "")]),
              ("Regularisers", [(name, colour, name) for name, colour in LOSSES.items()]),
              ("Gradient norm in the backbone", [("grad_action", MODEL, "action"),
                                                 ("grad_recon", CHANGED, "reconstruction"),
@@ -220,11 +220,12 @@ def _curve(axis: Axes, rows: Sequence[dict], name: str, colour: str, label: str)
 
 
 def _sparse_log_ticks(axis: Axes) -> Callable[[float, int], str]:
-    """Label 2 and 5 between the decades too, where the axis spans less than two of them."""
+    """Label 2 and 5 between the decades too, where the axis spans less than two of them; on an axis that may hold
+    neither, every tick."""
     def text(value: float, _: int) -> str:
         low, high = axis.get_ylim()
-        leading = round(value / 10 ** np.floor(np.log10(value)))
-        return f"{value:g}" if high / low < 100 and leading in (2, 5) else ""
+        leading = round(value / 10 ** np.floor(np.log10(value)), 6)
+        return f"{value:g}" if high / low < 2.5 or (high / low < 100 and leading in (2, 5)) else ""
     return text
 
 
