@@ -128,13 +128,9 @@ class Trainer:
                                       weight_decay=profile.weight_decay, fused=True)
         self.schedule = get_cosine_schedule_with_warmup(optimiser, round(profile.warmup_fraction * run.config.steps),
                                                         run.config.steps)
+        self.bare = policy  # without what accelerate puts around it
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.step, self.seconds = 0, 0.0
-
-    @property
-    def bare(self) -> Policy:
-        """The policy without what accelerate has put around it."""
-        return self.accelerator.unwrap_model(self.policy)
 
     def finish(self, line: int = 0) -> None:
         """Train from the newest checkpoint, or the beginning, to the end; Ctrl-C saves first. line: as in `train`."""

@@ -196,6 +196,8 @@ class Backbone(nn.Module):
 
         every: the states behind each layer are put here.
         """
+        if not layers:
+            return states
         model, new = self.vlm.model.language_model, states.shape[1]
         allowed = prefix_lm_mask(mask.bool(), prefix)[:, :, -new:]
         positions = mask.cumsum(dim=1)[:, -new:]  # PaliGemma counts from 1; padding before the suffix is skipped
