@@ -64,7 +64,7 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
         "demonstrations": Cost(1.0 if recorded else START + DEMO * frames / FRAMES / cores, LIBRARIES * cores),
         "training": Cost(START + _sample_seconds(run) * _samples_left(run, config) * 2 / min(2, cores),
                          2 * (LIBRARIES + 2 * data)),  # episodes and data set are in memory at the same time
-        "saliency": Cost(START + 0.03 * profile.grounding_frames, LIBRARIES + 2 * data),
+        "saliency": Cost(START + 0.1 * profile.grounding_frames, LIBRARIES + 2 * data),
         "rollouts": Cost((4 * START + rollout * episodes / cores) if episodes > 0 else 1.0, LIBRARIES * (1 + cores)),
         "latency": Cost(5.0 + TIMED * profile.batch_size * _sample_seconds(run), 1.5 * LIBRARIES),
     }

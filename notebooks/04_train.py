@@ -148,8 +148,8 @@ show(rivals.masks(trained, one), words=one["instructions"][0])
 #
 # ReconVLA, the work that this one answers to, reconstructs a *gaze region*, the named object's box, with a *diffusion*
 # model. Two things differ at once, the region and the reconstructor, so there is a condition for each of the four
-# combinations. An MAE fills in the grey patches in one pass. A denoiser is shown the crop under noise and must name the
-# noise, told only by the backbone's image tokens.
+# combinations. An MAE fills in the grey patches in one pass. A denoiser is shown a crop under noise and must name the
+# noise, told only by the backbone's image tokens; with attention, the crop is the square that holds most of its mask.
 
 # %%
 if "regions" in one:
@@ -164,7 +164,7 @@ if "regions" in one:
 # words that were hidden from the instruction. `…_matched` gives the denoiser no more parameters than the MAE has.
 
 # %%
-table(("condition", "hides", "reconstructs with", "action head", "and changes", "decoder, thousand parameters"),
+table(("condition", "hides", "reconstructs with", "action head", "and changes", "decoder, million parameters"),
       rivals.conditions(run.config.profile))
 
 # %% [markdown]

@@ -56,6 +56,6 @@ def test_the_table_names_every_condition_and_what_it_changes():
 
 def test_decoders_have_the_size_that_is_said(policy, policy_of):
     sizes = {row[0]: row[5] for row in rivals.conditions(PROFILES["micro"])}
-    assert sizes["attention_mask"] == count(policy.decoder) / 1000 and sizes["action_only"] == 0
-    assert sizes["gaze_diffusion"] == count(policy_of("gaze_diffusion").decoder) / 1000
+    assert sizes["attention_mask"] == count(policy.decoder) / 1e6 and sizes["action_only"] == 0
+    assert sizes["gaze_diffusion"] == count(policy_of("gaze_diffusion").decoder) / 1e6
     assert sizes["gaze_diffusion_matched"] == pytest.approx(sizes["attention_mask"], rel=0.15)

@@ -23,7 +23,7 @@ _SHOWN = ("name", "mask_source", "reconstructor", "head")  # fields of a conditi
 
 
 def conditions(profile: Profile) -> list[tuple[str, str, str, str, str, float]]:
-    """(name, mask source, reconstructor, action head, what else it changes, thousand parameters of the decoder)."""
+    """(name, mask source, reconstructor, action head, what else it changes, million parameters of the decoder)."""
     return [(name, condition.mask_source, condition.reconstructor, condition.head, _changes(condition),
              _decoder_size(condition, profile)) for name, condition in CONDITIONS.items()]
 
@@ -77,4 +77,4 @@ def _decoder_size(condition: Condition, profile: Profile) -> float:
     with torch.device("meta"):  # only shapes
         decoder = make_decoder(condition, profile, grid=profile.image_size // profile.patch_size,
                                patch_size=profile.patch_size, feature_width=profile.text_width)
-    return 0.0 if decoder is None else count(decoder) / 1000
+    return 0.0 if decoder is None else count(decoder) / 1e6
