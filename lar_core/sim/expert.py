@@ -35,6 +35,7 @@ BOWL_ON_PLATE = 0.006  # the bowl's origin above the plate's, at rest
 SLIP = 0.04  # a bowl that has moved so far in the hand is lost
 DIRECTIONS = 16  # candidate sides of the bowl
 ATTEMPTS = 3
+CLOSING = 14  # steps until the fingers press: sooner, the bowl slips
 STEP_LIMIT = 300  # of a recorded episode
 NOISE_MEMORY = 0.9  # correlation of the recovery noise from one step to the next
 NOISE_SHARES = np.array([1, 1, 1, 0.25, 0.25, 0.25, 0])  # of position, rotation and gripper
@@ -79,7 +80,7 @@ class Expert:
         self.careful = False
         yield from self._funnel(lambda: self._pinch_point(direction), turn, OPEN, tolerance=0.006)
         self.careful = True
-        yield from self._hold(turn, CLOSED, steps=8)
+        yield from self._hold(turn, CLOSED, steps=CLOSING)
         self._resting_height = self._bowl[2]
         yield from self._rise(CLOSED)
 
