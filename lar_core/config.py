@@ -1,6 +1,7 @@
 """What is run: a *condition* (what is masked, reconstructed, predicted) at a *profile* (how big) with a *seed*.
 
-Everything that changes a result is a field here, is validated (validation.py), and is written to `config.yaml` in the run folder.
+Everything that changes a result is a field here, is validated (`validation.py`), and is written to `config.yaml` in
+the run folder.
 """
 
 from __future__ import annotations

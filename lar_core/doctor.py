@@ -44,8 +44,8 @@ def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     made = plan(config, machine or this_machine(config))
     profile = config.profile
     print(f"Plan for {config.condition.name} at profile {profile.name} ({profile.precision}, {profile.tune}, batch "
-          f"{profile.batch_size}{', feature cache' if profile.cache else ''}) on {made.machine.name}; estimates, nothing was "
-          "loaded.")
+          f"{profile.batch_size}{', feature cache' if profile.cache else ''}) on {made.machine.name}; estimates, "
+          "nothing was loaded.")
     _rows("memory while training, GB", {name: value / 1e9 for name, value in made.memory.items()}, "6.2f")
     verdict = "fits" if made.fits else "DOES NOT FIT: lower batch_size, set checkpointing=true, or choose tune=lora_top"
     print(f"    {'in all':38s} {made.peak / 1e9:6.2f}  of {made.machine.memory / 1e9:.1f} free: {verdict}")

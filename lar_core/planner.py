@@ -20,9 +20,9 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 from .config import RunConfig
 from .errors import LarError
 from .meter import own_bytes
+from .model.decoders import make_decoder
 from .model.head import Trunk
 from .model.heads import HEADS
-from .model.decoders import make_decoder
 from .model.offline import full_config, make_processor, tiny_config
 from .runtime import act_precision, device, device_name, float_dtype
 

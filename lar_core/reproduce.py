@@ -22,8 +22,8 @@ from .evaluate.gather import gather_results
 from .evaluate.latency import measure_latency
 from .evaluate.photographs import PHRASES, score_photographs
 from .evaluate.probes import probe_heldout
-from .evaluate.training_cost import measure_training
 from .evaluate.rollout import INSTRUCTIONS, roll_out, rolled_out
+from .evaluate.training_cost import measure_training
 from .files import read_jsonl
 from .processes import end_with_parent
 from .run import DATA, Run, blind_twin

@@ -11,7 +11,6 @@ import transformers
 
 from .errors import LarError
 
-
 ACTING_BYTES = 8 * 10**9  # PaliGemma-3B in 16 bit with room for one policy step
 
 

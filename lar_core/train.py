@@ -28,11 +28,11 @@ from .data.cache import BlindFeatures, FeatureCache, weights_identity
 from .data.dataset import DemoDataset, FrameSampler, load_split
 from .data.demos import Episode
 from .data.stats import Stats
+from .draws import Draws
 from .errors import LarError
 from .files import append_jsonl, read_jsonl, write_json
-from .draws import Draws
-from .model.losses import gradient_norm
 from .model.loading import settle
+from .model.losses import gradient_norm
 from .model.policy import Policy, make_policy
 from .model.ranges import activation_ranges, too_large
 from .model.teacher import Teacher

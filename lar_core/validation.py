@@ -6,8 +6,19 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from .errors import LarError, unknown
-from .names import (ACTION_LOSSES, AGGREGATIONS, DEMOS, EVALUATION_ONLY, HEADS, MASK_SOURCES, PLACEMENTS, PRECISIONS,
-                    RECONSTRUCTORS, REGULARISERS, TUNES)
+from .names import (
+    ACTION_LOSSES,
+    AGGREGATIONS,
+    DEMOS,
+    EVALUATION_ONLY,
+    HEADS,
+    MASK_SOURCES,
+    PLACEMENTS,
+    PRECISIONS,
+    RECONSTRUCTORS,
+    REGULARISERS,
+    TUNES,
+)
 
 if TYPE_CHECKING:
     from .config import Condition, Profile, RunConfig
@@ -133,8 +144,8 @@ def _impossible_tuning(condition: Condition, profile: Profile) -> list[tuple[boo
         (not 1 <= profile.top_layers <= profile.text_layers,
          f"top_layers is {profile.top_layers}, but the language model has {profile.text_layers} layers."),
         (only_top and condition.saliency_layers > profile.top_layers,
-         f"saliency_layers is {condition.saliency_layers}, but only the last {profile.top_layers} layers are trained and see "
-         "the head's tokens: raise top_layers, or read fewer layers."),
+         f"saliency_layers is {condition.saliency_layers}, but only the last {profile.top_layers} layers are trained and "
+         "see the head's tokens: raise top_layers, or read fewer layers."),
         (profile.cache and not only_top,
          f"The feature cache keeps what frozen layers give, but tune={profile.tune} trains all of them: set cache=false, "
          "or tune=lora_top or full_top."),

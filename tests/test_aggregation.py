@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
 from safetensors.torch import load_file
+from scipy.ndimage import gaussian_filter
 from test_demos import make_episode
 
 from lar_core import config, names

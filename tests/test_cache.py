@@ -116,7 +116,8 @@ def test_too_little_space_is_said_before_anything_is_computed(losses_of, tmp_pat
 
 
 @pytest.mark.parametrize("changes, reason", [
-    ({"mask_input": True}, "mask_input shows the frozen layers other words or pixels"), ({"shift": 4}, "shift moves the pixels"),
+    ({"mask_input": True}, "mask_input shows the frozen layers other words or pixels"),
+    ({"shift": 4}, "shift moves the pixels"),
     ({"tune": "all"}, "trains all of them"), ({"tune": "lora_all"}, "trains all of them")])
 def test_settings_that_change_what_the_frozen_layers_see_refuse_the_cache(changes, reason):
     with pytest.raises(LarError, match=reason):

@@ -27,7 +27,7 @@ def test_the_box_of_a_mask_holds_the_most_masked_patches():
     for image, box in zip(mask.reshape(20, 8, 8), densest_boxes(mask) * 8):
         left, top, right, bottom = box.int().tolist()
         assert (right - left, bottom - top) == (4, 4)
-    counts = [image[int(t):int(b), int(l):int(r)].sum() for image, (l, t, r, b) in
+    counts = [image[int(y):int(y2), int(x):int(x2)].sum() for image, (x, y, x2, y2) in
               zip(mask.reshape(20, 8, 8).numpy(), (densest_boxes(mask) * 8).tolist())]
     assert np.array_equal(counts, windows.sum(axis=(3, 4)).max(axis=(1, 2)))
 

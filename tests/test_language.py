@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from conftest import SENTENCES
 
 from lar_core.draws import Draws
-from lar_core.model.language import (CONTENT, MOST, beside_objects, draw, hide, hide_words, read_words, word_logits,
-                                     word_loss)
+from lar_core.model.language import CONTENT, MOST, beside_objects, draw, hide, hide_words, read_words, word_logits, word_loss
 from lar_core.model.loading import load_backbone
 from lar_core.sim.env import instruction
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lar_core.model.actions import to_bins
 from lar_core.draws import Draws
+from lar_core.model.actions import to_bins
 from lar_core.model.losses import action_loss, gradient_norm
 
 

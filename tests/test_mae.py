@@ -6,8 +6,15 @@ import pytest
 import torch
 
 from lar_core.draws import Draws
-from lar_core.model.mae import (MAEDecoder, denormalise_patches, normalise_patches, patchify, reconstruction_loss,
-                                sincos_positions, unpatchify)
+from lar_core.model.mae import (
+    MAEDecoder,
+    denormalise_patches,
+    normalise_patches,
+    patchify,
+    reconstruction_loss,
+    sincos_positions,
+    unpatchify,
+)
 
 
 def decoder():

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from lar_core.names import MASK_SOURCES
 from lar_core.draws import Draws
 from lar_core.errors import LarError
 from lar_core.model.mask_sources import SOURCES, Clues
 from lar_core.model.masking import make_mask
+from lar_core.names import MASK_SOURCES
 
 GRID = 16
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lar_core.errors import LarError
 from lar_core.draws import Draws
-from lar_core.model.masking import (SOURCES, area_resample, count_masked, make_mask, mask_top, pixel_mask)
+from lar_core.errors import LarError
+from lar_core.model.masking import SOURCES, area_resample, count_masked, make_mask, mask_top, pixel_mask
 
 
 def draw(source, seed=0, patches=64, **arguments):

@@ -8,8 +8,19 @@ import pytest
 from lar_core.errors import LarError
 from lar_core.sim import placements
 from lar_core.sim.env import SpatialEnv, instruction, official_init_states
-from lar_core.sim.placements import (BOWLS, DEMO_SEEDS, EVALUATION_SCENES, OTHER_SENTENCE, PLATE, TRIES, draw_layout,
-                                     evaluation_scenes, other_instruction, sample_scene, success)
+from lar_core.sim.placements import (
+    BOWLS,
+    DEMO_SEEDS,
+    EVALUATION_SCENES,
+    OTHER_SENTENCE,
+    PLATE,
+    TRIES,
+    draw_layout,
+    evaluation_scenes,
+    other_instruction,
+    sample_scene,
+    success,
+)
 
 STORED = [(placement, task) for placement in EVALUATION_SCENES for task in range(10)
           if placement == "wide" or task in OTHER_SENTENCE]

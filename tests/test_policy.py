@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from lar_core.config import CONDITIONS
+from lar_core.draws import Draws
 from lar_core.errors import LarError
 from lar_core.model.actions import decode
-from lar_core.draws import Draws
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

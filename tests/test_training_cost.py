@@ -7,8 +7,8 @@ import torch
 from test_results import full, minimal
 
 from lar_core.config import CONDITIONS, make_config
-from lar_core.evaluate.results import validate_results
 from lar_core.evaluate import training_cost
+from lar_core.evaluate.results import validate_results
 from lar_core.evaluate.training_cost import ARMS, BASE, compare_training, measure_training
 from lar_core.model.decoders import count
 from lar_core.run import Run

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..data.dataset import DemoDataset, load_split
 from ..data.demos import read_origin
 from ..data.stats import Stats
-from ..files import atomic_path, write_json
 from ..draws import Draws
+from ..files import atomic_path, write_json
 from ..model.mae import denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
 from ..model.policy import Policy, Reconstruction

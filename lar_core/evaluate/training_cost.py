@@ -28,7 +28,7 @@ from ..train import Trainer
 WARM_UP, STEPS = 2, 8
 BASE = "action_only"
 ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "gaze_diffusion_matched", "teacher_mask",
-        "contrastive_attention", "language_mask", "bridge_head", "focus_head")  # one of each kind
+        "contrastive_attention", "language_mask", "autoregressive_head", "bridge_head", "focus_head")  # one of each
 
 
 def measure_training(run: Run, steps: int = STEPS) -> dict:

@@ -9,8 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import (PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor,
-                          PreTrainedTokenizerFast, SiglipImageProcessorPil)
+from transformers import (
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PaliGemmaProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+)
 
 from ..config import Profile
 

@@ -22,12 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..config import Condition, Profile, RunConfig
+from ..draws import Draws
 from ..errors import LarError
 from .aggregation import GENERIC
 from .backbone import Backbone, Encoding, Prefix
 from .crops import crop, densest_boxes, object_boxes
 from .decoders import make_decoder
-from ..draws import Draws
 from .head import Trunk
 from .heads import HEADS
 from .loading import load_for

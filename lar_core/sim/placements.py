@@ -21,8 +21,8 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..names import PLACEMENTS
 from ..errors import LarError, unknown
+from ..names import PLACEMENTS
 from .env import SpatialEnv, instruction, official_init_states
 
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")

@@ -14,8 +14,8 @@ def denoising(results: dict, gallery: dict) -> str:
         [(f"{probe['frames']} held-out frames", *(reading.estimate(probe[name]) for name in
                                                   ("loss", "other_frame", "increase")), "1")])
     if "panels" in gallery:
-        note = ("The region, hidden; what the denoiser makes of pure noise in the region's place, stretched to the image; the "
-                "same put back.")
+        note = ("The region, hidden; what the denoiser makes of pure noise in the region's place, stretched to the image; "
+                "the same put back.")
         body = (picture(", ".join(figures.PANELS), figures.reconstruction_panels, gallery["panels"])
                 + f"<p class=note>{note}</p>{body}")
     return section("Reconstruction", body)
@@ -28,12 +28,13 @@ def training_cost(results: dict) -> str:
         return section(title, _todo(results, "training_cost"))
     own, base = cost["own"], cost["action_only"]
     rows = [(name, f"{arm['parameters']:,}", _amount(arm["flops"], 1e9, "GFLOP"), f"{arm['step_ms']:.1f} ms",
-             _amount(arm["peak_bytes"], 1e9, "GB")) for name, arm in ((results["run"]["condition"], own), ("action_only", base))]
+             _amount(arm["peak_bytes"], 1e9, "GB"))
+            for name, arm in ((results["run"]["condition"], own), ("action_only", base))]
     rows.append(("ratio", *(ratio(own[name], base[name]) for name in ("parameters", "flops", "step_ms", "peak_bytes"))))
-    note = (f"On {cost['device']}, batches of {cost['batch_size']}, median of {cost['n']} steps, both measured one after the "
-            "other on made-up frames. Operations are counted by PyTorch, those of 8-bit and 4-bit layers are not.")
-    return section(title, scroll_table(("condition", "parameters that learn", "operations a sample", "time", "GPU memory"), rows)
-                   + f"<p class=note>{text(note)}</p>")
+    note = (f"On {cost['device']}, batches of {cost['batch_size']}, median of {cost['n']} steps, both measured one after "
+            "the other on made-up frames. Operations are counted by PyTorch, those of 8-bit and 4-bit layers are not.")
+    head = ("condition", "parameters that learn", "operations a sample", "time", "GPU memory")
+    return section(title, scroll_table(head, rows) + f"<p class=note>{text(note)}</p>")
 
 
 def cost_rows(costs: dict[str, dict | None], base: str) -> list[tuple[str, ...]]:

@@ -298,8 +298,8 @@ def _denoising(results: dict) -> Finding:
                NOT_DETECTED: "These frames do not show that the region is reconstructed from the backbone's states, without "
                "which the loss cannot teach the backbone anything."}
     return Finding(topic, verdict, f"Told by another frame's states the loss of {estimate(probe['loss'])} grows by "
-                   f"{estimate(probe['increase'])} ({probe['frames']} frames of {probe['episodes']} episodes; a denoiser that "
-                   f"says nothing has loss 1). {meaning[verdict]}")
+                   f"{estimate(probe['increase'])} ({probe['frames']} frames of {probe['episodes']} episodes; a denoiser "
+                   f"that says nothing has loss 1). {meaning[verdict]}")
 
 
 def caveats(results: dict) -> list[str]:

@@ -39,7 +39,8 @@ def write_report(run: Run) -> Path:
     gallery = _gallery(run.path / "gallery.npz")
     sections = (_header(results), _verdicts(results, found), _success(results), _clips(rows),
                 _saliency(results, gallery), _shortcut(results), _reconstruction(results, gallery),
-                _training(results, read_jsonl(run.metrics)), arms.training_cost(results), _latency(results), _guide(results), _settings(results))
+                _training(results, read_jsonl(run.metrics)), arms.training_cost(results), _latency(results),
+                _guide(results), _settings(results))
     title = html.escape(f"{results['run']['condition']} · {results['run']['profile']} · LA-ReconVLA")
     write_text(run.report, PAGE.replace("{title}", title).replace("{body}", "\n".join(sections)))
     return run.report
