@@ -69,10 +69,11 @@ def make(source: Path, write: bool) -> list[str]:
     except CellExecutionError as error:
         problems.append(f"{source.name}: a cell raised {str(error).strip().splitlines()[-1]}")
     tidy(notebook)
+    problems += [f"{source.name}: {fault}" for fault in faults(notebook)]
     target = committed if write and not problems else BUILD / committed.name
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
-    return problems + [f"{source.name}: {problem}" for problem in faults(notebook)]
+    return problems
 
 
 def generate(source: Path) -> NotebookNode:

@@ -24,9 +24,17 @@ def result(name: str, successes: list[bool]) -> Result:
                   tuple(row(name, i, success) for i, success in enumerate(successes)))
 
 
+def test_kept_files_that_are_of_no_run_are_passed_over_and_damaged_ones_are_named(tmp_path, capsys):
+    (tmp_path / "pretraining.json").write_text('{"before": 0, "after": 1}')
+    assert find_results(tmp_path / "none", tmp_path) == [] and capsys.readouterr().out == ""
+    (tmp_path / "broken.json").write_text("{")
+    assert find_results(tmp_path / "none", tmp_path) == [] and "broken (kept) is left out" in capsys.readouterr().out
+
+
 def test_kept_results_are_found_and_a_run_folder_stands_before_its_kept_copy(tmp_path):
     kept = find_results(tmp_path, KEPT)
-    assert len(kept) == len(list(KEPT.glob("*.json"))) and all(r.name.endswith("(kept)") for r in kept)
+    of_runs = [path.stem for path in sorted(KEPT.glob("*.json")) if not path.stem.startswith("pretraining")]
+    assert [r.name for r in kept] == [f"{name} (kept)" for name in of_runs]
     folder = tmp_path / "attention_mask-tiny-s0"
     folder.mkdir()
     (folder / "results.json").write_bytes((KEPT / "attention_mask-tiny-s0.json").read_bytes())

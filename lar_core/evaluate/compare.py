@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -39,7 +40,7 @@ def find_results(runs: Path, kept: Path | None = None) -> list[Result]:
     """
     places = [(path.parent.name, path, path.parent) for path in sorted(runs.glob("*/results.json"))]
     places += [(f"{path.stem} (kept)", path, None) for path in sorted(kept.glob("*.json") if kept else ())
-               if path.stem not in {name for name, *_ in places}]
+               if path.stem not in {name for name, *_ in places} and _of_a_run(path)]
     found = []
     for name, path, folder in places:
         try:
@@ -49,6 +50,14 @@ def find_results(runs: Path, kept: Path | None = None) -> list[Result]:
         except LarError as error:
             print(f"{name} is left out: {error}")
     return found
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether a kept file is of one run; other things are kept too. What is no JSON at all will be named as damaged."""
+    try:
+        return "run" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
 
 
 def bars(found: Sequence[Result]) -> list[tuple]:
