@@ -131,3 +131,8 @@ def test_activation_ranges_find_the_layer_that_would_overflow_fp16(backbone_fold
         backbone.encode(IMAGES, SENTENCES)
     assert set(calm) == {"vision tower", "projector", "layer 0", "layer 1", "layer 2"} and not too_large(calm)
     assert too_large(wild) == ["layer 1", "layer 2"]
+
+
+def test_the_smallest_model_acts_in_4_bit_on_any_cpu(policy_of, batch):
+    policy = policy_of("action_only", precision="nf4", tune="lora_all").eval()  # rows shorter than a block of 64
+    assert policy.act(batch)[0].isfinite().all()

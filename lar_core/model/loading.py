@@ -31,6 +31,7 @@ from .saliency import ATTENTION
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of one Gemma layer
 _LAYER = "model.language_model.layers"
+BLOCK = 64  # weights that bitsandbytes quantises together
 
 
 def load_backbone(source: str | Path, saliency_layers: int = 3, *, precision: str = "fp32", tune: str = "all",
@@ -51,6 +52,7 @@ def load_backbone(source: str | Path, saliency_layers: int = 3, *, precision: st
         raise LarError(f"{source} does not fit this GPU's memory at precision {precision!r}: choose int8 or nf4, and "
                        "see `lar doctor --profile t4` for what fits.") from error
     _check_quantised(vlm, precision, tune, top_layers)
+    _avoid_narrow_packing(vlm)
     layers = vlm.config.text_config.num_hidden_layers
     set_trainable(vlm, tune, range(layers - top_layers, layers), lora_rank)
     if checkpointing:
@@ -145,6 +147,14 @@ def _from_pretrained(source: str | Path, precision: str, tune: str, top_layers: 
 
 def _text_layers(source: str | Path) -> int:
     return PaliGemmaForConditionalGeneration.config_class.from_pretrained(source).text_config.num_hidden_layers
+
+
+def _avoid_narrow_packing(vlm: PaliGemmaForConditionalGeneration) -> None:
+    """On CPUs with bf16 instructions bitsandbytes packs 4-bit weights, but fails at rows shorter than one of its blocks,
+    as the smallest profile has them."""
+    for module in vlm.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False) and module.in_features % BLOCK:
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_quantised(vlm: PaliGemmaForConditionalGeneration, precision: str, tune: str, top_layers: int) -> None:
