@@ -7,7 +7,7 @@ import pytest
 
 from lar_core.sim import expert
 from lar_core.sim.env import SpatialEnv
-from lar_core.sim.expert import Expert, run_expert
+from lar_core.sim.expert import STEP_LIMIT, Expert, run_expert
 from lar_core.sim.placements import BOWLS, sample_scene, success
 
 
@@ -25,7 +25,7 @@ def test_the_expert_solves(task, placement, index):
     assert scene.target == BOWLS[index if placement == "counterfactual" else 0]
     env.reset(seed=scene.seed, options={"init_state": scene.init_state})
     robot = Expert(env, scene)
-    for _ in range(220):
+    for _ in range(STEP_LIMIT):
         action = robot.act()
         assert np.abs(action).max() <= 1
         env.step(action)

@@ -9,7 +9,7 @@ import pytest
 
 from lar_core.config import PROFILES
 from lar_core.evaluate.gather import summarise
-from lar_core.evaluate.rollout import Trial, missing_episodes, vector_env
+from lar_core.evaluate.rollout import Trial, close_envs, missing_episodes, vector_env
 from lar_core.files import append_jsonl
 from lar_core.sim.env import instruction
 from lar_core.sim.episode import EpisodeEnv
@@ -67,6 +67,20 @@ def test_an_exception_in_an_environment_is_not_a_failed_episode():
                                                                         replace(MICRO, episodes_per_task=1)) as envs:
         envs.reset(seed=[0])
         envs.step(np.full((1, 7), np.nan))
+
+
+def test_environments_are_kept_for_the_next_rollout_alike_and_closed_by_an_exception():
+    def processes(profile=replace(MICRO, episodes_per_task=1)):
+        with vector_env(5, "official", profile) as envs:
+            return envs.processes
+    first = processes()
+    assert processes() is first and first[0].is_alive()
+    other = processes(replace(MICRO, episodes_per_task=1, wait_steps=3))
+    assert other is not first and not first[0].is_alive()
+    with pytest.raises(ZeroDivisionError), vector_env(5, "official", replace(MICRO, episodes_per_task=1)):
+        1 / 0
+    assert processes() is not first
+    close_envs()
 
 
 def test_summary_counts_per_task_and_pooled():

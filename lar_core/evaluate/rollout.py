@@ -7,6 +7,7 @@ episode. An exception stops the evaluation with its traceback (it is never count
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,16 +93,34 @@ def missing_episodes(path: Path, trial: Trial, episodes: int) -> list[int]:
     return [episode for episode in range(episodes) if episode not in done]
 
 
+_kept: dict[tuple, AsyncVectorEnv] = {}
+
+
 @contextmanager
 def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVectorEnv]:
-    """As many EpisodeEnvs as there are cores, one process each."""
+    """As many EpisodeEnvs as there are cores, one process each.
+
+    The last ones are kept for the next rollout of this process, because starting takes longer than a short episode; an
+    exception closes them.
+    """
     count = min(cores(), profile.episodes_per_task)
-    envs = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",
-                          autoreset_mode=AutoresetMode.DISABLED)
+    key = (task, placement, count, profile.image_size, profile.wrist_size, profile.wait_steps)
+    if key not in _kept:
+        close_envs()
+        _kept[key] = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",
+                                    autoreset_mode=AutoresetMode.DISABLED)
     try:
-        yield envs
-    finally:
-        envs.close()
+        yield _kept[key]
+    except BaseException:
+        close_envs()
+        raise
+
+
+@atexit.register
+def close_envs() -> None:
+    """End the processes that `vector_env` has kept."""
+    while _kept:
+        _kept.popitem()[1].close()
 
 
 class Actor:
