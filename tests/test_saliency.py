@@ -1,5 +1,7 @@
 """The tap against transformers' own eager attention, which nobody here wrote."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
@@ -125,6 +127,14 @@ def test_a_second_tap_is_refused(backbone, images):
     with tap, pytest.raises(RuntimeError, match="already on"):
         backbone.encode(images, SENTENCES)
     backbone.encode(images, SENTENCES)  # and the first one was taken off
+
+
+def test_threads_do_not_read_each_others_attention(backbone, images):
+    """Training goes on while another thread draws snapshots."""
+    with SaliencyTap(layers=(0,), image_tokens=1, text_tokens=1) as tap, ThreadPoolExecutor(1) as other, \
+            pytest.raises(RuntimeError, match="did not run"):
+        other.submit(backbone.encode, images, SENTENCES).result()
+        assert tap.attention is not None
 
 
 def test_a_tap_that_read_nothing_says_so():

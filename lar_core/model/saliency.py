@@ -15,6 +15,7 @@ same operations then. `Backbone` therefore also hands the tap to each layer, as 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 ATTENTION = "saliency_tap"  # without "sdpa" in it, which transformers would refuse for Gemma 2
-_active: SaliencyTap | None = None
+_active: ContextVar[SaliencyTap | None] = ContextVar("active", default=None)  # of each thread its own
 
 
 class SaliencyTap:
@@ -45,15 +46,13 @@ class SaliencyTap:
         self._captured: dict[int, Tensor] = {}
 
     def __enter__(self) -> SaliencyTap:
-        global _active
-        if _active is not None:
+        if _active.get() is not None:
             raise RuntimeError("A SaliencyTap is already on: leave it before entering another.")
-        _active = self
+        _active.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        global _active
-        _active = None
+        _active.set(None)
 
     @property
     def attention(self) -> Tensor:
@@ -114,11 +113,11 @@ def mean_attention(attention: Tensor, instruction_mask: Tensor) -> Tensor:
 
 def active_tap() -> SaliencyTap | None:
     """The tap that is on."""
-    return _active
+    return _active.get()
 
 
 def _sdpa_with_tap(module, query, key, value, attention_mask, scaling=None, softcap=None, saliency_tap=None, **kwargs):
-    tap = saliency_tap or _active
+    tap = saliency_tap or _active.get()
     if tap is not None:
         tap.read(module.layer_idx, query, key, attention_mask, scaling, softcap)
     if softcap is None:
