@@ -9,6 +9,7 @@
     heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json; training_cost.json
     control/                   the blind control, a run folder of its own (runs of a study share one beside them)
     results.json, report.html
+    .lock                      held by the process that trains or rolls out
 
 Each step reads what it needs from here and skips what is already done.
 """
@@ -18,14 +19,19 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from .config import CONDITIONS, RunConfig
 from .errors import LarError
 
 RUNS = Path("runs")
 DATA = Path("data")
+PATIENCE = 5  # seconds: what was killed a moment ago may not be quite gone
 
 
 class Run:
@@ -58,6 +64,25 @@ class Run:
         if not (path / "config.yaml").exists():
             raise LarError(f"There is no run in {path}: make one with `lar train --run-dir {path}`.")
         return cls(path, RunConfig.load(path / "config.yaml"))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Train or roll out inside this, so that no other process adds to the same files. A kill ends it.
+
+        Raises LarError where another process is at it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=PATIENCE)
+        except Timeout:
+            raise LarError(f"Another process is at work in {self.path}: wait until it is done, or choose another "
+                           "--run-dir.") from None
+        except NotImplementedError:  # a network drive without locks
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def backbone(self) -> Path:

@@ -11,16 +11,17 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
-from transformers import get_cosine_schedule_with_warmup
 
 from .config import RunConfig
 from .data.augment import shift_images
@@ -104,6 +105,16 @@ def to_device(batch: dict, device: torch.device) -> dict:
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
+def rate(step: int, warm_up: int, steps: int) -> float:
+    """Share of the learning rate: linear warm-up, then a cosine to 0, as transformers' schedule of that name has it.
+
+    Written out, because importing that takes three seconds at every start.
+    """
+    if step < warm_up:
+        return step / max(1, warm_up)
+    return 0.5 * (1 + math.cos(math.pi * ((step - warm_up) / max(1, steps - warm_up))))
+
+
 class Trainer:
     """One training run: policy, optimiser, schedule and how far it has come; in every process that shares it."""
 
@@ -126,18 +137,22 @@ class Trainer:
             policy.teacher = Teacher(policy)
         optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=profile.weight_decay, fused=True)
-        self.schedule = get_cosine_schedule_with_warmup(optimiser, round(profile.warmup_fraction * run.config.steps),
-                                                        run.config.steps)
+        warm_up = round(profile.warmup_fraction * run.config.steps)
+        self.schedule = LambdaLR(optimiser, partial(rate, warm_up=warm_up, steps=run.config.steps))
         self.bare = policy  # without what accelerate puts around it
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.step, self.seconds = 0, 0.0
 
     def finish(self, line: int = 0) -> None:
-        """Train from the newest checkpoint, or the beginning, to the end; Ctrl-C saves first. line: as in `train`."""
-        self.resume()
-        self.choose_heads()
-        with _interruptible() as interrupted:
-            self.run_steps(interrupted, line)
+        """Train from the newest checkpoint, or the beginning, to the end; Ctrl-C saves first. line: as in `train`.
+
+        Raises LarError while another process trains in the same folder.
+        """
+        with self.run.alone() if self.accelerator.is_main_process else nullcontext():
+            self.resume()
+            self.choose_heads()
+            with _interruptible() as interrupted:
+                self.run_steps(interrupted, line)
 
     def run_steps(self, interrupted: list, line: int = 0) -> None:
         """Train from the current step to the last one, logging and saving on the way."""

@@ -5,7 +5,8 @@
     python scripts/make_notebooks.py 03 --keep          only that one, on the run folder of an earlier call
 
 Fails if a committed pair is out of step, a cell raises, a cell that shows something shows nothing, an output is too
-large or names a folder of this machine, or widget state is left in. All notebooks share one run folder, so that training is done once.
+large or names a folder of this machine, or widget state is left in. All notebooks share one run folder, so that training is
+done once; after the first one, two are executed at a time.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import jupytext
@@ -47,16 +50,24 @@ def main() -> None:
     if not options.keep:
         shutil.rmtree(work, ignore_errors=True)
     os.environ |= {"LAR_PROFILE": options.profile, "LAR_WORK": str(work)}
-    problems = []
-    for source in sorted(SOURCES.glob("*.py")):
-        if options.names and not source.name.startswith(tuple(options.names)):
-            continue
-        began = time.perf_counter()
-        found = make(source, write=options.write)
-        print(f"{source.stem}: {len(found)} problems, {time.perf_counter() - began:.0f} s", flush=True)
-        problems += found
+    sources = [source for source in sorted(SOURCES.glob("*.py"))
+               if source.name.startswith(tuple(options.names or [""]))]
+    if not sources:
+        sys.exit(f"No notebook's name begins with {' or '.join(options.names)}.")
+    problems = timed(sources[0], options.write)  # trains what the others read
+    with ThreadPoolExecutor(1 if options.write else 2) as executor:  # what is written shows times: one after the other
+        for found in executor.map(partial(timed, write=options.write), sources[1:]):
+            problems += found
     print(*problems, sep="\n")
     sys.exit(bool(problems))
+
+
+def timed(source: Path, write: bool) -> list[str]:
+    """`make`, and a line that says how long it took."""
+    began = time.perf_counter()
+    problems = make(source, write)
+    print(f"{source.stem}: {len(problems)} problems, {time.perf_counter() - began:.0f} s", flush=True)
+    return problems
 
 
 def make(source: Path, write: bool) -> list[str]:

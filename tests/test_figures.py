@@ -73,12 +73,11 @@ def test_video_frames_have_sides_that_encoders_accept(wrist, width):
     assert not (frame[256:, -10:] > 100).any()  # and its end is cut off inside the frame
 
 
-@pytest.mark.parametrize("dark", [False, True])
-def test_gallery_shows_three_pictures_a_sample(dark):
+def test_gallery_shows_three_pictures_a_sample():
     masks = np.zeros((3, P), bool)
     masks[:, :16] = True
     figure = figures.saliency_gallery(images(), np.stack([peak(i) for i in range(3)]), regions(),
-                                      np.array(["pick up the black bowl <between> & the plate"] * 3), masks, dark=dark)
+                                      np.array(["pick up the black bowl <between> & the plate"] * 3), masks)
     assert draws(figure)
     assert sum(len(axis.images) for axis in figure.axes) == 9
 
@@ -138,7 +137,7 @@ def test_grounding_bars_leave_out_what_is_null():
 
 def test_figures_leave_the_global_settings_alone():
     before = dict(matplotlib.rcParams)
-    figures.reconstruction_panels(rng.integers(0, 255, (1, 4, 16, 16, 3), dtype=np.uint8), dark=True)
+    figures.reconstruction_panels(rng.integers(0, 255, (1, 4, 16, 16, 3), dtype=np.uint8))
     assert dict(matplotlib.rcParams) == before
     code = "import sys, lar_core.view.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -87,7 +87,7 @@ from lar_core.meter import meter, own_bytes
 from lar_core.planner import Machine, plan
 from lar_core.run import Run
 from lar_core.train import Trainer
-config = make_config(profile="tiny", batch_size=128, samples=1280, text_width=256, vision_width=256)
+config = make_config(profile="tiny", batch_size=64, samples=640, text_width=256, vision_width=256)
 machine = Machine("here", False, 0, own_bytes(), {"fp32": 1e10})
 trainer = Trainer(Run.open(config, Path(sys.argv[1])), noise_dataset(config))
 trainer.policy.train()

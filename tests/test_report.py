@@ -118,7 +118,7 @@ def test_without_an_interval_nothing_is_detected():
 def test_actions_need_the_images_where_another_frames_cost_something(increase, verdict):
     results = change(full(), "shortcut/whole/shuffled/increase", interval(increase))
     found = finding(results, "another frame's images")
-    assert found.verdict == verdict and "200 frames of 5 episodes" in found.sentence and "own policy" not in found.sentence
+    assert found.verdict == verdict and "200 held-out frames of 5 episodes" in found.sentence and "own policy" not in found.sentence
     with_policy = change(results, "shortcut/head", results["shortcut"]["whole"])
     assert "only the head's own policy" in finding(with_policy, "another frame's images").sentence
     assert not [found for found in reading.findings(minimal("blind")) if "images make" in found.topic]
@@ -196,7 +196,7 @@ def test_full_report_holds_everything_in_one_file(run):
     fill(run)
     assert write_report(run) == run.report
     page = run.report.read_text()
-    assert page.count("<video") == 4 and page.count("<picture>") == 5
+    assert page.count("<video") == 4 and page.count("<img ") == 5
     assert "fills this in" not in page
     for words in ("14/20", "2 paired rollouts", "What these numbers cannot say", "How to read this"):
         assert words in page

@@ -14,7 +14,6 @@ from lar_core.config import CONDITIONS
 from lar_core.errors import LarError
 from lar_core.evaluate.arms import STUDY
 from lar_core.evaluate.results import load_results
-from lar_core.run import Run
 from lar_core.study import Study
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -75,13 +74,20 @@ def test_what_was_finished_before_the_kill_was_not_made_anew(folder):
     assert len(before) >= 8 and before.items() <= made(folder).items()
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path):
-    study = Study("mine", ("action_only", "contrastive_attention"), "action_only", profile="micro",
-                  changes={"samples": 16, "tasks": (0,), "episodes_per_task": 1, "max_steps": 2, "videos_per_task": 0})
-    with pytest.raises(LarError, match="contrastive_attention-micro-s0 failed.*other bowl.*finished runs are kept"):
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    made = []
+
+    def reproduce(run, data):
+        if run.config.condition.contrastive:
+            raise LarError("No sentence names the other bowl.")
+        made.append(run.config.condition.name)
+
+    monkeypatch.setattr(run_study, "make_demos", lambda *_: [])
+    monkeypatch.setattr(run_study, "reproduce", reproduce)
+    study = Study("mine", ("action_only", "contrastive_attention", "random_mask"), "action_only", profile="micro")
+    with pytest.raises(LarError, match="contrastive_attention-micro-s0 failed: No sentence.*finished runs are kept"):
         run_study.run_study(study, tmp_path / "runs", tmp_path / "data", workers=1)
-    assert Run.load(tmp_path / "runs" / "action_only-micro-s0").trained
-    assert json.loads((tmp_path / "runs" / "action_only-micro-s0" / "results.json").read_text())["rollouts"]
+    assert made == ["blind", "action_only", "random_mask"]
 
 
 def test_a_study_needs_a_worker():

@@ -19,7 +19,7 @@ from lar_core.data.stats import Stats
 from lar_core.errors import LarError
 from lar_core.files import read_jsonl
 from lar_core.run import Run
-from lar_core.train import Trainer, load_policy, make_dataset, train
+from lar_core.train import Trainer, load_policy, make_dataset, rate, train
 
 CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
 IN_A_PROCESS = """
@@ -69,6 +69,19 @@ def wait_for_checkpoint(run, process):
 
 def without_times(run):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in read_jsonl(run.metrics)]
+
+
+def test_two_processes_do_not_train_in_one_folder(new_run, demos, monkeypatch):
+    run = new_run("run", samples=100_000)
+    process = start(run, demos)
+    wait_for_checkpoint(run, process)
+    monkeypatch.setattr("lar_core.run.PATIENCE", 0)
+    with pytest.raises(LarError, match="Another process is at work in .*run: wait until it is done"):
+        train(run, [demos])
+    process.kill()
+    process.wait(timeout=60)
+    with run.alone():
+        pass
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
@@ -136,6 +149,12 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_still_works(new
     damaged.rmdir()
     train(run, [demos])
     assert run.trained
+
+
+def test_the_learning_rate_follows_transformers_schedule():
+    from transformers import get_cosine_schedule_with_warmup
+    theirs = get_cosine_schedule_with_warmup(torch.optim.SGD([torch.zeros(1)], lr=1), 5, 40).lr_lambdas[0]
+    assert [rate(step, warm_up=5, steps=40) for step in range(41)] == [theirs(step) for step in range(41)]
 
 
 def test_a_loss_that_is_not_finite_stops_with_its_step(new_run, demos):

@@ -57,7 +57,7 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
              placement: str | None = None) -> list[dict]:
     """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
 
-    Returns all rows of `rollouts.jsonl`.
+    Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder.
     """
     profile = run.config.profile
     placement = placement or profile.placement
@@ -68,13 +68,14 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
         if profile.episodes_per_task > len(scenes):
             raise LarError(f"episodes_per_task is {profile.episodes_per_task}, but task {task} has {len(scenes)} "
                            f"evaluation scenes with {placement} placements: ask for at most that many.")
-        todo = [(trial, episodes) for trial in trials
-                if (episodes := missing_episodes(path, trial, profile.episodes_per_task))]
-        if not todo:
-            continue
-        with vector_env(task, placement, profile) as envs:
-            for trial, episodes in todo:
-                _run_trial(run, Actor(policy, stats, profile), envs, trial, scenes, episodes)
+        with run.alone():
+            todo = [(trial, episodes) for trial in trials
+                    if (episodes := missing_episodes(path, trial, profile.episodes_per_task))]
+            if not todo:
+                continue
+            with vector_env(task, placement, profile) as envs:
+                for trial, episodes in todo:
+                    _run_trial(run, Actor(policy, stats, profile), envs, trial, scenes, episodes)
     return read_jsonl(path)
 
 

@@ -18,8 +18,6 @@ import re
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
@@ -91,6 +89,7 @@ def set_trainable(vlm: PaliGemmaForConditionalGeneration, tune: str, top: range,
         vlm.model.language_model.norm.float().requires_grad_(True)
         return
     numbers = top if tune == "lora_top" else range(top.stop)
+    from peft import LoraConfig, inject_adapter_in_model  # here, because this import takes seconds
     names = rf"{re.escape(_LAYER)}\.({'|'.join(map(str, numbers))})\..*({'|'.join(LINEARS)})"
     inject_adapter_in_model(LoraConfig(r=lora_rank, lora_alpha=2 * lora_rank, target_modules=names), vlm)
     for parameter in vlm.parameters():
@@ -101,7 +100,7 @@ def set_trainable(vlm: PaliGemmaForConditionalGeneration, tune: str, top: range,
 def settle(backbone: Backbone) -> None:
     """For acting only: fold adapters into float weights, and give layers that were trained in fp32 their model's type."""
     for module in backbone.vlm.modules():
-        if isinstance(module, LoraLayer) and module.get_base_layer().weight.is_floating_point():
+        if hasattr(module, "lora_A") and module.get_base_layer().weight.is_floating_point():
             module.merge()
     floats = backbone.vlm.model.vision_tower.dtype
     for parameter in backbone.vlm.parameters():

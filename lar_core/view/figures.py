@@ -1,8 +1,7 @@
 """Pictures of a run: what the policy looks at, what it reconstructs, how it learned, how often it succeeds.
 
-Every figure function returns a matplotlib Figure (pyplot is never touched, so any thread or notebook may call them) on
-a transparent ground; `dark=True` draws the same figure in light ink. Saliency is always drawn on one scale, so that
-pictures can be compared: no colour = what a uniform map would give a patch, full colour = four times as much or more.
+Every figure function returns a matplotlib Figure (pyplot is never touched, so any thread or notebook may call them) in
+dark ink on a transparent ground. Saliency is always drawn on one scale, so that pictures can be compared: no colour = what a uniform map would give a patch, full colour = four times as much or more.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ PANELS = ("original", "masked", "reconstructed", "pasted")
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Give a figure function the house style and the keyword `dark` without changing matplotlib's global settings."""
+    """Give a figure function the house style without changing matplotlib's global settings."""
+    ink, line = "#1c2127", "#c9ced4"
 
     @functools.wraps(draw)
-    def drawn(*args, dark: bool = False, **kwargs) -> Figure:
-        ink, line = ("#e8eaed", "#4a5058") if dark else ("#1c2127", "#c9ced4")
+    def drawn(*args, **kwargs) -> Figure:
         style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": ink, "axes.labelcolor": ink,
                  "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": line, "grid.color": line,
                  "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",

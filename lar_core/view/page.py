@@ -21,10 +21,10 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 :root { --ink: #1c2127; --soft: #5a636d; --line: #e1e4e8; --paper: #fff; --wash: #f5f6f8; --blue: #0a6ebd;
-  --yes: #0b6e4f; --yes-wash: #dff3ea; --no-wash: #eceef1; --warn: #8a4b00; --warn-wash: #fdeccf; }
+  --yes: #0b6e4f; --yes-wash: #dff3ea; --no-wash: #eceef1; --warn: #8a4b00; --warn-wash: #fdeccf; --card: none; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8eaed; --soft: #a2abb5; --line: #31363d; --paper: #14171b;
   --wash: #1d2126; --blue: #6cb6f0; --yes: #7fdcb4; --yes-wash: #12392c; --no-wash: #2a2f36; --warn: #f3bf72;
-  --warn-wash: #41300f; } }
+  --warn-wash: #41300f; --card: #e9ebee; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 61rem; padding: 3rem 1.5rem 5rem; background: var(--paper); color: var(--ink);
   font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
@@ -56,7 +56,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
 .chip.not-run, .chip.no-interval { background: none; color: var(--soft); box-shadow: inset 0 0 0 1px var(--line); }
 .todo { padding: .8rem 1rem; border-radius: 8px; background: var(--wash); color: var(--soft); }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-.scroll img { display: block; width: 100%; min-width: 34rem; height: auto; }
+.scroll img { display: block; width: 100%; min-width: 34rem; height: auto; background: var(--card); border-radius: 8px; }
 table { border-collapse: collapse; font-size: .92rem; min-width: 60%; }
 th, td { padding: .42rem 1.4rem .42rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th[scope=row] { font-weight: 500; }
@@ -131,10 +131,8 @@ def scroll_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
 
 
 def picture(words: str, draw: Callable[..., Figure], *arguments: object) -> str:
-    """The figure twice, in light and in dark ink; the browser shows the one that suits the reader's theme."""
-    light, dark = (_png(draw(*arguments, dark=choice)) for choice in (False, True))
-    return (f"<div class=scroll><picture><source media='(prefers-color-scheme: dark)' srcset='{dark}'>"
-            f"<img alt='{text(words)}' src='{light}'></picture></div>")
+    """The figure, whose ink is dark: in a dark theme the page lays it on a light card."""
+    return f"<div class=scroll><img alt='{text(words)}' src='{_png(draw(*arguments))}'></div>"
 
 
 def _png(figure: Figure) -> str:

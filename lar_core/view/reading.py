@@ -132,6 +132,12 @@ def bounds(interval: dict | None) -> str:
     return f"{interval['low']:.3g} to {interval['high']:.3g}"
 
 
+def sample(measured: dict) -> str:
+    """`12 held-out frames of 1 episode`: what a score was measured on."""
+    frames, episodes = measured["frames"], measured["episodes"]
+    return f"{frames} held-out frame{'s' * (frames != 1)} of {episodes} episode{'s' * (episodes != 1)}"
+
+
 def above(a: dict | None, b: dict | None) -> bool:
     """Whether interval a lies wholly above interval b: stricter than a test of the difference at 5 %."""
     known = all(x is not None and x["low"] is not None and x["high"] is not None for x in (a, b))
@@ -236,8 +242,8 @@ def _grounding(results: dict, metric: str, topic: str, name: str, chance: float 
     verdict = DETECTED if len(beaten) == len(rivals) else OPPOSITE if len(lower) == len(rivals) else NOT_DETECTED
     parts = [f"{words} {_and(names)}" for words, names in (
         ("above", beaten), ("not told apart from", level), ("below", lower)) if names]
-    return Finding(topic, verdict, f"{name} is {estimate(model)} on {grounding['frames']} held-out frames of "
-                   f"{grounding['episodes']} episodes: {'; '.join(parts)}.")
+    return Finding(topic, verdict, f"{name} is {estimate(model)} on {sample(grounding)}: "
+                   f"{'; '.join(parts)}.")
 
 
 def _action(results: dict) -> Finding:
@@ -251,8 +257,7 @@ def _action(results: dict) -> Finding:
                OPPOSITE: "It acts worse than a constant: nothing else in this report is about a policy that works.",
                NOT_DETECTED: "Until it beats a constant, nothing else in this report is about a policy that works."}
     return Finding(topic, verdict, f"The error on held-out demonstrations is {estimate(ours)}, that of always "
-                   f"predicting the mean action {estimate(mean)} ({action['frames']} frames of {action['episodes']} "
-                   f"episodes). "
+                   f"predicting the mean action {estimate(mean)} ({sample(action)}). "
                    f"{meaning[verdict]}")
 
 
@@ -269,7 +274,7 @@ def _shortcut(results: dict) -> Finding:
                NOT_DETECTED: "These frames do not show that the actions need the images."}
     return Finding(topic, verdict, f"With another held-out frame's images the action loss of "
                    f"{estimate(probe['right']['loss'])} {probe['unit']} grows by {estimate(changed)}{alone} "
-                   f"({probe['frames']} frames of {probe['episodes']} episodes). {meaning[verdict]}")
+                   f"({sample(probe)}). {meaning[verdict]}")
 
 
 def _reconstruction(results: dict) -> Finding:
@@ -298,7 +303,7 @@ def _denoising(results: dict) -> Finding:
                NOT_DETECTED: "These frames do not show that the region is reconstructed from the backbone's states, without "
                "which the loss cannot teach the backbone anything."}
     return Finding(topic, verdict, f"Told by another frame's states the loss of {estimate(probe['loss'])} grows by "
-                   f"{estimate(probe['increase'])} ({probe['frames']} frames of {probe['episodes']} episodes; a denoiser "
+                   f"{estimate(probe['increase'])} ({sample(probe)}; a denoiser "
                    f"that says nothing has loss 1). {meaning[verdict]}")
 
 

@@ -261,7 +261,7 @@ def _training(results: dict, metrics: Sequence[dict]) -> str:
     if training is None:
         return section("Training", curves + _todo(results, "training"))
     sizes, final = training["parameters"], training["final"]
-    parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items() if name != "total")
+    parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items() if name != "total" and count)
     rows = [("training", f"{training['samples']:,} samples in {training['steps']:,} steps, "
                          f"{training['seconds'] / 60:.1f} minutes"),
             ("episodes", f"{training['train_episodes']} to train on, {training['heldout_episodes']} held out"),
