@@ -84,6 +84,15 @@ def test_a_demonstration_scene_depends_on_its_number_alone(env, placement):
     assert not np.array_equal(scene.init_state, other.init_state)
 
 
+def test_official_demonstrations_begin_as_differently_as_the_benchmarks_init_states(env):
+    drawn = np.stack([sample_scene(env, "official", index).init_state for index in range(20)])
+    stored, parts = official_init_states(env.task), (slice(1, 8), slice(10, 12))  # the arm; the first bowl's x and y
+    for part in parts:
+        ratio = drawn[:, part].std(axis=0).mean() / stored[:, part].std(axis=0).mean()
+        assert 0.6 < ratio < 1.6
+        assert np.allclose(drawn[:, part].mean(axis=0), stored[:, part].mean(axis=0), atol=0.02)
+
+
 def test_a_scene_at_rest_is_where_it_was_put(env):
     for scene in evaluation_scenes(env.task, "wide")[:5]:
         env.reset(seed=scene.seed, options={"init_state": scene.init_state})

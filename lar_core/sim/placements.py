@@ -2,7 +2,8 @@
 
 Three placements of the ten LIBERO-Spatial tasks:
 
-* `official`: the benchmark's own. Evaluation uses its 50 stored init states; demonstrations use its sampler.
+* `official`: the benchmark's own. Evaluation uses its 50 stored init states; demonstrations use its sampler, and the
+  arm begins as differently as in those init states.
 * `wide`: the same relations ("next to the plate") with every movable object anywhere the arm reaches and the camera
   sees. Bowls in the drawer, on the stove and on the cabinet stay there; everything else moves.
 * `counterfactual`: a wide scene in which *both* black bowls stand in a relation that a sentence of the benchmark names;
@@ -28,6 +29,7 @@ from .env import SpatialEnv, instruction, official_init_states
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")
 COOKIES, RAMEKIN, PLATE = "cookies_1", "glazed_rim_porcelain_ramekin_1", "plate_1"
 RADII = {BOWLS[0]: 0.06, BOWLS[1]: 0.06, COOKIES: 0.06, RAMEKIN: 0.05, PLATE: 0.085}  # with a little air
+_ARM = slice(1, 8)  # joint positions in a flattened state
 _X_ADDRESS = {BOWLS[0]: 10, BOWLS[1]: 17, COOKIES: 24, RAMEKIN: 31, PLATE: 38}  # of x in a flattened state; y follows
 
 # What each task's scene says about its two bowls: (relation, reference). The first is the bowl that the task names.
@@ -59,6 +61,9 @@ MARGIN = 0.03  # between the outlines of unrelated objects
 UNIQUE = 0.08  # the other bowl is at least so much farther from the reference than the named one
 MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while settling is rejected; TILTED: for a
 # bowl on a support, which may come to rest at a slant
+
+ARM_NOISE = 0.02  # radians, standard deviation of each joint at the beginning: robosuite's default, and measured in the
+# benchmark's init states; LIBERO's sampler alone always begins with the same arm
 
 EVALUATION_SCENES = {"wide": 50, "counterfactual": 20}  # stored scenes a task (counterfactual: a side)
 TRIES = 100  # seeds that one scene may use up
@@ -164,8 +169,11 @@ def _check(task: int, placement: str) -> None:
 
 
 def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
+    """What LIBERO's sampler draws, and the arm's own small differences."""
     env.reset(seed=seed, options={"init_state": None, "wait_steps": 0})
-    return env.state()
+    state = env.state()
+    state[_ARM] += np.random.default_rng([env.task, seed]).normal(0, ARM_NOISE, 7)
+    return state
 
 
 def _wide_state(task: int, placement: str, seed: int) -> np.ndarray:
