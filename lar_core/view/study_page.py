@@ -152,7 +152,9 @@ def _differences(study: dict) -> str:
 def _scores(study: dict) -> str:
     head = ("condition", *(part for name in _SCORES.values() for part in (name, "minus the reference's")))
     table = [(arm["condition"], *(cell for name in _SCORES for cell in _score(arm[name]))) for arm in study["arms"]]
-    note = f"Means over {len(study['study']['seeds'])} seeds with intervals over seeds, on held-out demonstrations."
+    seeds = len(study["study"]["seeds"])
+    means = f"Means over {seeds} seeds with intervals over seeds" if seeds > 1 else "One seed, so no interval"
+    note = f"{means}; on held-out demonstrations."
     return section("Where it looks, and how it acts on held-out demonstrations",
                    scroll_table(head, table) + f"<p class=note>{note}</p>")
 
