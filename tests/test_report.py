@@ -118,7 +118,8 @@ def test_without_an_interval_nothing_is_detected():
 def test_actions_need_the_images_where_another_frames_cost_something(increase, verdict):
     results = change(full(), "shortcut/whole/shuffled/increase", interval(increase))
     found = finding(results, "another frame's images")
-    assert found.verdict == verdict and "200 held-out frames of 5 episodes" in found.sentence and "own policy" not in found.sentence
+    assert found.verdict == verdict and "200 held-out frames of 5 episodes" in found.sentence
+    assert "own policy" not in found.sentence
     with_policy = change(results, "shortcut/head", results["shortcut"]["whole"])
     assert "only the head's own policy" in finding(with_policy, "another frame's images").sentence
     assert not [found for found in reading.findings(minimal("blind")) if "images make" in found.topic]

@@ -105,7 +105,7 @@ def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVec
     exception closes them.
     """
     count = min(cores(), profile.episodes_per_task)
-    key = (task, placement, count, profile.image_size, profile.wrist_size, profile.wait_steps)
+    key = (task, placement, profile)
     if key not in _kept:
         close_envs()
         _kept[key] = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",

@@ -169,7 +169,7 @@ def _check(task: int, placement: str) -> None:
 
 
 def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
-    """What LIBERO's sampler draws, and the arm's own small differences."""
+    """What LIBERO's sampler draws, as a flattened state (92,), with the arm's own small differences (radians)."""
     env.reset(seed=seed, options={"init_state": None, "wait_steps": 0})
     state = env.state()
     state[_ARM] += np.random.default_rng([env.task, seed]).normal(0, ARM_NOISE, 7)
