@@ -1,7 +1,8 @@
 """Pictures of a run: what the policy looks at, what it reconstructs, how it learned, how often it succeeds.
 
 Every figure function returns a matplotlib Figure (pyplot is never touched, so any thread or notebook may call them) in
-dark ink on a transparent ground. Saliency is always drawn on one scale, so that pictures can be compared: no colour = what a uniform map would give a patch, full colour = four times as much or more.
+dark ink on a transparent ground. Saliency is always drawn on one scale, so that pictures can be compared: no colour = what
+a uniform map would give a patch, full colour = four times as much or more.
 """
 
 from __future__ import annotations
