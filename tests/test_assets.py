@@ -9,25 +9,28 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from lar_core.errors import LarError
-from lar_core.sim import assets, cache, env, libero_setup
-from lar_core.sim.asset_meshes import wall_of_boxes
+from lar_core.sim import cache, env, libero_setup
+from lar_core.sim.libero_setup import BOWL, MODELS, STANDIN, TEXTURES
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+from asset_meshes import wall_of_boxes  # noqa: E402
+from make_assets import write_pack  # noqa: E402
 
 
 def test_pack_has_every_file_that_the_ten_tasks_load():
-    names = libero_setup.needed_files(assets.standin_pack())
-    assert set(assets.MODELS) | set(assets.TEXTURES) <= set(names)
+    names = libero_setup.needed_files(STANDIN)
+    assert set(MODELS) | set(TEXTURES) <= set(names)
 
 
-def test_pack_is_the_same_wherever_it_is_generated(tmp_path):
-    for name in ("one", "two"):
-        assets.write_pack(tmp_path / name)
-    digests = {libero_setup.assets_digest(tmp_path / name) for name in ("one", "two")}
-    assert digests == {libero_setup.assets_digest(assets.standin_pack())}
+def test_shipped_pack_is_what_its_script_makes(tmp_path):
+    write_pack(tmp_path)
+    assert libero_setup.assets_digest(tmp_path) == libero_setup.assets_digest(STANDIN)
 
 
 def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
@@ -59,7 +62,7 @@ def test_cache_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_incomplete_folder_is_refused_and_its_first_missing_file_named(tmp_path):
-    shutil.copytree(assets.standin_pack(), tmp_path / "pack")
+    shutil.copytree(STANDIN, tmp_path / "pack")
     (tmp_path / "pack" / "textures" / "cookies.png").unlink()
     with pytest.raises(LarError, match="textures/cookies.png is missing"):
         libero_setup.use_assets(tmp_path / "pack")
@@ -74,30 +77,30 @@ def test_empty_folder_is_refused(tmp_path, monkeypatch):
 def test_choice_follows_argument_then_environment_then_local_copy_then_stand_in(tmp_path, monkeypatch):
     monkeypatch.delenv("LAR_LIBERO_ASSETS", raising=False)
     monkeypatch.setattr(libero_setup, "_hub_copy", lambda: tmp_path / "hub")
-    assert libero_setup.resolve_assets() == assets.standin_pack()
-    shutil.copytree(assets.standin_pack(), tmp_path / "hub")
+    assert libero_setup.resolve_assets() == STANDIN
+    shutil.copytree(STANDIN, tmp_path / "hub")
     assert libero_setup.resolve_assets() == tmp_path / "hub"
     monkeypatch.setenv("LAR_LIBERO_ASSETS", str(tmp_path / "named"))
     assert libero_setup.resolve_assets() == tmp_path / "named"
-    assert libero_setup.resolve_assets("standin") == assets.standin_pack()
+    assert libero_setup.resolve_assets("standin") == STANDIN
 
 
 def test_provenance_names_the_assets_and_no_path():
     provenance = libero_setup.use_assets("standin")
-    assert provenance == {"name": "standin", "sha256": libero_setup.assets_digest(assets.standin_pack())}
+    assert provenance == {"name": "standin", "sha256": libero_setup.assets_digest(STANDIN)}
 
 
 def test_a_copy_of_other_files_is_not_called_stand_in(tmp_path):
-    shutil.copytree(assets.standin_pack(), tmp_path / "pack")
-    path = tmp_path / "pack" / assets.BOWL
+    shutil.copytree(STANDIN, tmp_path / "pack")
+    path = tmp_path / "pack" / BOWL
     path.write_text(path.read_text() + "\n")
     provenance = libero_setup.use_assets(tmp_path / "pack")
     assert provenance["name"] == "official"
-    assert provenance["sha256"] != libero_setup.assets_digest(assets.standin_pack())
+    assert provenance["sha256"] != libero_setup.assets_digest(STANDIN)
 
 
 def test_bowl_is_hollow_so_that_a_finger_fits_inside():
-    bowl = ET.parse(assets.standin_pack() / assets.BOWL)
+    bowl = ET.parse(STANDIN / BOWL)
     boxes = [geom for geom in bowl.iter("geom") if geom.get("group") == "0"]
     assert all(geom.get("type") == "box" for geom in boxes)  # convex pieces only
 

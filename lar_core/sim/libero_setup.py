@@ -23,7 +23,17 @@ import yaml
 
 from ..errors import LarError
 from ..files import write_text
-from .assets import ARENA, MODELS, TEXTURES, standin_folder, standin_pack
+
+STANDIN = Path(__file__).parent / "assets"  # our own objects under LIBERO's names, made by scripts/make_assets.py
+ARENA = "scenes/libero_tabletop_base_style.xml"
+STOVE = "articulated_objects/flat_stove.xml"
+CABINET = "articulated_objects/wooden_cabinet.xml"
+BOWL = "stable_scanned_objects/akita_black_bowl/akita_black_bowl.xml"
+PLATE = "stable_scanned_objects/plate/plate.xml"
+RAMEKIN = "stable_scanned_objects/glazed_rim_porcelain_ramekin/glazed_rim_porcelain_ramekin.xml"
+COOKIES = "stable_hope_objects/cookies/cookies.xml"
+MODELS = (ARENA, STOVE, CABINET, BOWL, PLATE, RAMEKIN, COOKIES)  # what the ten tasks load
+TEXTURES = ("textures/light-gray-floor-tile.png", "textures/light-gray-plaster.png")  # LIBERO's code names these two
 
 _INSTALL = {"osmesa": "libosmesa6", "egl": "libegl1"}  # Debian's names of the GL libraries
 
@@ -112,7 +122,7 @@ def use_assets(choice: str | Path | None = None) -> dict[str, str]:
     import libero.libero
 
     folder = resolve_assets(choice)
-    provenance = {"name": "standin" if folder == standin_folder() else "official", "sha256": assets_digest(folder)}
+    provenance = {"name": "standin" if folder == STANDIN else "official", "sha256": assets_digest(folder)}
     libero.libero._assets_path_cache = str(folder)
     return provenance
 
@@ -121,7 +131,7 @@ def resolve_assets(choice: str | Path | None = None) -> Path:
     """The folder that `choice` (see `use_assets`) stands for."""
     choice = choice or os.environ.get("LAR_LIBERO_ASSETS")
     if choice == "standin":
-        return standin_pack()
+        return STANDIN
     if choice == "hub":
         from ..data.download import download  # the hub's library is slow to import, and every worker would
 
@@ -129,7 +139,7 @@ def resolve_assets(choice: str | Path | None = None) -> Path:
     if choice:
         return Path(choice).resolve()
     copies = (libero_root() / "assets", _hub_copy())
-    return next((copy for copy in copies if (copy / ARENA).exists()), None) or standin_pack()
+    return next((copy for copy in copies if (copy / ARENA).exists()), None) or STANDIN
 
 
 def _hub_copy() -> Path:

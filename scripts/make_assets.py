@@ -1,4 +1,6 @@
-"""The stand-in asset pack: our own objects under LIBERO's asset names; its ten Spatial tasks then need no download.
+"""Make the stand-in assets that lie in lar_core/sim/assets: our own objects under LIBERO's asset names.
+
+    python scripts/make_assets.py [FOLDER]       # a second; the same files wherever it runs
 
 LIBERO asks for seven MJCF files and two textures by name, and for certain bodies, joints and sites inside them. Shapes,
 weights and looks are ours: the benchmark's own init states settle, and a Panda can grasp a bowl by its rim.
@@ -7,43 +9,28 @@ weights and looks are ours: the benchmark's own init states settle, and a Panda 
 from __future__ import annotations
 
 import math
+import sys
 import xml.etree.ElementTree as ET
-from functools import cache
 from pathlib import Path
 
+import asset_textures
+from asset_meshes import lathe, printed_box, quaternion, text, wall_of_boxes
 from PIL import Image
 
-from . import asset_meshes, asset_textures
-from .asset_meshes import lathe, printed_box, quaternion, text, wall_of_boxes
-from .cache import build_once, cache_folder
-
-ARENA = "scenes/libero_tabletop_base_style.xml"
-STOVE = "articulated_objects/flat_stove.xml"
-CABINET = "articulated_objects/wooden_cabinet.xml"
-BOWL = "stable_scanned_objects/akita_black_bowl/akita_black_bowl.xml"
-PLATE = "stable_scanned_objects/plate/plate.xml"
-RAMEKIN = "stable_scanned_objects/glazed_rim_porcelain_ramekin/glazed_rim_porcelain_ramekin.xml"
-COOKIES = "stable_hope_objects/cookies/cookies.xml"
-MODELS = (ARENA, STOVE, CABINET, BOWL, PLATE, RAMEKIN, COOKIES)
-TEXTURES = ("textures/light-gray-floor-tile.png", "textures/light-gray-plaster.png")  # LIBERO's code names these two
+from lar_core.sim.libero_setup import (
+    ARENA,
+    BOWL,
+    CABINET,
+    COOKIES,
+    PLATE,
+    RAMEKIN,
+    STANDIN,
+    STOVE,
+    TEXTURES,
+)
 
 _TOUCH = {"group": "0", "friction": "0.95 0.2 0.02", "solref": "0.004 1", "solimp": "0.98 0.995 0.001"}
 _SEE = {"group": "1", "contype": "0", "conaffinity": "0"}
-
-
-def standin_pack() -> Path:
-    """Folder of the pack, generated on first use (a second) and shared by every later process.
-
-    The folder's name is a hash of the code that draws it; it appears in one rename, so a killed or concurrent writer
-    does no harm. Raises LarError when the cache folder cannot be written.
-    """
-    return build_once(standin_folder(), write_pack)
-
-
-@cache
-def standin_folder() -> Path:
-    """Where the pack is, or will be once `standin_pack` was called."""
-    return cache_folder("standin", *map(Path, (__file__, asset_meshes.__file__, asset_textures.__file__)))
 
 
 def write_pack(folder: Path) -> None:
@@ -281,3 +268,7 @@ def _solid(body: ET.Element, material: str, **attributes: str) -> None:
 def _site(body: ET.Element, name: str, pos: str, size: str) -> None:
     # LIBERO parses all of these attributes and has no defaults for them.
     ET.SubElement(body, "site", name=name, type="box", pos=pos, size=size, quat="1 0 0 0", rgba="0 0 0 0", group="0")
+
+
+if __name__ == "__main__":
+    write_pack(Path(sys.argv[1]) if len(sys.argv) > 1 else STANDIN)
