@@ -171,7 +171,7 @@ show(by_name(explorer.reader, image, episode.instruction, regions))
 # %%
 from lar_core.notebook import step
 from lar_core.view.reading import estimate
-from lar_core.view.saliency_table import COLUMNS, beside_baselines
+from lar_core.view.report import COLUMNS, beside_baselines
 
 with step(run, "saliency"):
     scores = notebook.scores(run)

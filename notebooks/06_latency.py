@@ -89,7 +89,7 @@ print(f"forward pass: {without:.1f} ms, with saliency {with_it:.1f} ms ({100 * (
 
 # %%
 from lar_core.evaluate.training_cost import BASE, compare_training
-from lar_core.view.arms import cost_rows
+from lar_core.view.report import cost_rows
 
 training = compare_training(run.config)
 table(("condition", "ms a step", "times action_only", "million parameters that learn", "GFLOP a sample", "GB of GPU memory"),

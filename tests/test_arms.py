@@ -117,7 +117,7 @@ def test_the_page_says_in_words_what_was_and_was_not_detected(made):
     for words in ("attention_mask is more successful than action_only on wide placements: 34/40 against 8/40",
                   "A difference between blind and action_only was not detected on wide placements",
                   "2 training seeds: a difference", "15 (× 1.50)", "attention_mask-micro-s1/report.html"):
-        assert words in page.replace("&nbsp;", " "), words
+        assert words in page.replace("\xa0", " "), words
     assert "data:image/png;base64" in page and not re.search(r'(src|href)=["\']?https?:', page)
     assert "34/40" in study_table(document) and document["comparisons"][1]["sentence"] in study_table(document)
 

@@ -229,7 +229,7 @@ def test_report_escapes_what_it_did_not_write(run):
     save_results(run.results, change(full(), "provenance/machine", "<script>alert('x')</script>"))
     save_results(run.results, change(full(), "provenance/device", "<b>&'\""))
     page = write_report(run).read_text()
-    assert "<b>&'" not in page and "&lt;b&gt;&amp;&#x27;&quot;" in page
+    assert "<b>&'" not in page and "&lt;b&gt;&amp;&#39;&#34;" in page
 
 
 def test_command_line_makes_the_same_configuration_again():

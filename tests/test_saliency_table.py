@@ -8,7 +8,7 @@ from test_results import full, interval
 from lar_core.errors import LarError
 from lar_core.evaluate.heatmaps import METRICS
 from lar_core.evaluate.results import validate_results
-from lar_core.view.saliency_table import COLUMNS, MEANING, beside_baselines, saliency_rows
+from lar_core.view.report import COLUMNS, MEANING, beside_baselines, saliency_cells
 
 ROW = {"name": "content_words", "frames": 100, "metrics": dict.fromkeys(METRICS) | {"aos": interval(0.123)}}
 
@@ -18,9 +18,8 @@ def test_the_columns_are_metrics_that_there_are():
 
 
 def test_a_row_shows_its_name_its_numbers_and_what_could_not_be_measured():
-    table = saliency_rows("Every way", [ROW])
-    assert "content words" in table and "0.123\n0.113 to 0.133" in table and "<td>–</td>" in table
-    assert "100 held-out frames" in table and saliency_rows("Every way", None) == ""
+    cells = saliency_cells([ROW])[0]
+    assert cells[:3] == ("content words", "0.123\n0.113 to 0.133", "–")
 
 
 def test_results_take_rows_and_name_a_wrong_one():

@@ -12,48 +12,13 @@ from huggingface_hub import ModelCardData
 from ..config import RunConfig
 from ..data.manifest import Entry, entry
 from . import reading
+from .page import fill_template
 from .report import summary_table
 
 _LICENCES = {"Gemma Terms of Use": "gemma"}  # the manifest's word -> the hub's
 _DEMOS = {"expert": "made by a scripted expert", "official": "of LIBERO's official files",
           "lerobot": "of LIBERO's official ones in LeRobot's copy"}
 _DATASETS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # keys of the manifest
-_TEXT = """
-# LA-ReconVLA: {name}
-
-{what}
-
-A robot policy for LIBERO-Spatial in simulation: {senses} go in, {chunk} actions (hand motion and gripper, 20 Hz) come
-out, of which {execute} were executed between two inferences. Made with `lar_core`; its settings are in `config.json`,
-the scales of actions and proprioception in `stats.json`.
-
-## Load it
-
-With the LA-ReconVLA repository installed:
-
-```python
-from lar_core.evaluate.rollout import observation_batch
-from lar_core.share import from_pretrained
-policy, stats = from_pretrained("{source}")
-actions, saliency = policy.act(observation_batch(observation, [sentence], stats, policy))  # of lar_core's SpatialEnv
-commands = stats.denormalise_actions(actions.cpu().numpy())
-```
-
-Weights are safetensors; nothing here is a pickle or holds code.
-
-## What was measured
-
-{measured}
-
-## What this cannot say
-
-{limits}
-
-## Licence
-
-{licence}
-"""
-
 
 def model_card(config: RunConfig, base: Entry | None, results: dict | None, rollouts: Sequence[dict],
                source: str) -> str:
@@ -62,11 +27,9 @@ def model_card(config: RunConfig, base: Entry | None, results: dict | None, roll
     base: the backbone's entry in the manifest, None where it was made here; results: of results.json, None where there
     is none; rollouts: rows of rollouts.jsonl, the blind control's too; source: what `from_pretrained` is given.
     """
-    text = _TEXT.format(name=config.name, what=_what(config, base), senses=_senses(config),
-                        chunk=config.profile.chunk, execute=config.profile.execute, source=source,
-                        measured=_measured(results, rollouts), limits=_bullets(_limits(results)),
-                        licence=_licence(config, base))
-    return f"---\n{_header(config, base)}\n---\n{text}"
+    return fill_template("card.md", config=config, source=source, results=results, header=_header(config, base),
+                         what=_what(config, base), senses=_senses(config), limits=_limits(results),
+                         licence=_licence(config, base), **(_measured(results, rollouts) if results else {}))
 
 
 def _header(config: RunConfig, base: Entry | None) -> str:
@@ -98,16 +61,12 @@ def _senses(config: RunConfig) -> str:
     return f"the agent view's image at {profile.image_size} pixels{wrist}{own} and a sentence"
 
 
-def _measured(results: dict | None, rollouts: Sequence[dict]) -> str:
-    if results is None:
-        return "Nothing yet: there was no `results.json` when this was written. `lar report` makes one."
+def _measured(results: dict, rollouts: Sequence[dict]) -> dict:
     found = reading.findings(results, rollouts)
-    assets = ((results.get("provenance") or {}).get("assets") or {}).get("name", "not recorded")
     machine = (results.get("latency") or {}).get("device")
-    times = f" Times: {machine}." if machine else ""
-    verdicts = _bullets(f"**{finding.topic}: {finding.verdict}.** {finding.sentence}" for finding in found)
-    return (f"{' '.join(reading.headline(results, found))}\n\n```\n{summary_table(results)}\n```\n\n"
-            f"Assets of the scene: {assets}.{times} Made again by `{reading.command(results)}`.\n\n{verdicts}")
+    return {"findings": found, "headline": reading.headline(results, found), "table": summary_table(results),
+            "assets": ((results.get("provenance") or {}).get("assets") or {}).get("name", "not recorded"),
+            "times": f" Times: {machine}." if machine else "", "command": reading.command(results)}
 
 
 def _limits(results: dict | None) -> list[str]:
@@ -123,7 +82,3 @@ def _licence(config: RunConfig, base: Entry | None) -> str:
     parts = "all weights, which derive from" if whole else "only the trained weights, which are loaded on top of"
     return (f"Here are {parts} [{base.id}](https://huggingface.co/{base.id}) at revision `{base.pinned_revision()}`. "
             f"The {base.licence} (https://ai.google.dev/gemma/terms) apply: accept them on that page; set HF_TOKEN.")
-
-
-def _bullets(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)

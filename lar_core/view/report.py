@@ -1,31 +1,46 @@
 """report.html: one self-contained page on one run, and the table that ends a run on the terminal.
 
 Pictures, clips and styles are inside the file and a content policy forbids every request, so it can be mailed or kept.
-A section whose step has not run says which command fills it. Words come from `reading`, pictures from `figures`.
+A section whose step has not run says which command fills it. Words come from `reading`, pictures from `figures`, the page
+itself from `templates/report.html`; here are the numbers that it shows, as rows of tables.
 """
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..evaluate.results import load_results
 from ..evaluate.statistics import wilson
-from ..files import read_jsonl, write_text
+from ..files import read_jsonl
 from ..run import Run
-from . import arms, figures, reading
-from .page import GUIDE, PAGE, picture, scroll_table, section, text
-from .saliency_table import photographs, saliency_rows
+from . import figures, reading
+from .page import data_url, write_page
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
 _IMAGES = {"blank": "grey images", "shuffled": "another frame's images"}
 _RUN_AS = {"right": "its own", "blank": "blank", "swapped": "another task's"}
+COLUMNS = {"aos": "AOS", "target_minus_distractor": "named minus other", "auc": "AUC", "shuffled_auc": "shuffled AUC",
+           "pointing_15px": "pointing, 15 px", "energy": "energy", "soft_iou": "soft IoU", "best_iou": "best IoU",
+           "box_iou": "box mIoU", "nss": "NSS", "cc": "CC", "kl": "KL", "spearman": "Spearman",
+           "region_rank": "rank of the object"}
+MEANING = {"aos": "overlap of the top 25 % of patches with the object's", "target_minus_distractor":
+           "share of saliency on the named object minus that on the other bowl",
+           "auc": "does it rank the object's patches first? 0.5 = chance",
+           "shuffled_auc": "the same against places of the object in other frames; 0.5 = chance",
+           "pointing_15px": "is the peak on the object, or at most 15 pixels off?",
+           "energy": "share of saliency on the object", "soft_iou": "overlap of the map itself with the object",
+           "best_iou": "overlap at the threshold that suits each frame best",
+           "box_iou": "box round the peak's region against the object's box",
+           "nss": "standard deviations above the map's mean on the object; 0 = chance",
+           "cc": "correlation with the object's place", "kl": "nats from the object's place; smaller is better",
+           "spearman": "rank correlation with the object's place",
+           "region_rank": "place among all objects by saliency per area; 1 = first"}
 
 
 def write_report(run: Run) -> Path:
@@ -35,15 +50,16 @@ def write_report(run: Run) -> Path:
     """
     results = load_results(run.results) if run.results.exists() else _empty(run)
     rows = _rollouts(run.path) + _rollouts(run.control)
-    found = reading.findings(results, rows)
-    gallery = _gallery(run.path / "gallery.npz")
-    sections = (_header(results), _verdicts(results, found), _success(results), _clips(rows),
-                _saliency(results, gallery), _shortcut(results), _reconstruction(results, gallery),
-                _training(results, read_jsonl(run.metrics)), arms.training_cost(results), _latency(results),
-                _guide(results), _settings(results))
-    title = html.escape(f"{results['run']['condition']} · {results['run']['profile']} · LA-ReconVLA")
-    write_text(run.report, PAGE.replace("{title}", title).replace("{body}", "\n".join(sections)))
-    return run.report
+    found, gallery = reading.findings(results, rows), _gallery(run.path / "gallery.npz")
+    return write_page(
+        run.report, "report.html", results=results, gallery=gallery, figures=figures, metrics=read_jsonl(run.metrics),
+        command=reading.command(results), missing=reading.missing, header=_header(results),
+        headline=reading.headline(results, found), findings=[_chip(finding) for finding in found],
+        caveats=reading.caveats(results), reconstructor=reading.reconstructor(results), bars=success_bars(results),
+        success=_success(results), clips=list(_clips(rows)), saliency_gallery=partial(_saliency_gallery, gallery),
+        columns=tuple(COLUMNS.values()), series=tuple(figures.SERIES.values()), grounding=_grounding(results),
+        saliency_cells=saliency_cells, shortcut=_shortcut(results), training=_training(results),
+        training_cost=_training_cost(results), settings=_settings(results))
 
 
 def summary_table(results: dict) -> str:
@@ -84,12 +100,60 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     if cost := results.get("training_cost"):
         own, base = cost["own"], cost["action_only"]
         rows.append(("training step", f"{own['step_ms']:.1f} ms", "",
-                     f"action_only {base['step_ms']:.1f} ms: {arms.ratio(own['step_ms'], base['step_ms'])}"))
+                     f"action_only {base['step_ms']:.1f} ms: {ratio(own['step_ms'], base['step_ms'])}"))
     if latency := results.get("latency"):
         rows.append(("policy step, p50", f"{latency['p50_ms']:.1f} ms", "",
                      f"p95 {latency['p95_ms']:.1f} ms, {latency['actions_per_s']:.0f} actions/s"))
     return rows
 
+
+def success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, float]]:
+    """Pooled rows in a fixed order: the policy, its changed instructions, then every other policy."""
+    policy = results["run"]["condition"]
+    others = dict.fromkeys(row["policy"] for row in results.get("rollouts") or [] if row["policy"] != policy)
+    kinds = [(policy, "right", policy, "model"), (policy, "blank", "blank instruction", "changed"),
+             (policy, "swapped", "another task's instruction", "changed"),
+             *((other, "right", "blind control" if other == reading.BLIND else other, "control") for other in others)]
+    bars = []
+    for placement in reading.placements(results):
+        for name, instruction, label, kind in kinds:
+            if counts := reading.pooled(results, name, instruction, placement):
+                interval = wilson(*counts)
+                bars.append((f"{placement} placements", label, kind, *counts, interval.low, interval.high))
+    return bars
+
+
+def saliency_cells(rows: Iterable[dict]) -> list[tuple[str, ...]]:
+    """Rows of saliency as a table: every aggregation's or split's metrics, the mean above its interval."""
+    def cell(interval: dict | None) -> str:
+        return "–" if interval is None else f"{interval['mean']:.3g}\n{reading.bounds(interval)}"
+    return [(row["name"].replace("_", " "), *(cell(row["metrics"].get(name)) for name in COLUMNS)) for row in rows]
+
+
+def beside_baselines(grounding: dict) -> list[tuple[str, ...]]:
+    """(metric, what it asks, this policy, a uniform map, the image's centre, where the object was in training)."""
+    return [(COLUMNS[metric], asks, *(reading.estimate(grounding[metric][series]) for series in figures.SERIES))
+            for metric, asks in MEANING.items() if grounding.get(metric)]
+
+
+def cost_rows(costs: dict[str, dict | None], base: str) -> list[tuple[str, ...]]:
+    """(condition, ms a step, times that of `base`, million parameters that learn, GFLOP a sample, GB of the GPU)."""
+    return [(name, "does not fit in memory", *["–"] * 4) if cost is None else
+            (name, f"{cost['step_ms']:.0f}", ratio(cost["step_ms"], costs[base] and costs[base]["step_ms"]),
+             f"{cost['parameters'] / 1e6:.2f}", _amount(cost["flops"], 1e9), _amount(cost["peak_bytes"], 1e9))
+            for name, cost in costs.items()]
+
+
+def ratio(own: float | None, base: float | None) -> str:
+    """"1.23 x", or a dash where one was not measured."""
+    return "–" if not own or not base else f"{own / base:.2f} ×"
+
+
+def _amount(value: float | None, unit: float, name: str = "") -> str:
+    return "–" if value is None else f"{value / unit:.3g} {name}".strip()
+
+
+# What the folders hold
 
 def _empty(run: Run) -> dict:
     config = run.config
@@ -111,155 +175,79 @@ def _gallery(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-# Sections. Each returns HTML; every string that is not ours goes through `text`.
+# What the template shows, as rows of tables
 
-def _header(results: dict) -> str:
+def _header(results: dict) -> dict[str, object]:
     run, made = results["run"], results.get("provenance") or {}
-    profile, assets, demos = run["config"]["profile"], made.get("assets") or {}, made.get("demonstrations") or {}
-    tasks = ", ".join(str(task) for task in profile.get("tasks", ()))
+    assets, demos = made.get("assets") or {}, made.get("demonstrations") or {}
     versions = ", ".join(f"{name} {version}" for name, version in made.items()
                          if name not in ("commit", "machine", "assets", "device") and isinstance(version, str))
-    facts = {"Profile": run["profile"], "Seed": run["seed"], "Tasks": f"LIBERO-Spatial {tasks}",
-             "Placements": ", ".join(reading.placements(results)), "Assets": assets.get("name", "not recorded"),
-             "Demonstrations": f"{demos['source']}, images {demos['images']}" if demos else "not recorded",
-             "Commit": made.get("commit", "not recorded"),
-             "Machine": made.get("device") or made.get("machine", "not recorded"),
-             "Versions": versions or "not recorded"}
-    pairs = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items())
-    return (f"<header><p class=eyebrow>LA-ReconVLA · report of one run</p><h1>{text(run['condition'])}</h1>"
-            f"<p class=note>Made again by</p><pre>{text(reading.command(results))}</pre>"
-            f"<dl>{pairs}</dl></header>")
+    return {"Profile": run["profile"], "Seed": run["seed"],
+            "Tasks": f"LIBERO-Spatial {', '.join(map(str, run['config']['profile'].get('tasks', ())))}",
+            "Placements": ", ".join(reading.placements(results)), "Assets": assets.get("name", "not recorded"),
+            "Demonstrations": f"{demos['source']}, images {demos['images']}" if demos else "not recorded",
+            "Commit": made.get("commit", "not recorded"),
+            "Machine": made.get("device") or made.get("machine", "not recorded"),
+            "Versions": versions or "not recorded"}
 
 
-def _verdicts(results: dict, found: Sequence[reading.Finding]) -> str:
-    lead = "".join(f"<p>{text(sentence)}</p>" for sentence in reading.headline(results, found))
-    items = "".join(f"<li><span class='chip {finding.verdict.replace(' ', '-')}'>{finding.verdict}</span><div>"
-                    f"<h3>{text(finding.topic[:1].upper() + finding.topic[1:])}</h3><p>{text(finding.sentence)}</p>"
-                    "</div></li>" for finding in found)
-    return section("What was and was not detected", f"<div class=lead>{lead}</div><ol class=findings>{items}</ol>")
+def _chip(finding: reading.Finding) -> tuple[str, str, str, str]:
+    topic = finding.topic[:1].upper() + finding.topic[1:]
+    return finding.verdict.replace(" ", "-"), finding.verdict, topic, finding.sentence
 
 
-def _success(results: dict) -> str:
-    rows = results.get("rollouts")
-    if not rows:
-        return section("Success", _todo(results, "rollouts"))
+def _success(results: dict) -> list[tuple]:
+    rows = results.get("rollouts") or []
     single = len({row["task"] for row in rows} - {None}) == 1  # then the pooled rows would say everything twice
-    table = scroll_table(("policy", "instruction", "placements", "task", "solved", "rate", "95 % interval"), [
-        (row["policy"], _RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"],
-         f"{row['successes']}/{row['episodes']}", f"{100 * row['rate']:.0f} %",
-         f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
-        for row in rows if row["task"] is not None or not single])
-    profile = results["run"]["config"]["profile"]
-    note = (f"{profile.get('execute')} of {profile.get('chunk')} predicted actions are executed between two "
-            f"inferences; an episode ends after {profile.get('max_steps')} steps.")
-    bars = picture("Success rates with Wilson intervals", figures.success_bars, success_bars(results))
-    return section("Success", f"{bars}<p class=note>{text(note)}</p>{table}")
+    return [(row["policy"], _RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"],
+             f"{row['successes']}/{row['episodes']}", f"{100 * row['rate']:.0f} %",
+             f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
+            for row in rows if row["task"] is not None or not single]
 
 
-def success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, float]]:
-    """Pooled rows in a fixed order: the policy, its changed instructions, then every other policy."""
-    policy = results["run"]["condition"]
-    others = dict.fromkeys(row["policy"] for row in results.get("rollouts") or [] if row["policy"] != policy)
-    kinds = [(policy, "right", policy, "model"), (policy, "blank", "blank instruction", "changed"),
-             (policy, "swapped", "another task's instruction", "changed"),
-             *((other, "right", "blind control" if other == reading.BLIND else other, "control") for other in others)]
-    bars = []
-    for placement in reading.placements(results):
-        for name, instruction, label, kind in kinds:
-            if counts := reading.pooled(results, name, instruction, placement):
-                interval = wilson(*counts)
-                bars.append((f"{placement} placements", label, kind, *counts, interval.low, interval.high))
-    return bars
+def _clips(rows: Sequence[dict]) -> Iterator[tuple[str, str]]:
+    """(caption, source) of at most CLIPS clips: every kind is shown once before any is shown twice."""
+    def kind(row: dict) -> tuple:
+        return row["policy"], row["instruction"], row["success"]
 
-
-def _clips(rows: Sequence[dict]) -> str:
-    shown, left = [], CLIP_BYTES
     filmed = [row for row in rows if row["video"] and row["video"].is_file()]
-    for row in sorted(filmed, key=lambda row: _seen_before(row, filmed)):
+    order = sorted(range(len(filmed)), key=lambda i: sum(kind(row) == kind(filmed[i]) for row in filmed[:i]))
+    shown, left = 0, CLIP_BYTES
+    for row in (filmed[i] for i in order):
         size = row["video"].stat().st_size
-        if len(shown) < CLIPS and size <= left:
-            left -= size
-            shown.append(_clip(row))
-    if not shown:
-        return ""
-    note = "Camera, the same with saliency over it, wrist camera. More clips are in the run's rollouts folder."
-    return section("Clips", f"<p class=note>{note}</p><div class=clips>{''.join(shown)}</div>")
+        if shown < CLIPS and size <= left:
+            shown, left = shown + 1, left - size
+            yield (f"{row['policy']}, {_RUN_AS[row['instruction']]} instruction, task {row['task']}: "
+                   f"{'solved' if row['success'] else 'not solved'}, {row['steps']} steps",
+                   data_url("video/mp4", row["video"].read_bytes()))
 
 
-def _seen_before(row: dict, rows: Sequence[dict]) -> int:
-    """How many earlier clips are of the same kind, so that every kind is shown once before any is shown twice."""
-    def kind(other: dict) -> tuple:
-        return other["policy"], other["instruction"], other["success"]
-    return sum(kind(other) == kind(row) for other in rows[: rows.index(row)])
+def _saliency_gallery(gallery: dict):
+    return figures.saliency_gallery(*(gallery.get(f"saliency_{name}") for name in
+                                      ("images", "maps", "regions", "instructions", "masks")))
 
 
-def _clip(row: dict) -> str:
-    outcome = "solved" if row["success"] else "not solved"
-    words = (f"{row['policy']}, {_RUN_AS[row['instruction']]} instruction, task {row['task']}: {outcome}, "
-             f"{row['steps']} steps")
-    return (f"<figure><video controls muted loop playsinline preload=metadata src='data:video/mp4;base64,"
-            f"{base64.b64encode(row['video'].read_bytes()).decode()}'></video>"
-            f"<figcaption>{text(words)}</figcaption></figure>")
+def _grounding(results: dict) -> list[tuple]:
+    grounding = results.get("grounding") or {}
+    return [(_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
+            for metric in figures.METRICS if grounding.get(metric)]
 
 
-def _saliency(results: dict, gallery: dict) -> str:
-    parts = []
-    if "saliency_maps" in gallery:
-        parts.append(picture("Images, saliency and most salient patches", figures.saliency_gallery, *(
-            gallery.get(f"saliency_{name}") for name in ("images", "maps", "regions", "instructions", "masks"))))
-        parts.append("<p class=note>Held-out frames: the camera's image, where the instruction looks, the top 25 % of "
-                     "patches.</p>")
-    grounding = results.get("grounding")
-    if grounding is None:
-        parts += [photographs(results), _todo(results, "grounding")]
-        return section("Where the instruction looks", "".join(parts))
-    parts.append(picture("Grounding metrics beside baselines", figures.grounding_bars, grounding))
-    parts.append(scroll_table(("metric", *figures.SERIES.values()), [
-        (_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
-        for metric in figures.METRICS if grounding[metric]]))
-    if best := (grounding["aos"] or {}).get("best"):
-        parts.append(f"<p class=note>The object covers fewer patches than the top 25 %, so AOS can reach "
-                     f"{reading.estimate(best)} at most.</p>")
-    parts += [saliency_rows("Every way to aggregate, on the same frames", results.get("aggregations")),
-              saliency_rows("The same policy on frames that were changed", results.get("robustness")),
-              photographs(results)]
-    return section("Where the instruction looks", "".join(parts))
-
-
-def _shortcut(results: dict) -> str:
-    title, probe = "What the actions lose without the image", results.get("shortcut")
+def _shortcut(results: dict) -> list[tuple]:
+    probe = results.get("shortcut")
     if probe is None:
-        return section(title, _todo(results, "shortcut"))
+        return []
     rows = [("the right images", reading.estimate(probe["right"]["loss"]), "", reading.estimate(probe["right"]["l1"]))]
     for place, words in (("whole", ""), ("head", ", for the head's own policy alone")):
-        rows += [(f"{_IMAGES[kind]}{words}", reading.estimate(entry["loss"]), reading.estimate(entry["increase"]),
-                  reading.estimate(entry["l1"])) for kind, entry in (probe[place] or {}).items()]
-    return section(title, scroll_table(("shown", f"action loss ({probe['unit']})", "increase", "action error"), rows))
+        rows += [(f"{_IMAGES[kind]}{words}", *(reading.estimate(entry[name]) for name in ("loss", "increase", "l1")))
+                 for kind, entry in (probe[place] or {}).items()]
+    return rows
 
 
-def _reconstruction(results: dict, gallery: dict) -> str:
-    if reading.reconstructor(results) == "none":
-        return ""
-    if reading.reconstructor(results) == "diffusion":
-        return arms.denoising(results, gallery)
-    recon = results.get("reconstruction")
-    body = _todo(results, "reconstruction") if recon is None else scroll_table(
-        ("mean squared error on masked patches", "decoder", "mean visible patch", "interpolation"),
-        [(f"{recon['frames']} held-out frames", f"{recon['loss']:.3g}", f"{recon['mean_patch']:.3g}",
-          f"{recon['neighbours']:.3g}")])
-    if "panels" in gallery:
-        body = picture(", ".join(figures.PANELS), figures.reconstruction_panels, gallery["panels"]) + body
-        if results["run"]["config"]["condition"].get("recon_target") == "normalised":
-            body += ("<p class=note>The decoder predicts each patch up to brightness and contrast, which the pictures "
-                     "take from the original.</p>")
-    return section("Reconstruction", body)
-
-
-def _training(results: dict, metrics: Sequence[dict]) -> str:
+def _training(results: dict) -> list[tuple]:
     training, action = results.get("training"), results.get("action")
-    curves = picture("Losses and gradient norms over training", figures.training_curves, metrics) if metrics else ""
     if training is None:
-        return section("Training", curves + _todo(results, "training"))
+        return []
     sizes, final = training["parameters"], training["final"]
     parts = ", ".join(f"{name} {count:,}" for name, count in sizes.items() if name != "total" and count)
     rows = [("training", f"{training['samples']:,} samples in {training['steps']:,} steps, "
@@ -268,39 +256,25 @@ def _training(results: dict, metrics: Sequence[dict]) -> str:
             ("parameters", f"{sizes['total']:,}: {parts}"),
             ("final losses", ", ".join(f"{name} {value:.3g}" for name, value in final.items() if value is not None))]
     if action:
-        rows += [("held-out action error", f"{reading.estimate(action['l1'])}, mean action "
-                  f"{reading.estimate(action['l1_mean_action'])}"),
-                 *([("held-out cross-entropy", f"{action['cross_entropy']:.3g} nats")]
-                   if action["cross_entropy"] is not None else [])]
-    return section("Training", curves + scroll_table((), rows) + ("" if action else _todo(results, "action")))
+        rows.append(("held-out action error", f"{reading.estimate(action['l1'])}, mean action "
+                     f"{reading.estimate(action['l1_mean_action'])}"))
+    if action and action["cross_entropy"] is not None:
+        rows.append(("held-out cross-entropy", f"{action['cross_entropy']:.3g} nats"))
+    return rows
 
 
-def _latency(results: dict) -> str:
-    latency = results.get("latency")
-    if latency is None:
-        return section("Latency", _todo(results, "latency"))
-    rows = [("one policy step", f"{latency['p50_ms']:.1f} ms (p50), {latency['p95_ms']:.1f} ms (p95), "
-                                f"{latency['n']} steps"),
-            ("rate", f"{latency['replans_per_s']:.1f} replans/s, {latency['actions_per_s']:.0f} actions/s "
-                     f"({latency['execute']} of {latency['chunk']} actions executed)"),
-            ("on", f"{latency['device']}, {latency['dtype']}")]
-    note = "No condition reconstructs anything at inference: the decoder costs training time only."
-    return section("Latency", scroll_table((), rows) + f"<p class=note>{note}</p>")
+def _training_cost(results: dict) -> list[tuple]:
+    """One training step of the condition beside one of action_only."""
+    cost = results.get("training_cost")
+    if cost is None:
+        return []
+    own, base = cost["own"], cost["action_only"]
+    rows = [(name, f"{arm['parameters']:,}", _amount(arm["flops"], 1e9, "GFLOP"), f"{arm['step_ms']:.1f} ms",
+             _amount(arm["peak_bytes"], 1e9, "GB"))
+            for name, arm in ((results["run"]["condition"], own), ("action_only", base))]
+    return [*rows, ("ratio", *(ratio(own[name], base[name]) for name in ("parameters", "flops", "step_ms", "peak_bytes")))]
 
 
-def _guide(results: dict) -> str:
-    caveats = "".join(f"<li>{text(sentence)}</li>" for sentence in reading.caveats(results))
-    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in GUIDE)
-    return (section("What these numbers cannot say", f"<ul>{caveats}</ul>")
-            + section("How to read this", f"<dl class=guide>{guide}</dl>"))
-
-
-def _settings(results: dict) -> str:
+def _settings(results: dict) -> list[tuple]:
     config = results["run"]["config"]
-    table = scroll_table((), [(name, value) for part in ("condition", "profile")
-                              for name, value in config[part].items() if name != "name"])
-    return f"<details><summary>All settings ({text(results['run']['fingerprint'])})</summary>{table}</details>"
-
-
-def _todo(results: dict, step: str) -> str:
-    return f"<p class=todo>{text(reading.missing(results, step))}</p>"
+    return [(name, value) for part in ("condition", "profile") for name, value in config[part].items() if name != "name"]

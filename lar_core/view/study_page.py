@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,9 +9,8 @@ from matplotlib.figure import Figure
 
 from ..evaluate.arms import FILE, STUDY
 from ..evaluate.contrast import LESS, MORE, NOT_DETECTED
-from ..files import write_text
 from . import figures
-from .page import PAGE, picture, scroll_table, section, text
+from .page import write_page
 from .reading import BLIND, bounds, estimate
 
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
@@ -21,46 +19,21 @@ _SCORES = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "a
 _COSTS = {"parameters": ("million parameters that learn", 1e6, ".2f"), "flops": ("GFLOP a sample", 1e9, ".3g"),
           "train_step_ms": ("ms for one training step", 1, ".0f"), "peak_bytes": ("GB of GPU memory", 1e9, ".2f"),
           "train_seconds": ("minutes of training", 60, ".1f"), "act_ms": ("ms for one policy step", 1, ".1f")}
-_GUIDE = (
-    ("Detected, not detected",
-     "\"More\" or \"less successful\" needs both: McNemar's exact test on paired rollouts below 5 % after Holm's "
-     "correction, and an interval over seeds that excludes 0. Everything else is \"not detected\": the interval "
-     "says what remains possible. It never means that there is no effect."),
-    ("Pairs",
-     "The same training seed, task and init state, once under each of the two conditions. The test looks only "
-     "at pairs with different outcomes."),
-    ("Holm's correction",
-     "Of many tests at 5 %, some succeed by accident. The corrected p values of all comparisons on this page "
-     "together are wrong with a chance of 5 % at most."),
-    ("Interval of a difference",
-     "A bootstrap that draws seeds and, of every drawn seed, rollouts. With two or three seeds it is too narrow "
-     "rather than too wide. With one seed it covers rollouts only and says nothing about other trainings."),
-    ("Cohen's h",
-     "Effect size of two rates, comparable at any rate: 0.2 is called small, 0.5 medium, 0.8 large."),
-    ("Could have missed",
-     "The smallest difference that so many pairs detect four times out of five, at the strictest step of Holm's "
-     "correction. It counts pairs as independent: where seeds disagree, the truth is larger."),
-    ("Blind control",
-     "The same recipe trained with grey images, once per seed and shared by all conditions. Whatever it solves "
-     "can be solved without looking."),
-    ("AOS, named minus other bowl",
-     "Overlap of the 25 % most salient patches with the named object; share of saliency on the named object "
-     "minus that on the other bowl. Means over seeds, on held-out demonstrations."),
-    ("Costs",
-     "Ratios are measured in every run beside action_only, one after the other. Times alone were taken while other "
-     "runs may have shared the machine. Decoders cost training alone: nothing is reconstructed at inference."),
-)
-
 
 def write_study_page(folder: Path) -> Path:
     """Write `study.html` from the folder's study.json; returns its path. Raises LarError as `load`."""
     study = STUDY.load(folder / FILE)
-    sections = (_header(study), _verdicts(study), _success(study), _differences(study), _scores(study), _costs(study),
-                _caveats(study), _runs(study))
-    title = html.escape(f"{study['study']['name']} · LA-ReconVLA")
-    path = folder / "study.html"
-    write_text(path, PAGE.replace("{title}", title).replace("{body}", "\n".join(sections)))
-    return path
+    rows, reference = study["comparisons"], study["study"]["reference"]
+    return write_page(
+        folder / "study.html", "study.html", study=study, header=_header(study), lead=[_lead(rows)],
+        findings=[(_CHIPS[row["verdict"]], row["verdict"], f"{row['condition']}, {row['placement']} placements",
+                   row["sentence"]) for row in rows],
+        success_figure=figures.success_bars(success_bars(study)), success=_success(study),
+        differences_figure=differences_figure(rows, reference), differences=_differences(rows),
+        score_head=("condition", *(part for name in _SCORES.values() for part in (name, "minus the reference's"))),
+        scores=[(arm["condition"], *(cell for name in _SCORES for cell in _score(arm[name]))) for arm in study["arms"]],
+        cost_head=("condition", *(words for words, _, _ in _COSTS.values())), costs=_costs(study),
+        caveats=list(caveats(study)))
 
 
 def study_table(study: dict) -> str:
@@ -98,65 +71,31 @@ def differences_figure(rows: Sequence[dict], reference: str) -> Figure:
     return figure
 
 
-# Sections. Each returns HTML; every string that is not ours goes through `text`.
-
-def _header(study: dict) -> str:
+def _header(study: dict) -> dict[str, object]:
     asked, made = study["study"], study["provenance"]
     changes = ", ".join(f"{name} = {value}" for name, value in asked["changes"].items()) or "none"
-    facts = {"Reference": asked["reference"], "Seeds": ", ".join(map(str, asked["seeds"])), "Profile": asked["profile"],
-             "Placements": ", ".join(asked["placements"]), "Assets": (made["assets"] or {}).get("name", "not recorded"),
-             "Machine": made.get("device") or made["machine"], "Commit": made["commit"], "Changed settings": changes}
-    pairs = "".join(f"<div><dt>{text(name)}</dt><dd>{text(value)}</dd></div>" for name, value in facts.items())
-    return (f"<header><p class=eyebrow>LA-ReconVLA · comparison of {len(study['arms'])} conditions</p>"
-            f"<h1>{text(asked['name'])}</h1><p class=note>Demonstrations stand at {text(asked['placements'][0])} "
-            f"placements.</p><dl>{pairs}</dl></header>")
+    return {"Reference": asked["reference"], "Seeds": ", ".join(map(str, asked["seeds"])), "Profile": asked["profile"],
+            "Placements": ", ".join(asked["placements"]), "Assets": (made["assets"] or {}).get("name", "not recorded"),
+            "Machine": made.get("device") or made["machine"], "Commit": made["commit"], "Changed settings": changes}
 
 
-def _verdicts(study: dict) -> str:
-    rows = study["comparisons"]
-    items = "".join(f"<li><span class='chip {_CHIPS[row['verdict']]}'>{text(row['verdict'])}</span><div>"
-                    f"<h3>{text(row['condition'])}, {text(row['placement'])} placements</h3>"
-                    f"<p>{text(row['sentence'])}</p></div></li>" for row in rows)
-    lead = " ".join(f"{words}: {_names(rows, verdict)}." for verdict, words in _LEAD.items() if _names(rows, verdict))
-    return section("What was and was not detected",
-                   f"<div class=lead><p>{text(lead)}</p></div><ol class=findings>{items}</ol>")
+def _lead(rows: Sequence[dict]) -> str:
+    names = {verdict: ", ".join(f"{row['condition']} ({row['placement']})" for row in rows if row["verdict"] == verdict)
+             for verdict in _LEAD}
+    return " ".join(f"{words}: {names[verdict]}." for verdict, words in _LEAD.items() if names[verdict])
 
 
-def _names(rows: Sequence[dict], verdict: str) -> str:
-    return ", ".join(f"{row['condition']} ({row['placement']})" for row in rows if row["verdict"] == verdict)
-
-
-def _success(study: dict) -> str:
+def _success(study: dict) -> list[tuple]:
     single = len({row["task"] for arm in study["arms"] for row in arm["success"]} - {None}) == 1
-    table = [(arm["condition"], row["placement"], row["instruction"], "all" if row["task"] is None else row["task"],
-              f"{row['successes']}/{row['episodes']}", f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
-             for arm in study["arms"] for row in arm["success"] if row["task"] is not None or not single]
-    note = "All seeds together; Wilson's intervals count rollouts as independent."
-    return section("Success", picture("Success rates with Wilson intervals", figures.success_bars, success_bars(study))
-                   + f"<p class=note>{note}</p><details><summary>By instruction and task</summary>"
-                   + scroll_table(("condition", "placements", "instruction", "task", "solved", "95 % interval"), table)
-                   + "</details>")
+    return [(arm["condition"], row["placement"], row["instruction"], "all" if row["task"] is None else row["task"],
+             f"{row['successes']}/{row['episodes']}", f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
+            for arm in study["arms"] for row in arm["success"] if row["task"] is not None or not single]
 
 
-def _differences(study: dict) -> str:
-    rows, reference = study["comparisons"], study["study"]["reference"]
-    table = [(row["condition"], row["placement"], row["pairs"], f"{row['only_condition']} / {row['only_reference']}",
-              f"{100 * row['difference']['mean']:+.1f} ({_points(row['difference'])})", f"{row['cohens_h']:+.2f}",
-              f"{row['p']:.2g}", f"{row['p_holm']:.2g}", f"{100 * row['detectable']:.0f}") for row in rows]
-    head = ("condition", "placements", "pairs", f"only it / only {reference}", "difference, points", "Cohen's h", "p",
-            "p, Holm", "could have missed, points")
-    drawn = picture("Differences with intervals", differences_figure, rows, reference)
-    return section(f"Differences from {reference}", drawn + scroll_table(head, table))
-
-
-def _scores(study: dict) -> str:
-    head = ("condition", *(part for name in _SCORES.values() for part in (name, "minus the reference's")))
-    table = [(arm["condition"], *(cell for name in _SCORES for cell in _score(arm[name]))) for arm in study["arms"]]
-    seeds = len(study["study"]["seeds"])
-    means = f"Means over {seeds} seeds with intervals over seeds" if seeds > 1 else "One seed, so no interval"
-    note = f"{means}; on held-out demonstrations."
-    return section("Where it looks, and how it acts on held-out demonstrations",
-                   scroll_table(head, table) + f"<p class=note>{note}</p>")
+def _differences(rows: Sequence[dict]) -> list[tuple]:
+    return [(row["condition"], row["placement"], row["pairs"], f"{row['only_condition']} / {row['only_reference']}",
+             f"{100 * row['difference']['mean']:+.1f} ({_points(row['difference'])})", f"{row['cohens_h']:+.2f}",
+             f"{row['p']:.2g}", f"{row['p_holm']:.2g}", f"{100 * row['detectable']:.0f}") for row in rows]
 
 
 def _score(score: dict | None) -> tuple[str, str]:
@@ -166,22 +105,13 @@ def _score(score: dict | None) -> tuple[str, str]:
     return estimate(score), "" if gain is None else f"{gain['mean']:+.2g} ({bounds(gain)})"
 
 
-def _costs(study: dict) -> str:
+def _costs(study: dict) -> list[tuple]:
     def cell(cost: dict | None, unit: float, form: str) -> str:
         if cost is None:
             return "not measured"
         return f"{cost['mean'] / unit:{form}}" + ("" if cost["ratio"] is None else f" (× {cost['ratio']:.2f})")
-    table = [(arm["condition"], *(cell(arm["costs"][name], unit, form) for name, (_, unit, form) in _COSTS.items()))
-             for arm in study["arms"]]
-    head = ("condition", *(words for words, _, _ in _COSTS.values()))
-    return section("Costs, and how many times those of action_only", scroll_table(head, table))
-
-
-def _caveats(study: dict) -> str:
-    items = "".join(f"<li>{text(sentence)}</li>" for sentence in caveats(study))
-    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in _GUIDE)
-    return (section("What these numbers cannot say", f"<ul>{items}</ul>")
-            + section("How to read this", f"<dl class=guide>{guide}</dl>"))
+    return [(arm["condition"], *(cell(arm["costs"][name], unit, form) for name, (_, unit, form) in _COSTS.items()))
+            for arm in study["arms"]]
 
 
 def caveats(study: dict) -> Iterator[str]:
@@ -199,12 +129,6 @@ def caveats(study: dict) -> Iterator[str]:
     if "," in made["commit"] or "+" in made["commit"]:
         yield f"The runs were not all made by one committed state of the code ({made['commit']})."
     yield "Every condition is compared with the reference only: two others may differ from each other undetected."
-
-
-def _runs(study: dict) -> str:
-    links = "".join(f"<li><a href='{text(run)}/report.html'>{text(run)}</a></li>" for arm in study["arms"]
-                    for run in arm["runs"])
-    return f"<details><summary>The report of every run (in this page's folder)</summary><ul>{links}</ul></details>"
 
 
 def _rows(arm: dict, placement: str, instruction: str) -> list[dict]:
