@@ -42,7 +42,8 @@ GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
 DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does
 # The smallest training whose heatmaps and rollouts can be talked about, for a notebook opened on its own.
 QUICK = {"demos_per_task": 12, "samples": 6_000, "episodes_per_task": 4}
-_mirrors: dict[Path, Mirror] = {}
+_mirrors: dict[Path, list[Mirror]] = {}
+_refused: dict[Path, str] = {}  # why Drive could not be had
 
 
 def choose_profile(wanted: str = "auto") -> str:
@@ -142,23 +143,36 @@ def _done(run: Run) -> str:
 
 
 def _keep_on_drive(folder: Path) -> None:
-    if folder in _mirrors:
+    if folder in _mirrors and all(mirror.mounted for mirror in _mirrors[folder]):
         return
     try:
         from google.colab import drive
         drive.mount(str(DRIVE))
         there = DRIVE / "MyDrive" / "la-reconvla"
-        there.mkdir(parents=True, exist_ok=True)
+        there.mkdir(exist_ok=True)  # MyDrive itself is there, or else nothing is mounted
     except Exception as error:  # refused, timed out, no space for the folder: each has its own exception
-        print(f"Google Drive is not there ({error}). Work goes on in {folder}, which Colab forgets at a disconnect.")
-        _mirrors[folder] = None
+        if _refused.get(folder) != str(error):
+            print(f"Google Drive is not there ({error}). Work goes on in {folder}, which Colab forgets at a disconnect. "
+                  "Run this cell again to try again.")
+        _refused[folder] = str(error)
         return
+    for mirror in _mirrors.pop(folder, ()):  # Drive was unmounted meanwhile; what they know is kept in the work folder
+        mirror.end()
     mirrors = [Mirror(folder / part, there / part) for part in (RUNS, DATA / "demos")]
     brought = sum(mirror.restore() for mirror in mirrors)
     print(f"Kept on Google Drive, in {there}; {brought} files were brought back from there.")
     for mirror in mirrors:
         mirror.start()
     _mirrors[folder] = mirrors
+
+
+def _sync() -> None:
+    """Copy to Drive now; say what is not there yet."""
+    mirrors = [mirror for some in _mirrors.values() for mirror in some]  # wherever the notebook has gone meanwhile
+    for mirror in mirrors:
+        mirror.sync()
+    if unsaved := sum(len(mirror.unsaved) for mirror in mirrors):
+        print(f"Not on Drive yet: {unsaved} files of this machine.")
 
 
 # --- what several notebooks do ----------------------------------------------------------------------------------------
@@ -239,8 +253,7 @@ def step(run: Run, name: str) -> Iterator[None]:
             took = pace.Cost(time.perf_counter() - began, peak.look())
             append_jsonl(run.path / "steps.jsonl", {"step": name, "seconds": took.seconds, "gib": took.gib,
                                                     "expected_seconds": expected.seconds, "expected_gib": expected.gib})
-            for mirror in _mirrors.get(Path.cwd()) or ():
-                mirror.sync()
+            _sync()
     print(f"{name.capitalize()}: it took {took}; expected were {expected}.")
 
 
