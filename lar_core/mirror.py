@@ -25,7 +25,7 @@ from pathlib import Path
 
 from .copies import copied, make_parents, remove, swap
 from .errors import LarError
-from .files import write_json
+from .files import write_text
 from .versions import (APART, MINE, SAME, THEIRS, Digests, begins_with, compare, is_checkpoint, lacks_files, require_unit,
                        units)
 
@@ -44,19 +44,19 @@ class Memory:
     """
 
     def __init__(self, path: Path):
-        kept: dict = {}
-        with suppress(OSError, ValueError):  # none, or damaged: then nothing there is known to be this machine's
+        self.path, self.machine = path, uuid.uuid4().hex[:8]
+        self.agreed: dict[str, list[str]] = {}
+        self.put: dict[str, str] = {}
+        self.digests = Digests({})
+        with suppress(OSError, ValueError, KeyError, TypeError):  # none, or damaged: then nothing is known to be ours
             kept = json.loads(path.read_text(encoding="utf-8"))
-        self.path = path
-        self.machine: str = kept.get("machine", uuid.uuid4().hex[:8])
-        self.agreed: dict[str, list[str]] = kept.get("agreed", {})
-        self.put: dict[str, str] = kept.get("put", {})
-        self.digests = Digests(kept.get("digests"))
+            self.machine, self.agreed, self.put = kept["machine"], kept["agreed"], kept["put"]
+            self.digests = Digests(kept["digests"])
 
     def save(self) -> None:
         if self.path.parent.is_dir():
-            write_json(self.path, {"machine": self.machine, "agreed": self.agreed, "put": self.put,
-                                   "digests": self.digests.known})
+            write_text(self.path, json.dumps({"machine": self.machine, "agreed": self.agreed, "put": self.put,
+                                              "digests": self.digests.known}))
 
 
 class Mirror:
@@ -225,6 +225,8 @@ class Mirror:
                 remove(self._beside(target, "tmp"))
                 target.rename(self._beside(target, "tmp"))
         remove(self._beside(target, "tmp"))
+        self.memory.digests.forget(self.here / unit)
+        self.memory.digests.forget(self.there / name)
         del self.memory.put[str(name)]
         return 1
 

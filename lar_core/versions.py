@@ -84,8 +84,8 @@ def lacks_files(checkpoint: Path) -> bool:
 class Digests:
     """Digests of files and folders, each computed again only when sizes or times have changed; kept in a file."""
 
-    def __init__(self, known: dict[str, list] | None = None):
-        self.known = known or {}  # path: [what it looked like, its digest]
+    def __init__(self, known: dict[str, list]):
+        self.known = known  # path: [what it looked like, its digest]
 
     def of(self, path: Path) -> str:
         """The SHA-256 of names and contents. Raises OSError where something cannot be read."""

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import random
 import shutil
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -245,7 +245,8 @@ def test_a_checkpoint_whose_upload_was_cut_short_is_not_brought_back(tabs, tmp_p
 
 
 @pytest.mark.parametrize("folder_at", ["here", "there"])
-def test_a_folder_here_that_is_a_file_there_and_the_reverse(tmp_path, folder_at):
+def test_a_folder_here_that_is_a_file_there_and_the_reverse(tmp_path, folder_at, monkeypatch):
+    monkeypatch.setattr(mirror_module, "PAUSE", 0)
     one = Tab(tmp_path, "one").train(100)
     folder, file = (one.run, one.drive) if folder_at == "here" else (one.drive, one.run)
     (folder / "videos").mkdir()
@@ -427,6 +428,8 @@ def test_a_kill_at_any_point_of_a_replacement_loses_no_checkpoint(tmp_path, monk
 def _work(run, drive, log, seed):
     """Train in a run folder, saving at random moments, until killed; what was reported saved is written down."""
     draws = random.Random(seed)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # as sudden as a SIGKILL, and timed by what this process has done
+    signal.setitimer(signal.ITIMER_PROF, draws.uniform(0.005, 0.06))
     mirror = Mirror(run, drive, warn=lambda _: None)
     mirror.restore()
     metrics = run / "metrics.jsonl"
@@ -439,7 +442,9 @@ def _work(run, drive, log, seed):
         with metrics.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         if step % 2 == 0:
-            _checkpoint(run, step, f"{step} " * draws.randrange(1, 2000))
+            _checkpoint(run / ".new", step, f"{seed} {step} " * draws.randrange(1, 2000))
+            (run / "checkpoints").mkdir(exist_ok=True)
+            (run / f".new/checkpoints/step_{step:06d}").rename(run / f"checkpoints/step_{step:06d}")
             for old in _steps(run)[:-2]:
                 shutil.rmtree(run / f"checkpoints/step_{old:06d}")
         if draws.random() < 0.5:
@@ -460,8 +465,9 @@ def _rows(path):
     return rows
 
 
-def test_of_two_writers_killed_fifty_times_nothing_that_was_reported_saved_is_lost(tmp_path):
-    draws, spawn = random.Random(0), multiprocessing.get_context("fork")
+def test_of_two_writers_killed_fifty_times_nothing_that_was_reported_saved_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_module, "PAUSE", 0)
+    draws, spawn = random.Random(int(os.environ.get("SEED", 0))), multiprocessing.get_context("fork")
     drive, reported, latest = tmp_path / "drive", set(), 0
     drive.mkdir()
     for life in range(25):
@@ -474,9 +480,6 @@ def test_of_two_writers_killed_fifty_times_nothing_that_was_reported_saved_is_lo
             writers.append((spawn.Process(target=_work, args=(run, drive, log, 2 * life + len(writers))), log))
         for writer, _ in writers:
             writer.start()
-        for writer, _ in draws.sample(writers, 2):
-            time.sleep(draws.uniform(0.01, 0.12))
-            writer.kill()
         for writer, log in writers:
             writer.join()
             if log.exists():
@@ -486,10 +489,11 @@ def test_of_two_writers_killed_fifty_times_nothing_that_was_reported_saved_is_lo
         there = {row["by"] for path in drive.rglob("*metrics.jsonl") for row in _rows(path)}
         assert reported <= there, life
         fresh = tmp_path / f"fresh_{life}"
-        Mirror(fresh, drive).restore()
+        Mirror(fresh, drive, warn=lambda words: pytest.fail(words)).restore()
         assert max(_steps(fresh), default=0) >= latest, life
         for path in (fresh / "checkpoints").glob("step_*"):
             assert (path / "model").read_text() == (path / "trainer").read_text() != "", life
+    print('LATEST', latest, len(reported), len(list(drive.rglob('.kept/*/*'))), sum(1 for _ in drive.rglob('*.tmp')))
     assert latest > 20 and len(reported) > 100  # it did happen
 
 

@@ -106,13 +106,41 @@ def test_on_colab_the_run_is_kept_on_drive_and_brought_back(here, colab, capsys)
     assert "1 files were brought back" in capsys.readouterr().out
 
 
-def test_a_drive_that_refuses_is_said_once(here, colab, capsys):
-    def refuse(_):
-        raise ValueError("mount failed")
+def test_a_drive_that_refuses_is_said_once_for_each_reason_and_asked_again(here, colab, capsys):
+    answers = ["mount failed", "mount failed", "timed out"]
+    mount = colab.drive.mount
+    def refuse(where):
+        if answers:
+            raise ValueError(answers.pop(0))
+        mount(where)
     colab.drive.mount = refuse
-    for _ in range(2):
+    for _ in range(3):
         notebook.open_run("attention_mask", "micro", drive=True)
-    assert capsys.readouterr().out.count("Google Drive is not there") == 1
+    said = capsys.readouterr().out
+    assert said.count("Google Drive is not there (mount failed)") == said.count("not there (timed out)") == 1
+    notebook.open_run("attention_mask", "micro", drive=True)
+    assert "Kept on Google Drive" in capsys.readouterr().out
+
+
+def test_a_mount_that_leaves_no_drive_is_not_written_into(here, colab, capsys):
+    colab.drive.mount = lambda where: os.makedirs(where, exist_ok=True)  # no MyDrive in it
+    notebook.open_run("attention_mask", "micro", drive=True)
+    assert "Google Drive is not there" in capsys.readouterr().out and not os.listdir(colab.folder.parents[1])
+
+
+def test_a_drive_that_was_unmounted_is_mounted_again_by_the_same_cell(here, colab, capsys):
+    run = notebook.open_run("attention_mask", "micro", drive=True)
+    with notebook.step(run, "latency"):
+        cloud = colab.folder.parent.rename(colab.folder.parents[2] / "cloud")
+    said = capsys.readouterr().out
+    assert "not mounted" in said and "Not on Drive yet" in said and not colab.folder.parent.exists()
+    colab.drive.mount = lambda where: cloud.rename(f"{where}/MyDrive")
+    notebook.open_run("attention_mask", "micro", drive=True)
+    os.chdir("/")  # wherever the reader has gone
+    with notebook.step(run.__class__(here / run.path, run.config), "latency"):
+        pass
+    assert (colab.folder / run.path / "steps.jsonl").read_text().count("latency") == 2
+    assert "Not on Drive yet" not in capsys.readouterr().out
 
 
 def test_a_run_that_is_there_is_used_and_else_a_small_one_is_trained(here, monkeypatch, capsys):
