@@ -32,7 +32,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def swap(temporary: Path, target: Path, old: Path) -> None:
-    """Put `temporary` in the place of `target`; a folder goes by way of `old`, which `Mirror._recover` knows."""
+    """Put `temporary` in the place of `target`; a folder goes by way of `old`, which gets its name back after a kill."""
     if not target.is_dir():
         os.replace(temporary, target)
         return

@@ -91,7 +91,7 @@ class Mirror:
                 more, failed = self._bring_all()
                 brought += more
             for cause, names in _by_cause(self._remember(failed)).items():
-                self.warn(f"{names} cannot be brought back from {self.there}: {cause}. Everything else was.")
+                self.warn(f"{names} cannot be brought back from {self.there}: {cause}. {brought} others were.")
             return brought
 
     def sync(self) -> int:
@@ -206,7 +206,7 @@ class Mirror:
         return int(verdict == THEIRS)
 
     def _recover(self, old: Path) -> int:
-        """A kill between the two renames of `_swap` has left a checkpoint without its name."""
+        """A kill between the two renames of `copies.swap` has left a checkpoint without its name."""
         with self._alone():
             target = old.with_name(old.name[1:].rsplit(".", 2)[0])
             if not target.exists():
@@ -335,4 +335,4 @@ def _by_cause(failed: dict[Path, str]) -> dict[str, str]:
     names: dict[str, list[Path]] = {}
     for name, cause in failed.items():
         names.setdefault(cause, []).append(name)
-    return {cause: f"{some[0]}{f' and {len(some) - 1} more' if some[1:] else ''}" for cause, some in names.items()}
+    return {cause: f"{some[0] if some[0].name else 'What is there'}{f' and {len(some) - 1} more' if some[1:] else ''}" for cause, some in names.items()}

@@ -370,6 +370,14 @@ def test_a_drive_that_is_unmounted_while_it_is_copied_to_and_comes_back(tmp_path
     assert fresh.mirror.restore() == 2
 
 
+def test_bringing_back_from_an_unmounted_drive_says_so(tabs, tmp_path, monkeypatch):
+    monkeypatch.setattr(mirror_module, "PAUSE", 0)
+    three = Tab(tmp_path, "three")
+    _unmount(three)
+    assert three.mirror.restore() == 0 and len(three.said) == 1 and "not mounted" in three.said[0]
+    assert not three.drive.exists()
+
+
 def test_a_drive_that_may_only_be_read_is_read(tabs, tmp_path, monkeypatch):
     three = Tab(tmp_path, "three")
     (three.drive / ".la-reconvla").unlink()
@@ -444,7 +452,7 @@ def _work(run, drive, log, seed):
     """Train in a run folder, saving at random moments, until killed; what was reported saved is written down."""
     draws = random.Random(seed)
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # as sudden as a SIGKILL, and timed by what this process has done
-    signal.setitimer(signal.ITIMER_PROF, draws.uniform(0.005, 0.06))
+    signal.setitimer(signal.ITIMER_PROF, draws.uniform(0.005, 0.04))
     mirror = Mirror(run, drive, warn=lambda _: None)
     mirror.restore()
     metrics = run / "metrics.jsonl"
