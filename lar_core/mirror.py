@@ -335,4 +335,5 @@ def _by_cause(failed: dict[Path, str]) -> dict[str, str]:
     names: dict[str, list[Path]] = {}
     for name, cause in failed.items():
         names.setdefault(cause, []).append(name)
-    return {cause: f"{some[0] if some[0].name else 'What is there'}{f' and {len(some) - 1} more' if some[1:] else ''}" for cause, some in names.items()}
+    return {cause: (str(some[0]) if some[0].name else "What is there") + (f" and {len(some) - 1} more" if some[1:] else "")
+            for cause, some in names.items()}
