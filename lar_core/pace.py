@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from . import planner
-from .config import RunConfig
+from .config import Profile, RunConfig
+from .evaluate.instructions import kinds
 from .files import read_jsonl
 from .run import DATA, Run
 from .sim.collect import demo_paths
@@ -56,7 +57,7 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
     data = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2) / 2**30  # rgb and segmentation, wrist
     if profile.backbone != "tiny":
         return _planned(config, cores)
-    episodes = 4 * profile.episodes_per_task * len(profile.tasks)  # three instructions and the blind control
+    episodes = profile.episodes_per_task * round(_trials(profile) * _with_control(profile))
     episodes -= sum(len(read_jsonl(folder / "rollouts.jsonl")) for folder in (run.path, run.control))
     recorded = profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA))
     rollout = CONTROL * STEPS_NEEDED * profile.max_steps
@@ -77,7 +78,17 @@ def _planned(config: RunConfig, cores: int) -> dict[str, Cost]:
     training = sum(seconds for step, seconds in plan.seconds.items() if step != "rollouts")
     return {"demonstrations": Cost(START + recorded, LIBRARIES * cores), "training": Cost(2 * training, gib),
             "saliency": Cost(profile.grounding_frames * plan.step_seconds / profile.batch_size, gib),
-            "rollouts": Cost(plan.seconds["rollouts"] * 4 / 3, gib), "latency": Cost(60.0, gib)}
+            "rollouts": Cost(plan.seconds["rollouts"] * _with_control(profile), gib), "latency": Cost(60.0, gib)}
+
+
+def _trials(profile: Profile) -> int:
+    """Kinds of instruction, over all tasks."""
+    return sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
+
+
+def _with_control(profile: Profile) -> float:
+    """How many times the policy's own rollouts are made, those of the blind control included: one kind a task."""
+    return 1 + len(profile.tasks) / _trials(profile)
 
 
 def _sample_seconds(run: Run) -> float:

@@ -19,6 +19,7 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from .config import RunConfig
 from .errors import LarError
+from .evaluate.instructions import kinds
 from .meter import own_bytes
 from .model.decoders import make_decoder
 from .model.head import Trunk
@@ -94,7 +95,7 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     made.seconds["training"] = made.step_seconds * config.steps
     acting = machine.speed[machine.acting or profile.precision]
     act = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
-    episodes = profile.episodes_per_task * len(profile.tasks) * 3  # right, blank and swapped instruction
+    episodes = profile.episodes_per_task * sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
     made.seconds["rollouts"] = episodes * EPISODE_STEPS * (ENV_STEP + act / profile.execute)
     return made
 

@@ -90,8 +90,9 @@ GUIDE = (
     ("Success", "Share of episodes in which LIBERO's own predicate (for the named bowl) became true. Intervals are "
      "Wilson's. Rows that start from the same init states are compared pair by pair."),
     ("Blind control", "The same recipe trained with grey images. Whatever it solves can be solved without looking."),
-    ("Blank and another task's instruction", "The same policy, told nothing or told another task's sentence; success "
-     "is still that of the scene's own instruction. A policy that listens should do worse."),
+    ("A blank instruction, another task's, the other bowl's", "The same policy, told something else. Told nothing, or the "
+     "sentence of another task, success is still the scene's own bowl, and a policy that listens should do worse. Told of "
+     "the scene's other bowl, success is that bowl, and bringing the usual one is counted as \"did not listen\"."),
     ("Saliency", "Attention from the instruction's words to image patches, mean over the last layers and all heads; it "
      "sums to 1. In pictures, no colour = what a uniform map gives a patch, full colour = four times that."),
     ("AOS", "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named object. "

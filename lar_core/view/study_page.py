@@ -13,6 +13,7 @@ from ..evaluate.contrast import LESS, MORE, NOT_DETECTED
 from ..files import write_text
 from . import figures
 from .page import PAGE, picture, scroll_table, section, text
+from .rates import percent, solved
 from .reading import BLIND, bounds, estimate
 
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
@@ -129,7 +130,7 @@ def _names(rows: Sequence[dict], verdict: str) -> str:
 def _success(study: dict) -> str:
     single = len({row["task"] for arm in study["arms"] for row in arm["success"]} - {None}) == 1
     table = [(arm["condition"], row["placement"], row["instruction"], "all" if row["task"] is None else row["task"],
-              f"{row['successes']}/{row['episodes']}", f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
+              solved(row), percent(row)[1])
              for arm in study["arms"] for row in arm["success"] if row["task"] is not None or not single]
     note = "All seeds together; Wilson's intervals count rollouts as independent."
     return section("Success", picture("Success rates with Wilson intervals", figures.success_bars, success_bars(study))
