@@ -38,7 +38,8 @@ def saliency_rows(title: str, rows: Sequence[dict] | None, shown: str = "held-ou
     if not rows:
         return ""
     cells = [(row["name"].replace("_", " "), *(_cell(row["metrics"].get(name)) for name in COLUMNS)) for row in rows]
-    note = f"{rows[0]['frames']} {shown}; KL and rank: smaller is better; all others: larger. –: not measurable."
+    left_out = f" ({skipped} more could not be used)" if (skipped := rows[0].get("skipped")) else ""
+    note = f"{rows[0]['frames']} {shown}{left_out}; KL and rank: smaller is better; all others: larger. –: not measurable."
     return f"<h3>{text(title)}</h3><p class=note>{text(note)}</p>" + scroll_table(("", *COLUMNS.values()), cells)
 
 
