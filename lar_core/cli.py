@@ -11,7 +11,7 @@ import yaml
 
 from .config import CONDITIONS, PROFILES, RunConfig, make_config
 from .errors import LarError
-from .names import PLACEMENTS
+from .names import INSTRUCTIONS, PLACEMENTS
 from .run import DATA, RUNS, Run
 
 STEPS: dict[str, tuple[str, str]] = {
@@ -36,8 +36,9 @@ STEPS: dict[str, tuple[str, str]] = {
                     "(data_manifest.yaml says where, the top of lar_core/data/grounding_sets.py which files) and puts every "
                     "aggregation's scores beside those of the scene: `lar photographs refcoco FOLDER --run-dir DIR`."),
     "rollout": ("roll out the trained policy in the scene",
-                "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a "
-                "blank one, or another task's. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
+                "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a blank "
+                "one, that of another of its tasks, or that of the other bowl in the same scene, which is then the one "
+                "that counts. One line an episode goes to RUN_DIR/rollouts.jsonl, videos beside it."),
     "latency": ("time one policy step, and one training step",
                 "Acting: median and 95th percentile in milliseconds, replans and actions a second. Training: parameters, "
                 "operations, time and GPU memory of a step of this condition beside one of action_only."),
@@ -109,8 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--split", default="val", help="e.g. testA (default: val)")
             step.add_argument("--limit", type=int, default=500, metavar="N", help="phrases, the first N (default: 500)")
         if name == "rollout":
-            step.add_argument("--instructions", nargs="+", choices=("right", "blank", "swapped"), metavar="KIND",
-                              default=["right"], help="right, blank, swapped")
+            step.add_argument("--instructions", nargs="+", choices=INSTRUCTIONS, metavar="KIND", default=["right"],
+                              help=f"{', '.join(INSTRUCTIONS)} (default: right)")
             step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
                               help="evaluate on other placements than in training: official, wide, counterfactual")
     return parser

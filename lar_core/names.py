@@ -9,6 +9,7 @@ AGGREGATIONS = ("mean", "content_words", "sink_removal", "relative", "localisati
 EVALUATION_ONLY = ("coarse_to_fine", "multi_pass")  # aggregations of many passes
 REGULARISERS = ("sparsity", "consistency", "contrastive", "relational", "language")  # weights in Condition; 0: off
 PLACEMENTS = ("official", "wide", "counterfactual")
+INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told in a rollout: evaluate/instructions.py
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "nf4")
 TUNES = ("all", "lora_all", "lora_top", "full_top")
 DEMOS = ("expert", "official", "lerobot")

@@ -15,7 +15,8 @@ import psutil
 import torch
 
 from . import planner
-from .config import RunConfig
+from .config import Profile, RunConfig
+from .evaluate.instructions import kinds
 from .files import read_jsonl
 from .run import DATA, Run
 from .sim.collect import demo_paths
@@ -32,17 +33,25 @@ POLL = 0.2  # seconds
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, and peak memory in GiB: of the GPU where there is one, else of this process and its workers."""
+    """Seconds, and peak memory in GiB: of the GPU where there is one, else of this process and its workers.
 
-    seconds: float
-    gib: float
+    None: unknown.
+    """
+
+    seconds: float | None
+    gib: float | None
 
     def __str__(self) -> str:
-        return f"{duration(self.seconds)} and {self.gib:.1f} GiB"
+        return f"{duration(self.seconds)} and {'unknown memory' if self.gib is None else f'{self.gib:.1f} GiB'}"
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `1 h 20 min`."""
+UNKNOWN = Cost(None, None)
+
+
+def duration(seconds: float | None) -> str:
+    """`40 s`, `12 min`, `1 h 20 min`, `unknown time`."""
+    if seconds is None:
+        return "unknown time"
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -50,13 +59,25 @@ def duration(seconds: float) -> str:
 
 
 def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
-    """What is still to be done of each step of `run`, by name; training includes the blind control beside it."""
-    config, profile, cores = run.config, run.config.profile, cores or len(os.sched_getaffinity(0))
+    """What is still to be done of each step of `run`, by name; training includes the blind control beside it.
+
+    An estimate is advice: where there is none, for whatever reason, the cost is UNKNOWN, the reason is said, and the
+    experiment goes on.
+    """
+    try:
+        return _expected(run, cores or len(os.sched_getaffinity(0)))
+    except Exception as error:  # a model without a plan, a GPU that is full, a log of another version, ...
+        print(f"There is no estimate of time and memory: {str(error).strip() or type(error).__name__}")
+        return dict.fromkeys(STEPS, UNKNOWN)
+
+
+def _expected(run: Run, cores: int) -> dict[str, Cost]:
+    config, profile = run.config, run.config.profile
     frames = profile.demos_per_task * len(profile.tasks) * FRAMES
     data = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2) / 2**30  # rgb and segmentation, wrist
     if profile.backbone != "tiny":
         return _planned(config, cores)
-    episodes = 4 * profile.episodes_per_task * len(profile.tasks)  # three instructions and the blind control
+    episodes = profile.episodes_per_task * round(_trials(profile) * _with_control(profile))
     episodes -= sum(len(read_jsonl(folder / "rollouts.jsonl")) for folder in (run.path, run.control))
     recorded = profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA))
     rollout = CONTROL * STEPS_NEEDED * profile.max_steps
@@ -77,7 +98,17 @@ def _planned(config: RunConfig, cores: int) -> dict[str, Cost]:
     training = sum(seconds for step, seconds in plan.seconds.items() if step != "rollouts")
     return {"demonstrations": Cost(START + recorded, LIBRARIES * cores), "training": Cost(2 * training, gib),
             "saliency": Cost(profile.grounding_frames * plan.step_seconds / profile.batch_size, gib),
-            "rollouts": Cost(plan.seconds["rollouts"] * 4 / 3, gib), "latency": Cost(60.0, gib)}
+            "rollouts": Cost(plan.seconds["rollouts"] * _with_control(profile), gib), "latency": Cost(60.0, gib)}
+
+
+def _trials(profile: Profile) -> int:
+    """Kinds of instruction, over all tasks."""
+    return sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
+
+
+def _with_control(profile: Profile) -> float:
+    """How many times the policy's own rollouts are made, those of the blind control included: one kind a task."""
+    return 1 + len(profile.tasks) / _trials(profile)
 
 
 def _sample_seconds(run: Run) -> float:

@@ -8,17 +8,22 @@ second. `Machine` holds everything that is the machine's, so that a plan can als
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from .config import RunConfig
+from .data.manifest import load_manifest
 from .errors import LarError
+from .evaluate.instructions import kinds
 from .meter import own_bytes
 from .model.decoders import make_decoder
 from .model.head import Trunk
@@ -94,7 +99,7 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     made.seconds["training"] = made.step_seconds * config.steps
     acting = machine.speed[machine.acting or profile.precision]
     act = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
-    episodes = profile.episodes_per_task * len(profile.tasks) * 3  # right, blank and swapped instruction
+    episodes = profile.episodes_per_task * sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
     made.seconds["rollouts"] = episodes * EPISODE_STEPS * (ENV_STEP + act / profile.execute)
     return made
 
@@ -249,10 +254,26 @@ def architecture(config: RunConfig) -> PaliGemmaConfig:
         return tiny_config(profile, make_processor(profile.image_size, profile.patch_size))
     if profile.backbone.startswith("google/paligemma-3b"):
         return full_config()
-    if (Path(profile.backbone) / "config.json").exists():
-        return PaliGemmaConfig.from_pretrained(profile.backbone)
+    path = _config_of(profile.backbone)
+    try:
+        if path and json.loads(path.read_text(encoding="utf-8"))["model_type"] == "paligemma":
+            return PaliGemmaConfig.from_pretrained(path.parent)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # loading the model itself will say what is wrong with it
     raise LarError(f"There is no plan for backbone {profile.backbone!r}: plans are made for tiny ones, PaliGemma-3B, and "
-                   "folders with a config.json.")
+                   "PaliGemmas whose config.json is in a folder or has been downloaded.")
+
+
+def _config_of(backbone: str) -> Path | None:
+    """config.json in a folder, or in the hub's cache at the manifest's revision; nothing is downloaded."""
+    if (Path(backbone) / "config.json").exists():
+        return Path(backbone) / "config.json"
+    pinned = next((entry.revision for entry in load_manifest().values() if entry.id == backbone), None)
+    try:
+        cached = try_to_load_from_cache(backbone, "config.json", revision=pinned)
+    except HFValidationError:  # no name of a model
+        return None
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def this_machine(config: RunConfig) -> Machine:

@@ -22,9 +22,9 @@ from .evaluate.gather import gather_results
 from .evaluate.latency import measure_latency
 from .evaluate.photographs import PHRASES, score_photographs
 from .evaluate.probes import probe_heldout
-from .evaluate.rollout import INSTRUCTIONS, roll_out, rolled_out
+from .evaluate.instructions import kinds_of
+from .evaluate.rollout import episodes_of, roll_out, rolled_out
 from .evaluate.training_cost import measure_training
-from .files import read_jsonl
 from .processes import end_with_parent
 from .run import DATA, Run, blind_twin
 from .runtime import device, quiet
@@ -108,8 +108,12 @@ def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limi
     return score_photographs(run, load_policy(run, device())[0], name, folder, split, limit)
 
 
-def roll_out_policy(run: Run, instructions: tuple[str, ...] = INSTRUCTIONS, placement: str | None = None) -> list[dict]:
-    """Roll out the run's policy, and its blind control where that is trained."""
+def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, placement: str | None = None) -> list[dict]:
+    """Roll out the run's policy, and its blind control where that is trained.
+
+    instructions: kinds of `evaluate/instructions.py`; None: all that the run's tasks have.
+    """
+    instructions = instructions or kinds_of(run.config.profile.tasks)
     rows = _episodes(run, instructions, placement)
     if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
         rows = rows + _episodes(control, ("right",), placement)
@@ -119,7 +123,7 @@ def roll_out_policy(run: Run, instructions: tuple[str, ...] = INSTRUCTIONS, plac
 def _episodes(run: Run, instructions: tuple[str, ...], placement: str | None) -> list[dict]:
     """The policy is loaded only where episodes are missing, and let go at once: a small GPU has no room for two."""
     if run.trained and rolled_out(run, instructions, placement):
-        return read_jsonl(run.path / "rollouts.jsonl")
+        return episodes_of(run)
     policy, stats = load_policy(run, device())
     return roll_out(run, policy, stats, instructions=instructions, placement=placement)
 

@@ -28,7 +28,8 @@ from .data.manifest import Entry, load_manifest
 from .data.stats import Stats
 from .errors import LarError, unknown
 from .evaluate.results import load_results
-from .files import atomic_path, read_jsonl, write_json, write_text
+from .evaluate.swapped import read_episodes
+from .files import atomic_path, write_json, write_text
 from .model.backbone import Backbone
 from .model.loading import settle
 from .model.policy import Policy, make_policy
@@ -144,7 +145,8 @@ def _named(base: Entry | None) -> dict[str, str] | None:
 
 def _card(run: Run, base: Entry | None, source: str) -> str:
     results = load_results(run.results) if run.results.exists() else None
-    rollouts = read_jsonl(run.path / "rollouts.jsonl") + read_jsonl(run.control / "rollouts.jsonl")
+    rollouts = [row for folder in (run.path, run.control)
+                for row in read_episodes(folder / "rollouts.jsonl", run.config.profile.tasks)]
     return model_card(run.config, base, results, rollouts, source)
 
 

@@ -31,7 +31,7 @@ from .data.demos import Episode
 from .data.stats import Stats
 from .draws import Draws
 from .errors import LarError
-from .files import append_jsonl, read_jsonl, write_json
+from .files import append_jsonl, read_jsonl, write_json, write_jsonl
 from .model.loading import settle
 from .model.losses import gradient_norm
 from .model.policy import Policy, make_policy
@@ -45,6 +45,7 @@ from .weights import prepare_backbone, prepare_vae
 LOG_EVERY = 10  # steps
 GRADIENTS_EVERY = 50  # steps; two more backward passes each time
 KEEP = 2  # checkpoints
+SKIPS = 30  # times in a row that fp16's loss scale may be halved: from 65,536 that is far below any gradient of use
 HEAD_FRAMES = 32  # training frames on which the heads that localise are chosen
 
 
@@ -142,6 +143,7 @@ class Trainer:
         self.bare = policy  # without what accelerate puts around it
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.step, self.seconds = 0, 0.0
+        self.skipped = 0  # optimiser steps that fp16's loss scaling has left out; each was tried again
 
     def finish(self, line: int = 0) -> None:
         """Train from the newest checkpoint, or the beginning, to the end; Ctrl-C saves first. line: as in `train`.
@@ -175,7 +177,31 @@ class Trainer:
                 bar.update()
 
     def one_step(self) -> dict[str, float]:
-        """One optimiser step; returns the row for metrics.jsonl."""
+        """One optimiser step; returns the row for metrics.jsonl.
+
+        Where fp16 gradients overflow, the scaler lowers the loss scale and leaves the step out: it is then tried again on
+        the same batch, and neither the schedule nor the teacher nor the step counter goes on before it is done.
+        Raises LarError where they overflow at every scale.
+        """
+        for _ in range(SKIPS):
+            row = self._losses_and_gradients()
+            if self._optimise():
+                break
+            self.skipped += 1
+        else:
+            raise LarError(f"The gradients of step {self.step} are not finite at any loss scale ({SKIPS} were tried): lower "
+                           f"learning_rate or choose another precision, and look at {self.run.metrics}"
+                           f"{self._ranges_hint()}.")
+        if self.bare.teacher is not None:
+            self.bare.teacher.follow(self.bare)
+        self.schedule.step()
+        self.step += 1
+        if self.accelerator.scaler is not None:
+            row |= {"skipped": self.skipped}
+        return {"step": self.step, **row, "lr": self.schedule.get_last_lr()[0]}
+
+    def _losses_and_gradients(self) -> dict[str, float]:
+        """Forward and backward on the present step's batch; returns the numbers to log."""
         batch, draws = self.batch(self.step)
         losses = self._losses(batch, draws)
         row = {name: self.accelerator.reduce(value.detach(), "mean").item() for name, value in losses.items()}
@@ -185,14 +211,19 @@ class Trainer:
         if self.step % GRADIENTS_EVERY == GRADIENTS_EVERY - 1:
             row |= self._gradients(losses)
         self.accelerator.backward(losses["loss"])
+        return row
+
+    def _optimise(self) -> bool:
+        """Clip and apply the gradients; False where the scaler left the step out.
+
+        Its scale tells: it is lowered then and only then. accelerate's own flag does not see what a fused optimiser skips.
+        """
+        scaler = self.accelerator.scaler
+        before = scaler.get_scale() if scaler else 0.0
         self.accelerator.clip_grad_norm_(self.bare.trained().values(), self.config.profile.clip_norm)
         self.optimiser.step()
-        if self.bare.teacher is not None:
-            self.bare.teacher.follow(self.bare)
-        self.schedule.step()
         self.optimiser.zero_grad()
-        self.step += 1
-        return {"step": self.step, **row, "lr": self.schedule.get_last_lr()[0]}
+        return scaler is None or scaler.get_scale() >= before
 
     def batch(self, step: int) -> tuple[dict, Draws]:
         """This process's share of batch number `step`, on its device, and the random numbers that go with it."""
@@ -225,7 +256,7 @@ class Trainer:
             self.bare.load(checkpoints[-1] / "model.safetensors")
             self.optimiser.load_state_dict(state["optimiser"])
             self.schedule.load_state_dict(state["schedule"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step, self.seconds, self.skipped = state["step"], state["seconds"], state.get("skipped", 0)
             if self.bare.teacher is not None:
                 self.bare.teacher.load(state["teacher"])
             if self.accelerator.scaler is not None:
@@ -252,7 +283,8 @@ class Trainer:
         scaler = self.accelerator.scaler
         teacher = {"teacher": self.bare.teacher.weights} if self.bare.teacher else {}
         torch.save({"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict(),
-                    "scaler": scaler.state_dict() if scaler else {}, "step": self.step, "seconds": self.seconds} | teacher,
+                    "scaler": scaler.state_dict() if scaler else {}, "step": self.step, "seconds": self.seconds,
+                    "skipped": self.skipped} | teacher,
                    temporary / "trainer.pt")
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -305,10 +337,8 @@ class Trainer:
         return self.accelerator.reduce(flag, "sum").item() > 0
 
     def _rewind_metrics(self) -> None:
-        rows = [row for row in read_jsonl(self.run.metrics) if row["step"] <= self.step]
-        self.run.metrics.unlink(missing_ok=True)
-        for row in rows:
-            append_jsonl(self.run.metrics, row)
+        if self.run.metrics.exists():
+            write_jsonl(self.run.metrics, [row for row in read_jsonl(self.run.metrics) if row["step"] <= self.step])
 
     def _gradients(self, losses: dict[str, Tensor]) -> dict[str, float]:
         """What each loss sends into the backbone: the leakage probe (a decoder that interpolates sends nothing).

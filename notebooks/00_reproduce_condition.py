@@ -114,7 +114,7 @@ if (pictures := panels(run)) is not None:
 # %% [markdown]
 # ## 4. Does it act?
 #
-# Rollouts from init states that no demonstration began from, with the right instruction, a blank one and another task's.
+# Rollouts from init states that no demonstration began from, with the right instruction, a blank one and the other bowl's.
 
 # %%
 with step(run, "rollouts"):

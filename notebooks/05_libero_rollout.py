@@ -7,7 +7,7 @@
 # how often neither is true.
 #
 # **You will see** the policy acting in LIBERO's scene, frame by frame, with what its instruction looks at and what its
-# hand is told; success rates with their intervals under the right, a blank and another task's instruction; and the same
+# hand is told; success rates with their intervals under the right, a blank and the other bowl's instruction; and the same
 # for a control that has never seen an image.
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
@@ -69,7 +69,7 @@ show(figures.success_bars(report.success_bars(results)))
 # In words, pair by pair on the same init states:
 
 # %%
-notebook.say(finding for finding in reading.findings(results, rows) if "success" in finding.topic)
+notebook.say(finding for finding in reading.findings(results, rows) if "placements)" in finding.topic)
 
 # %% [markdown]
 # ## Frame by frame
@@ -103,12 +103,14 @@ notebook.clip(blank["film"], words=f"told “{blank['sentence']}”: {'solved' i
 # %% [markdown]
 # ## Told something else
 #
-# The sentence of another task, which names the other bowl or another place. Success is still counted for the scene's own
-# bowl: a policy that listens should do *worse* here.
+# The same scene, but the sentence names its *other* bowl. Success is now that bowl on the plate; a policy that brings the
+# usual one all the same did not listen.
 
 # %%
-other = next(row for row in player.rows if row["instruction"] == "swapped")
-notebook.clip(other["film"], words=f"told “{other['sentence']}”: {'solved' if other['success'] else 'not solved'}")
+from lar_core.view.rates import outcome
+
+other = next(row for row in player.rows if row["instruction"] == "other_bowl")
+notebook.clip(other["film"], words=f"told “{other['sentence']}”: {outcome(other)}")
 
 # %% [markdown]
 # ## What to take along

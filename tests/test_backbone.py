@@ -74,6 +74,35 @@ def test_empty_instruction_is_refused(backbone, images):
         backbone.encode(images / 127.5 - 1, ["  ", "move"])
 
 
+@pytest.mark.parametrize("token", ["<image>", "<bos>", "<eos>", "<pad>", "<unk>", "<loc0001>", "<seg127>"])
+def test_a_special_token_is_not_a_word(backbone, token):
+    for sentence in (f"pick up the {token} bowl", f"{token}move", f"move{token}"):
+        with pytest.raises(LarError, match=f"contains {token}, which is a special token"):
+            backbone.tokenise(["move the bowl", sentence])
+
+
+def test_signs_that_are_no_special_tokens_are_text(backbone):
+    assert backbone.tokenise(["the <left> bowl, 3 < 4, loc0001 [image]"]).instruction.sum() > 10
+
+
+@pytest.mark.parametrize("sentence", ["move\nthe bowl", "move the bowl\n", "\r\nmove the bowl"])
+def test_a_line_break_ends_the_prompt_and_is_refused(backbone, sentence):
+    with pytest.raises(LarError, match="has a line break"):
+        backbone.tokenise([sentence])
+
+
+@pytest.mark.parametrize("sentence", ["", "\t \n", None])
+def test_nothing_is_no_instruction(backbone, sentence):
+    with pytest.raises(LarError, match="instruction is empty"):
+        backbone.tokenise([sentence])
+
+
+def test_a_page_of_text_is_refused_and_a_long_sentence_is_not(backbone):
+    assert backbone.tokenise(["the bowl " * 100]).instruction.sum() > 200
+    with pytest.raises(LarError, match="tokens, but at most 256 are taken: say it in one sentence"):
+        backbone.tokenise(["the bowl " * 200])
+
+
 def test_wrong_image_size_is_refused(backbone):
     with pytest.raises(LarError, match=r"\(3, 32, 32\).*\(3, 64, 64\)"):
         backbone.encode(torch.zeros(1, 3, 32, 32), ["move"])

@@ -49,7 +49,7 @@ def test_results_hold_every_part_and_follow_the_schema(run):
         assert results[part], part
     assert results["provenance"]["assets"]["name"] == "standin" and results["provenance"]["commit"]
     trials = {(row["policy"], row["instruction"]) for row in results["rollouts"]}
-    assert trials == {("attention_mask", kind) for kind in ("right", "blank", "swapped")} | {("blind", "right")}
+    assert trials == {("attention_mask", kind) for kind in ("right", "blank", "other_bowl")} | {("blind", "right")}
 
 
 def test_every_episode_has_one_line_and_the_first_a_video(run):

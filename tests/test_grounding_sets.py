@@ -12,7 +12,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from pycocotools import mask as coco_masks
 
-from lar_core.data.grounding_sets import Place, phrases
+from lar_core.data.grounding_sets import Phrase, Place, Unusable, phrases
 from lar_core.errors import LarError
 
 SIZE = (12, 16)  # height, width
@@ -153,3 +153,58 @@ def test_an_unknown_set_and_a_missing_picture_are_named(tmp_path):
     (folder / "VG_100K_2" / "1.jpg").unlink()
     with pytest.raises(LarError, match="1.jpg"):
         next(phrases("visual_genome", folder)).picture()
+
+
+SQUARE = [2, 3, 6, 3, 6, 9, 2, 9]
+
+
+@pytest.mark.parametrize("mask, reason", [
+    ([], "mask is empty"), ([[]], "mask is empty"), ([[2, 3, 6, 9]], "mask is empty"),  # four numbers are no outline
+    ([[2, 3, 6, 3, 6]], "mask is empty"), ([[50, 50, 60, 50, 60, 60]], "mask is empty"),
+    ([[2, 3, float("nan"), 3, 6, 9]], "mask is damaged"), ({"counts": [121], "size": list(SIZE)}, "mask is damaged"),
+    ({"counts": [192], "size": [16, 12]}, "another size than its picture"), ({"size": list(SIZE)}, "mask is damaged"),
+    ({"counts": None, "size": list(SIZE)}, "mask is damaged"), ([None], "mask is damaged")])
+def test_a_mask_that_is_none_is_unusable_and_its_box_does_not_stand_in(mask, reason):
+    with pytest.raises(Unusable, match=reason):
+        Place(((2, 3, 6, 9),), mask).pixels(*SIZE)
+
+
+def test_an_outline_of_too_few_numbers_beside_a_whole_one_adds_nothing():
+    np.testing.assert_array_equal(Place(mask=[SQUARE, [0, 0, 16, 12]]).pixels(*SIZE), rectangle(2, 3, 6, 9).astype(bool))
+
+
+@pytest.mark.parametrize("box", [(2, 3, 2, 9), (2, 3, 6, 3), (2.1, 3, 2.3, 9), (-9, 1, -3, 5), (1, -9, 5, -2),
+                                 (20, 1, 24, 5), (1, 30, 5, 40), (6, 3, 2, 9)])
+def test_a_box_without_a_pixel_of_the_picture_is_unusable(box):
+    with pytest.raises(Unusable, match="no pixel of the picture"):
+        Place((box,)).pixels(*SIZE)
+
+
+def test_of_two_boxes_the_one_outside_adds_nothing():
+    np.testing.assert_array_equal(Place(((-9, 1, -3, 5), (2, 3, 6, 9))).pixels(*SIZE), rectangle(2, 3, 6, 9).astype(bool))
+
+
+def test_a_box_of_nan_and_a_place_without_a_box_are_unusable():
+    with pytest.raises(Unusable, match="not made of numbers"):
+        Place(((float("nan"), 3, 6, 9),)).pixels(*SIZE)
+    with pytest.raises(Unusable, match="has no place"):
+        Place().pixels(*SIZE)
+
+
+@pytest.mark.parametrize("content", [None, b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+def test_a_missing_or_damaged_picture_is_unusable(tmp_path, content):
+    if content is not None:
+        (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(Unusable, match="missing" if content is None else "damaged"):
+        Phrase(tmp_path / "a.png", "a bowl", Place()).picture()
+
+
+def test_a_reference_to_nothing_does_not_stop_the_others(tmp_path):
+    refs = pickle.loads((refcoco(tmp_path) / "refs(unc).p").read_bytes())
+    lost = [{**refs[0], "ann_id": 99}, {**refs[0], "image_id": 98}, refs[0]]
+    found = list(phrases("refcoco", refcoco(tmp_path, lost), "testA"))
+    assert len(found) == 6
+    for phrase in found[:4]:
+        with pytest.raises(Unusable):
+            phrase.picture(), phrase.named.pixels(*SIZE)
+    assert found[4].named.pixels(*SIZE).any()

@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from lar_core import notebook
+from lar_core import notebook, pace
 from lar_core.config import make_config
 from lar_core.errors import LarError
 from lar_core.run import Run
@@ -51,6 +51,18 @@ def test_on_colab_without_a_gpu_it_says_how_to_get_one(capsys, monkeypatch, cola
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert notebook.choose_profile("auto") == "tiny"
     assert "Change runtime type" in capsys.readouterr().out
+
+
+def test_a_step_without_an_estimate_is_made_all_the_same(capsys, monkeypatch):
+    monkeypatch.setattr("lar_core.pace._expected", lambda *_: 1 / 0)
+    run = notebook.open_run("attention_mask", "micro")
+    for _ in range(2):
+        with notebook.step(run, "latency"):
+            print("work")
+    said = capsys.readouterr().out
+    assert said.count("work") == 2 and "Latency: unknown time and unknown memory expected." in said
+    (_, expected, took), = notebook.spent(run)
+    assert expected == str(pace.UNKNOWN) and "GiB" in took
 
 
 def test_the_readers_choice_comes_first_then_the_environment(monkeypatch):

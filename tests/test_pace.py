@@ -50,6 +50,30 @@ def test_what_is_done_already_costs_no_more(run, tmp_path, monkeypatch):
     assert after["rollouts"].seconds < before["rollouts"].seconds / 2
 
 
+@pytest.mark.parametrize("backbone", ["google/paligemma2-3b-pt-224", "somebody/model", "empty", "damaged", "other",
+                                      "no/such/folder"])
+def test_a_model_without_a_plan_is_an_unknown_cost_not_an_error(tmp_path, monkeypatch, capsys, backbone):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("empty", None), ("damaged", "{"), ("other", '{"model_type": "llama"}')):
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / "config.json").write_text(content)
+    run = Run.open(make_config(profile="t4", backbone=backbone), tmp_path / "run")
+    assert pace.expected(run) == dict.fromkeys(pace.STEPS, pace.UNKNOWN)
+    assert f"no plan for backbone '{backbone}'" in capsys.readouterr().out
+    assert str(pace.UNKNOWN) == "unknown time and unknown memory"
+
+
+@pytest.mark.parametrize("damage", [
+    lambda run: run.metrics.write_text("{\n{}\n"),  # not JSON
+    lambda run: append_jsonl(run.metrics, {"loss": 1.0}),  # of another version
+    lambda run: append_jsonl(run.metrics, {"step": 0, "seconds": 3.0})])  # nothing to divide by
+def test_a_log_that_cannot_be_read_costs_the_estimate_only(run, damage):
+    damage(run)
+    assert pace.expected(run)["training"] == pace.UNKNOWN
+
+
 def test_peak_memory_sees_this_process_and_its_children():
     with pace.PeakMemory() as nothing:
         pass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -68,3 +71,48 @@ def test_no_phrases_and_a_limit(policy, tmp_path):
         photograph_rows(policy, [])
     found = phrases("refcoco", refcoco(tmp_path), "testA")
     assert photograph_rows(policy, found, limit=1, names=["mean"])[0]["frames"] == 1
+
+
+SMALL = Place(((0, 0, 8, 8),))
+
+
+@pytest.mark.parametrize("text, image, place, reason", [
+    ("a bowl", "0.png", Place(((0, 0, 8, 8),), []), "mask is empty"),
+    ("a bowl", "0.png", Place(((0, 0, 8, 8),), [[0, 0, 8, 8]]), "mask is empty"),
+    ("a bowl", "0.png", Place(((20, 20, 30, 30),)), "no pixel of the picture"),
+    ("a bowl", "gone.png", SMALL, "picture is missing"), ("", "0.png", SMALL, "no instruction"),
+    ("the <image> bowl", "0.png", SMALL, "no instruction"), ("bowl " * 400, "0.png", SMALL, "no instruction"),
+    ("a bowl", "large.png", Place(((0, 0, 1, 1),)), "smaller than a pixel")])
+def test_a_phrase_that_cannot_be_used_is_skipped_and_counted(policy, tmp_path, capsys, text, image, place, reason):
+    for name, size in (("0.png", 16), ("large.png", 1600)):
+        Image.new("RGB", (size, size)).save(tmp_path / name)
+    good = [Phrase(tmp_path / "0.png", text, SMALL) for text in ("a bowl", "a plate")]
+    made, = photograph_rows(policy, [good[0], Phrase(tmp_path / image, text, place), good[1]], names=["mean"])
+    assert (made["frames"], made["skipped"]) == (2, 1)
+    said = capsys.readouterr().out
+    assert said.startswith("1 of 3 phrases were skipped: 1 × ") and reason in said
+    clean, = photograph_rows(policy, good, names=["mean"])
+    assert clean["skipped"] == 0 and clean["metrics"] == made["metrics"]  # what is left is scored as if alone
+    with pytest.raises(LarError, match=f"None of 1 phrases can be scored .*{reason}"):
+        photograph_rows(policy, [Phrase(tmp_path / image, text, place)], names=["mean"])
+
+
+def test_another_place_that_cannot_be_used_is_no_rival(policy, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "0.png")
+    def ranked(*others):
+        return photograph_rows(policy, [Phrase(tmp_path / "0.png", "a bowl", SMALL, others)], names=["mean"])[0]["metrics"]
+    rival = Place(((8, 8, 16, 16),))
+    assert ranked(Place(((30, 0, 40, 8),)), rival, Place(mask=[])) == ranked(rival)
+
+
+def test_how_many_were_skipped_stands_in_the_report(policy, tmp_path):
+    run = Run.open(make_config(profile="micro"), tmp_path / "run")
+    folder = refcoco(tmp_path)
+    found = json.loads((folder / "instances.json").read_text())
+    found["annotations"].append({"id": 13, "image_id": 5, "bbox": [1, 1, 2, 2], "segmentation": []})
+    (folder / "instances.json").write_text(json.dumps(found))
+    refs = pickle.loads((folder / "refs(unc).p").read_bytes())
+    (folder / "refs(unc).p").write_bytes(pickle.dumps([*refs, {**refs[0], "ann_id": 13}], protocol=2))
+    score_photographs(run, policy, "refcoco", folder, "testA")
+    gather_results(run)
+    assert "2 phrases (2 more could not be used)" in write_report(run).read_text(encoding="utf-8")

@@ -1,5 +1,6 @@
 """The plan against what it predicts: parameters of real models, and memory and files that a real training needs."""
 
+import json
 import subprocess
 import sys
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 
 from lar_core.config import make_config
+from lar_core.data.manifest import entry
 from lar_core.errors import LarError
+from lar_core.model.offline import full_config
 from lar_core.model.policy import make_policy
 from lar_core.planner import T4, Machine, Size, plan, this_machine
 
@@ -76,6 +79,20 @@ def test_a_folder_is_planned_by_its_own_config_and_an_unknown_backbone_is_not(ba
     assert own.layer == Size(make_config(profile="micro")).layer
     with pytest.raises(LarError, match="no plan for backbone"):
         Size(make_config(profile="t4", backbone=str(tmp_path)))
+
+
+def test_a_model_whose_configuration_is_in_the_hubs_cache_is_planned_without_the_network(tmp_path, monkeypatch):
+    pinned = entry("paligemma2-3b-pt-224")
+    folder = tmp_path / f"models--{pinned.id.replace('/', '--')}" / "snapshots" / pinned.revision
+    text = {"model_type": "gemma2", "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 257_216}
+    full_config().save_pretrained(folder)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"text_config": text, "projection_dim": 2304}))
+    monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    size = Size(make_config(profile="t4", backbone=pinned.id))
+    assert size.vision + size.projector + size.embedding + size.layers * size.layer == pytest.approx(3.03e9, rel=0.01)
 
 
 MEASURE = """

@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from test_results import change, full, interval, minimal, rollout
+from test_results import change, full, interval, minimal, other_bowl, rollout
 
 from lar_core.cli import build_parser, config_of
 from lar_core.config import make_config
@@ -74,7 +74,43 @@ def test_success_without_a_blind_control_claims_nothing_about_seeing():
 def test_a_blank_instruction_that_lowers_success_is_not_called_understanding():
     found = finding(full(), "a blank instruction")
     assert found.verdict == DETECTED and "understands it is not shown" in found.sentence
-    assert finding(full(), "another task's").verdict == NOT_DETECTED
+    assert finding(full(), "a task that is not its own").verdict == NOT_DETECTED
+
+
+@pytest.mark.parametrize("other, ignored, verdict", [(15, 2, DETECTED), (2, 15, OPPOSITE), (6, 5, NOT_DETECTED)])
+def test_the_other_bowls_sentence_is_judged_by_which_bowl_is_brought(other, ignored, verdict):
+    results = minimal(tasks=(5, 3)) | {"rollouts": [other_bowl("attention_mask", other, ignored)]}
+    found = finding(results, "the other bowl's instruction")
+    assert found.verdict == verdict
+    assert f"in {other} and the scene's own in {ignored} of 20 rollouts" in found.sentence
+    assert f"p = {binomtest(other, other + ignored).pvalue:.2g}" in found.sentence and "not trained on" not in found.sentence
+    new = finding(results | minimal(tasks=(5,)), "the other bowl's instruction").sentence
+    assert "not trained on the sentence told in task 5" in new
+
+
+def test_an_older_result_that_did_not_watch_the_other_bowl_claims_no_more_than_it_saw():
+    old = minimal(tasks=(8,)) | {"rollouts": [other_bowl("attention_mask", None, 19, task=8)]}
+    assert finding(old, "the other bowl's instruction").verdict == OPPOSITE
+    assert "at most 1" in finding(old, "the other bowl's instruction").sentence
+    unknown = minimal(tasks=(8,)) | {"rollouts": [other_bowl("attention_mask", None, 1, task=8)]}
+    assert finding(unknown, "the other bowl's instruction").verdict == NOT_DETECTED  # 19 need not have brought the other
+
+
+def test_a_changed_sentence_is_compared_on_the_tasks_that_it_was_told_in():
+    rows = [rollout("attention_mask", "right", 20, task=2), rollout("attention_mask", "right", 0, task=8),
+            rollout("attention_mask", "right", 20, 40, task=None), rollout("attention_mask", "other_task", 0, task=2)]
+    found = finding(minimal(tasks=(2, 8)) | {"rollouts": rows}, "another of its tasks")
+    assert found.verdict == DETECTED and "20/20 against 0/20" in found.sentence
+
+
+def test_tasks_are_reported_one_by_one_and_then_together(run):
+    rows = [rollout("attention_mask", "blank", n, task=task) for task, n in ((2, 4), (5, 0), (8, 0))]
+    results = minimal(tasks=(2, 5, 8)) | {"rollouts": [*(rollout("attention_mask", "right", 19, task=task) for task in (2, 5, 8)), *rows]}
+    assert "Task 2 4/20, task 5 0/20, task 8 0/20." in finding(results, "a blank").sentence
+    assert "4/60" in summary_table(results) and "task 2 4/20, task 5 0/20, task 8 0/20" in summary_table(results)
+    save_results(run.results, results)
+    cells = re.sub(r"<[^>]+>", " ", write_report(run).read_text())
+    assert re.search(r"blank +official +2 +4/20", cells) and re.search(r"blank +official +8 +0/20", cells)
 
 
 def test_every_placement_gets_its_own_answer():
@@ -214,7 +250,7 @@ def test_report_asks_the_network_nothing(run):
 def test_report_of_an_empty_run_says_which_commands_fill_it(run):
     page = write_report(run).read_text()
     for step, options in (("reproduce", ""), ("saliency", ""), ("latency", ""),
-                          ("rollout", " --instructions right blank swapped")):
+                          ("rollout", " --instructions right blank other_bowl")):
         assert f"lar {step} --condition attention_mask --profile tiny --seed 0{options} fills this in" in page
 
 

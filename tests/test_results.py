@@ -14,6 +14,7 @@ from lar_core.config import make_config
 from lar_core.errors import LarError
 from lar_core.evaluate.results import SCHEMA, load_results, save_results, validate_results
 from lar_core.evaluate.statistics import wilson
+from lar_core.evaluate.success import success_row
 
 
 def interval(mean: float, half: float = 0.01) -> dict:
@@ -40,6 +41,10 @@ def rollout(policy: str, instruction: str, successes: int, episodes: int = 20, t
             "successes": successes, "rate": rate.value, "low": rate.low, "high": rate.high}
 
 
+def other_bowl(policy: str, successes: int | None, did_not_listen: int, episodes: int = 20, task: int | None = 5) -> dict:
+    return success_row(policy, "other_bowl", "official", task, episodes, successes, did_not_listen)
+
+
 def minimal(condition: str = "attention_mask", profile: str = "tiny", **changes) -> dict:
     config = make_config(condition, profile, **changes)
     return {"schema_version": 1, "run": {"name": config.name, "condition": condition, "profile": profile, "seed": 0,
@@ -64,7 +69,7 @@ def full() -> dict:
                       "target_minus_distractor": series(0.02, 0, 0.01, 0.05), "auc": series(0.7, 0.5, 0.6, 0.8),
                       "pointing": None},
         "rollouts": [rollout("attention_mask", "right", 14), rollout("attention_mask", "blank", 2),
-                     rollout("attention_mask", "swapped", 11), rollout("blind", "right", 13)],
+                     rollout("attention_mask", "foreign_task", 11), other_bowl("attention_mask", 3, 12), rollout("blind", "right", 13)],
         "latency": {"device": "a device", "dtype": "float32", "n": 50, "p50_ms": 13.0, "p95_ms": 17.0,
                     "replans_per_s": 76.9, "actions_per_s": 615.0, "chunk": 8, "execute": 8},
         "training_cost": {"device": "a device", "batch_size": 16, "n": 8, "own": training_step(2_000_000, 250.0),
@@ -105,7 +110,12 @@ def test_every_section_may_be_null_or_absent(section):
     ("action/l1", {"mean": 0.1}, "action.l1"),
     ("grounding/aos/model/low", "low", "grounding.aos.model.low"),
     ("rollouts/1/instruction", "whispered", "rollouts[1].instruction"),
-    ("rollouts/3/task", 10, "rollouts[3].task"),
+    ("rollouts/1/instruction", "swapped", "rollouts[1].instruction"),
+    ("rollouts/1/did_not_listen", 1, "rollouts[1].did_not_listen"),
+    ("rollouts/3/did_not_listen", None, "rollouts[3].did_not_listen"),
+    ("rollouts/3/did_not_listen", 18, "rollouts[3].successes"),
+    ("rollouts/3/rate", None, "rollouts[3]"),
+    ("rollouts/4/task", 10, "rollouts[4].task"),
     ("latency/p50_ms", -1, "latency.p50_ms"),
     ("latency/p95_ms", math.nan, "latency.p95_ms"),
     ("action/l1/low", -math.inf, "action.l1.low"),

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lar_core.config import PROFILES
-from lar_core.evaluate.gather import summarise
-from lar_core.evaluate.rollout import Trial, close_envs, missing_episodes, vector_env
+from lar_core.config import PROFILES, make_config
+from lar_core.evaluate.rollout import Trial, close_envs, episodes_of, missing_episodes, rolled_out, vector_env
 from lar_core.files import append_jsonl
-from lar_core.sim.env import instruction
+from lar_core.run import Run
 from lar_core.sim.episode import EpisodeEnv
-from lar_core.sim.placements import evaluation_scenes
+from lar_core.sim.placements import BOWLS, PLATE, evaluation_scenes
 
 MICRO = PROFILES["micro"]
 
@@ -23,17 +22,34 @@ def test_a_rollout_process_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_right_blank_and_swapped_sentences():
-    scene = evaluation_scenes(5, "official")[0]
-    said = {kind: Trial("p", kind, "official", 5).sentence(scene.instruction) for kind in ("right", "blank", "swapped")}
-    assert said == {"right": instruction(5), "blank": ".", "swapped": instruction(8)}
+@pytest.fixture
+def run(tmp_path) -> Run:
+    return Run.open(make_config("attention_mask", "micro", tasks=(2, 8), episodes_per_task=3), tmp_path / "run")
 
 
-def test_finished_episodes_are_not_repeated(tmp_path):
-    trial = Trial("p", "right", "official", 5)
-    append_jsonl(tmp_path / "rollouts.jsonl", {**vars(trial), "episode": 1, "success": True})
-    append_jsonl(tmp_path / "rollouts.jsonl", {**vars(trial), "instruction": "blank", "episode": 0, "success": True})
-    assert missing_episodes(tmp_path / "rollouts.jsonl", trial, 3) == [0, 2]
+def test_finished_episodes_are_not_repeated(run):
+    trial = Trial("attention_mask", "right", "official", 2)
+    append_jsonl(run.path / "rollouts.jsonl", {**vars(trial), "episode": 1, "success": True})
+    append_jsonl(run.path / "rollouts.jsonl", {**vars(trial), "instruction": "blank", "episode": 0, "success": True})
+    assert missing_episodes(run, trial) == [0, 2]
+
+
+def test_old_episodes_under_another_sentence_are_kept_but_the_other_bowl_which_was_not_watched_is_rolled_out_again(run):
+    for task, episode in ((8, 0), (8, 1)):
+        append_jsonl(run.path / "rollouts.jsonl", {"policy": "attention_mask", "instruction": "swapped", "task": task,
+                                                   "placement": "official", "episode": episode, "success": True})
+    other_bowl = Trial("attention_mask", "other_bowl", "official", 8)
+    assert missing_episodes(run, other_bowl) == [0, 1, 2]
+    append_jsonl(run.path / "rollouts.jsonl", {**vars(other_bowl), "episode": 1, "success": False, "did_not_listen": True})
+    assert missing_episodes(run, other_bowl) == [0, 2] and len(episodes_of(run)) == 2
+
+
+def test_a_rollout_is_complete_when_every_task_has_the_kinds_that_its_scene_has(run):
+    for task in (2, 8):  # in a profile of tasks 2 and 8, the sentence of 8 names a bowl of scene 2, so 2 has no other task
+        for episode in range(3):
+            append_jsonl(run.path / "rollouts.jsonl", {**vars(Trial("attention_mask", "other_task", "official", 8)),
+                                                       "episode": episode, "success": True})
+    assert rolled_out(run, ("other_task",)) and not rolled_out(run, ("other_task", "other_bowl"))
 
 
 def test_an_episode_begins_at_its_stored_init_state_after_the_wait():
@@ -62,6 +78,28 @@ def test_after_success_the_scene_stands_still(monkeypatch):
         env.close()
 
 
+@pytest.mark.parametrize("asked, brought, reward, done", [
+    (None, BOWLS[0], 1, True), (None, BOWLS[1], 0, False), ("other_bowl", BOWLS[1], 1, True), ("other_bowl", BOWLS[0], 0, True)])
+def test_the_bowl_that_the_sentence_names_is_the_success_and_the_scenes_own_one_instead_ends_it(envs_8, asked, brought, reward,
+                                                                                                 done):
+    env = envs_8
+    env.reset(seed=0, options={"other_bowl": asked == "other_bowl"})
+    state, plate = env.env.state(), env.env.body_pose(PLATE)[0]
+    address = {BOWLS[0]: 10, BOWLS[1]: 17}[brought]
+    state[address : address + 3] = plate + (0, 0, 0.03)
+    env.env.set_state(state)
+    for _ in range(20):
+        _, got, ended, _, _ = env.step(np.array([0, 0, 0, 0, 0, 0, -1.0]))
+    assert env.env.satisfied(["on", brought, PLATE]) and (got, ended) == (reward, done)
+
+
+@pytest.fixture(scope="module")
+def envs_8():
+    env = EpisodeEnv(8, "official", MICRO)
+    yield env
+    env.close()
+
+
 def test_an_exception_in_an_environment_is_not_a_failed_episode():
     with pytest.raises(Exception, match="7 finite numbers"), vector_env(5, "official",
                                                                         replace(MICRO, episodes_per_task=1)) as envs:
@@ -81,11 +119,3 @@ def test_environments_are_kept_for_the_next_rollout_alike_and_closed_by_an_excep
         1 / 0
     assert processes() is not first
     close_envs()
-
-
-def test_summary_counts_per_task_and_pooled():
-    rows = [{"policy": "p", "instruction": "right", "placement": "official", "task": task, "success": success}
-            for task, success in ((2, True), (2, False), (5, True))]
-    table = {row["task"]: row for row in summarise(rows)}
-    assert (table[2]["successes"], table[5]["episodes"], table[None]["rate"]) == (1, 1, 2 / 3)
-    assert table[None]["low"] == pytest.approx(0.2077, abs=1e-3)  # Wilson for 2 of 3, from the closed formula

@@ -17,7 +17,7 @@ from lar_core.data.dataset import load_split
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.stats import Stats
 from lar_core.errors import LarError
-from lar_core.files import read_jsonl
+from lar_core.files import append_jsonl, read_jsonl
 from lar_core.run import Run
 from lar_core.train import Trainer, load_policy, make_dataset, rate, train
 
@@ -199,3 +199,70 @@ def test_a_hub_backbone_must_be_in_the_manifest(new_run, demos):
     run = new_run("run", backbone="google/paligema-3b-pt-224")
     with pytest.raises(LarError, match="did you mean 'google/paligemma-3b-pt-224'"):
         train(run, [demos])
+
+
+@pytest.fixture
+def overflowing(new_run, demos, monkeypatch):
+    """A trainer with PyTorch's own scaler, at a loss scale whose gradients are beyond fp32."""
+    def make(name, scale, condition="attention_mask"):
+        trainer = trainer_of(new_run(name, condition), demos)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        monkeypatch.setattr(trainer.accelerator, "scaler", scaler)
+        monkeypatch.setattr(trainer.accelerator, "native_amp", True)
+        monkeypatch.setattr(type(trainer.accelerator), "mixed_precision", "fp16")  # then it unscales before it clips
+        trainer.optimiser.__init__(trainer.optimiser.optimizer, scaler=scaler)
+        trainer.policy.train()
+        return trainer
+    return make
+
+
+@pytest.mark.parametrize("condition", ["attention_mask", "teacher_mask"])
+def test_a_step_that_the_fp16_scaler_leaves_out_is_tried_again_and_moves_nothing(overflowing, condition):
+    plain, scaled = overflowing("plain", 1.0, condition), overflowing("scaled", 2.0**127, condition)
+    rows = [(plain.one_step(), scaled.one_step()) for _ in range(2)]
+    assert scaled.skipped > 0 and rows[-1][1]["skipped"] == scaled.skipped and rows[-1][0]["skipped"] == 0
+    assert scaled.step == plain.step == 2 and scaled.schedule.last_epoch == plain.schedule.last_epoch == 2
+    assert rows[-1][1]["lr"] == rows[-1][0]["lr"] and rows[-1][1]["loss"] == pytest.approx(rows[-1][0]["loss"], rel=1e-5)
+    for name, weight in plain.bare.trained().items():
+        torch.testing.assert_close(scaled.bare.trained()[name], weight, rtol=1e-4, atol=1e-6)
+    if plain.bare.teacher is not None:
+        for name, weight in plain.bare.teacher.weights.items():
+            torch.testing.assert_close(scaled.bare.teacher.weights[name], weight, rtol=1e-4, atol=1e-6)
+
+
+def test_the_count_of_left_out_steps_survives_a_stop(overflowing):
+    trainer = overflowing("run", 2.0**127)
+    trainer.one_step()
+    trainer.save()
+    again = overflowing("run", 1.0)
+    again.resume()
+    assert again.skipped == trainer.skipped > 0 and again.step == 1
+
+
+def test_gradients_that_overflow_at_every_scale_stop_in_a_sentence(overflowing, monkeypatch):
+    trainer = overflowing("run", 1.0)
+    weight = next(iter(trainer.bare.trained().values()))
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = weight.detach().clone()
+    with pytest.raises(LarError, match="not finite at any loss scale .*lower learning_rate"):
+        trainer.one_step()
+    assert trainer.step == 0 and trainer.schedule.last_epoch == 0 and torch.equal(weight, before)
+
+
+def test_the_log_is_rewound_in_one_write(new_run, demos, monkeypatch):
+    """Killed at any moment of it, the log is the old one or the new one."""
+    run = new_run("run")
+    rows = [{"step": step, "loss": 1.0} for step in range(1, 6)]
+    for row in rows:
+        append_jsonl(run.metrics, row)
+    trainer = trainer_of(run, demos)
+    trainer.step = 3
+    def killed(*_):
+        assert read_jsonl(run.metrics) == rows  # until the last moment all of the old one is there
+        raise KeyboardInterrupt
+    with monkeypatch.context() as moment, pytest.raises(KeyboardInterrupt):
+        moment.setattr("os.replace", killed)
+        trainer._rewind_metrics()
+    assert read_jsonl(run.metrics) == rows
+    trainer._rewind_metrics()
+    assert read_jsonl(run.metrics) == rows[:3]

@@ -6,13 +6,15 @@
     visual_genome   Visual Genome, boxes                    FOLDER/region_descriptions.json, VG_100K/, VG_100K_2/
 
 `phrases("refcoco", folder, "testA")` yields them one by one. Boxes are (left, top, right, bottom) in pixels of the
-picture, right and bottom exclusive.
+picture, right and bottom exclusive. Data sets of this size have faults: a phrase whose picture or place is missing or cannot
+be is yielded all the same, and raises Unusable, with the reason, where it is looked at.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import re
 import xml.etree.ElementTree as xml
@@ -30,20 +32,38 @@ from ..errors import LarError, unknown
 Box = tuple[float, float, float, float]
 
 
+class Unusable(LarError):
+    """A phrase that a score has to leave out; `reason` counts such phrases."""
+
+    def __init__(self, reason: str, where: object = ""):
+        super().__init__(f"{where}{where and ': '}{reason}.")
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where something is: its boxes, or, where the data set has one, a mask in one of COCO's three encodings."""
+    """Where something is: its boxes, or, where the data set has one, a mask in one of COCO's three encodings.
+
+    A mask that is empty stays empty: the box does not stand in for it.
+    """
 
     boxes: tuple[Box, ...] = ()
     mask: list | dict | None = None  # polygons, or run lengths as a list or a text
 
     def pixels(self, height: int, width: int) -> np.ndarray:
-        """(height, width) bool, for a picture of that size."""
-        if self.mask is not None:
-            return _decode(self.mask, height, width)
+        """(height, width) bool, for a picture of that size. Raises Unusable where no pixel of it is meant."""
         found = np.zeros((height, width), dtype=bool)
-        for left, top, right, bottom in self.boxes:
-            found[round(max(top, 0)) : round(bottom), round(max(left, 0)) : round(right)] = True
+        if self.mask is not None:
+            found = _decode(self.mask, height, width)
+        elif not all(map(math.isfinite, (edge for box in self.boxes for edge in box))):
+            raise Unusable("its box is not made of numbers")
+        else:
+            for box in self.boxes:
+                left, top, right, bottom = (round(max(edge, 0)) for edge in box)  # a negative end would count from behind
+                found[top:bottom, left:right] = True
+        if not found.any():
+            raise Unusable("its mask is empty" if self.mask is not None else
+                           "its box has no pixel of the picture" if self.boxes else "it has no place")
         return found
 
 
@@ -57,12 +77,13 @@ class Phrase:
     others: tuple[Place, ...] = ()
 
     def picture(self) -> Image.Image:
-        """Raises LarError for a picture that is missing or damaged."""
+        """Raises Unusable for a picture that is missing or damaged."""
         try:
             return Image.open(self.image if isinstance(self.image, Path) else io.BytesIO(self.image)).convert("RGB")
-        except OSError as error:
-            name = self.image if isinstance(self.image, Path) else "A picture"
-            raise LarError(f"{name} is missing or no picture: get the data set's images as well.") from error
+        except FileNotFoundError as error:
+            raise Unusable("its picture is missing", self.image) from error
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise Unusable("its picture is damaged", self.image if isinstance(self.image, Path) else "") from error
 
 
 def phrases(name: str, folder: Path | str, split: str = "val") -> Iterator[Phrase]:
@@ -71,7 +92,8 @@ def phrases(name: str, folder: Path | str, split: str = "val") -> Iterator[Phras
         raise unknown("grounding data set", name, SETS)
     try:
         yield from SETS[name](Path(folder), split)
-    except (OSError, KeyError, ValueError, TypeError, pickle.UnpicklingError, EOFError, xml.ParseError) as error:
+    except (OSError, LookupError, AttributeError, ValueError, TypeError, pickle.UnpicklingError, EOFError,
+            xml.ParseError) as error:
         raise LarError(f"{folder} does not hold {name} as it is published ({type(error).__name__}: {error}): see the "
                        "top of lar_core/data/grounding_sets.py for the files that are expected.") from error
 
@@ -81,7 +103,7 @@ def _refcoco_m(folder: Path, split: str) -> Iterator[Phrase]:
     for path in _some(sorted((folder / "data").glob(f"{split}-*.parquet")), folder):
         for batch in parquet.ParquetFile(path).iter_batches(batch_size=16):
             for row in batch.to_pylist():
-                places = [Place((_corner(sample["bbox"]),), sample["mask"]) for sample in row["samples"]]
+                places = [Place(_corner(sample["bbox"]), sample["mask"] or []) for sample in row["samples"]]
                 for number, sample in enumerate(row["samples"]):
                     others = (*places[:number], *places[number + 1 :])
                     for sentence in sample["sentences"]:
@@ -96,13 +118,14 @@ def _refcoco(folder: Path, split: str) -> Iterator[Phrase]:
     files = {image["id"]: image["file_name"] for image in instances["images"]}
     places: dict[int, dict[int, Place]] = {}
     for thing in instances["annotations"]:
-        places.setdefault(thing["image_id"], {})[thing["id"]] = Place((_corner(thing["bbox"]),), thing["segmentation"])
+        places.setdefault(thing["image_id"], {})[thing["id"]] = Place(_corner(thing["bbox"]), thing["segmentation"] or [])
     for ref in refs:
         if ref["split"] == split:
-            here = places[ref["image_id"]]
+            here = places.get(ref["image_id"], {})
             others = tuple(place for number, place in here.items() if number != ref["ann_id"])
+            image = folder / "images" / files.get(ref["image_id"], str(ref["image_id"]))
             for sentence in ref["sentences"]:
-                yield Phrase(folder / "images" / files[ref["image_id"]], sentence["sent"], here[ref["ann_id"]], others)
+                yield Phrase(image, sentence["sent"], here.get(ref["ann_id"], Place()), others)
 
 
 def _flickr30k(folder: Path, split: str) -> Iterator[Phrase]:
@@ -120,7 +143,7 @@ def _flickr_boxes(path: Path) -> dict[str, list[Box]]:
     for thing in xml.parse(path).getroot().iter("object"):
         box = thing.find("bndbox")
         if box is not None:
-            left, top, right, bottom = (int(box.findtext(edge)) for edge in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = (float(box.findtext(edge) or "nan") for edge in ("xmin", "ymin", "xmax", "ymax"))
             for name in thing.findall("name"):  # pixels are counted from 1 there
                 boxes.setdefault(name.text, []).append((left - 1, top - 1, right, bottom))
     return boxes
@@ -133,7 +156,7 @@ def _visual_genome(folder: Path, split: str) -> Iterator[Phrase]:
         path = next((file for file in files if file.exists()), files[0])
         for found in image["regions"]:
             box = _corner((found["x"], found["y"], found["width"], found["height"]))
-            yield Phrase(path, found["phrase"].strip(), Place((box,)))
+            yield Phrase(path, (found["phrase"] or "").strip(), Place(box))
 
 
 SETS: dict[str, Callable[[Path, str], Iterator[Phrase]]] = {
@@ -149,17 +172,32 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def _decode(mask: list | dict, height: int, width: int) -> np.ndarray:
-    if isinstance(mask, dict) and not isinstance(mask["counts"], list):
-        runs = {"size": list(mask["size"]), "counts": mask["counts"]}
-    else:
-        runs = coco_masks.frPyObjects(mask, height, width)
-    decoded = coco_masks.decode(coco_masks.merge(runs) if isinstance(runs, list) else runs)
-    return decoded.astype(bool)
+    """Raises Unusable for a mask of another picture's size, and for one that is in none of the three encodings."""
+    try:
+        if isinstance(mask, list):
+            outlines = [line for line in mask if len(line) >= 6 and len(line) % 2 == 0]  # of four numbers it would be a box
+            if not np.isfinite([edge for line in outlines for edge in line]).all():
+                raise ValueError("an outline is not made of numbers")
+            runs = coco_masks.merge(coco_masks.frPyObjects(outlines, height, width)) if outlines else None
+        elif list(mask["size"]) != [height, width]:
+            raise Unusable("its mask has another size than its picture")
+        elif isinstance(mask["counts"], list):
+            if sum(mask["counts"]) != height * width or min(mask["counts"]) < 0:
+                raise ValueError("the runs do not fill the picture")
+            runs = coco_masks.frPyObjects(mask, height, width)
+        else:
+            runs = {"size": [height, width], "counts": mask["counts"]}
+        return np.zeros((height, width), dtype=bool) if runs is None else coco_masks.decode(runs).astype(bool)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise Unusable("its mask is damaged") from error
 
 
-def _corner(box: tuple | list) -> Box:
+def _corner(box: tuple | list | None) -> tuple[Box, ...]:
+    """COCO's (left, top, width, height) as the one box of a place; none where the four are not there."""
+    if box is None or len(box) != 4 or None in box:
+        return ()
     left, top, width, height = box
-    return left, top, left + width, top + height
+    return ((left, top, left + width, top + height),)
 
 
 def _some(paths: list[Path], folder: Path) -> list[Path]:

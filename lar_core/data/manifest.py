@@ -13,6 +13,7 @@ from ..errors import LarError, unknown
 KINDS = ("weights", "autoencoder", "demonstrations", "phrases", "assets", "package data")
 REPO_TYPES = ("model", "dataset", "package", "page")
 _PACKAGE = Path(__file__).resolve().parents[1]
+_INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +65,8 @@ def entry(key: str) -> Entry:
 
 
 def _default_path() -> Path:
-    """Beside the package in a clone, inside it when installed."""
-    beside = _PACKAGE.parent / "data_manifest.yaml"
-    return beside if beside.exists() else _PACKAGE / "data_manifest.yaml"
+    """Inside the package where it was installed, beside it in a checkout: never both."""
+    return _INSTALLED if _INSTALLED.exists() else _PACKAGE.parent / "data_manifest.yaml"
 
 
 def _entry(row: dict, path: Path) -> Entry:

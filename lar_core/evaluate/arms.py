@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import LarError
-from ..files import read_jsonl
 from ..run import Run
 from ..study import Study
 from .compare import Result, outcomes
 from .contrast import Contrast, comparison, holm
-from .gather import summarise
-from .results import load_results, rate_contradictions
+from .results import load_results
+from .rollout import episodes_of
 from .schema import Document
 from .statistics import bootstrap_mean
+from .success import contradictions, summarise
+from .swapped import modern_rows
 
 FILE = "study.json"
 SCORES = {"aos": ("grounding", "aos", "model"),  # where results.json has them: intervals, of which the mean is taken
@@ -31,10 +32,20 @@ BASE = "action_only"  # what every run measures beside its own training step, at
 def _contradictions(document: dict) -> Iterator[tuple[str, str]]:
     for i, arm in enumerate(document["arms"]):
         for j, row in enumerate(arm["success"]):
-            yield from rate_contradictions(f"arms[{i}].success[{j}]", row)
+            yield from contradictions(f"arms[{i}].success[{j}]", row)
 
 
-STUDY = Document("study_schema.json", "study", "lar study", _contradictions)
+def _modern(document: dict) -> dict:
+    """Older studies by the present names of what the policies were told; the tasks are those that were rolled out."""
+    def of(arm: object) -> object:
+        rows = arm.get("success") if isinstance(arm, dict) else None
+        tasks = [row["task"] for row in rows if isinstance(row, dict) and isinstance(row.get("task"), int)] \
+            if isinstance(rows, list) else []
+        return arm | {"success": modern_rows(rows, tasks)} if tasks else arm
+    return document | {"arms": [of(arm) for arm in document["arms"]]} if isinstance(document.get("arms"), list) else document
+
+
+STUDY = Document("study_schema.json", "study", "lar study", _contradictions, _modern)
 
 
 def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> dict:
@@ -69,7 +80,7 @@ def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
 
 
 def _read(run: Run) -> Result:
-    return Result(run.path.name, load_results(run.results), tuple(read_jsonl(run.path / "rollouts.jsonl")))
+    return Result(run.path.name, load_results(run.results), tuple(episodes_of(run)))
 
 
 def _paired(a: Sequence[Result], b: Sequence[Result], placement: str) -> tuple[np.ndarray, np.ndarray]:

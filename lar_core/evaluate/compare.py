@@ -9,9 +9,9 @@ from itertools import combinations
 from pathlib import Path
 
 from ..errors import LarError
-from ..files import read_jsonl
 from .results import load_results
 from .statistics import describe_difference
+from .swapped import read_episodes
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,11 @@ def find_results(runs: Path, kept: Path | None = None) -> list[Result]:
     found = []
     for name, path, folder in places:
         try:
-            rows = [row for part in (folder, folder / "control") for row in read_jsonl(part / "rollouts.jsonl")] \
+            results = load_results(path)
+            tasks = results["run"]["config"]["profile"].get("tasks", ())
+            rows = [row for part in (folder, folder / "control") for row in read_episodes(part / "rollouts.jsonl", tasks)] \
                 if folder else []
-            found.append(Result(name, load_results(path), tuple(rows)))
+            found.append(Result(name, results, tuple(rows)))
         except LarError as error:
             print(f"{name} is left out: {error}")
     return found

@@ -13,13 +13,15 @@ from ..files import read_jsonl
 from ..run import Run, provenance
 from ..runtime import device_name
 from .results import save_results
-from .statistics import wilson
+from .success import summarise
+from .swapped import read_episodes
 
 
 def gather_results(run: Run) -> dict:
     """Collect, validate and write `results.json` of a run and of its blind control; steps not run yet are null."""
     heldout, latency = _read(run.path / "heldout.json"), _read(run.path / "latency.json")
-    episodes = read_jsonl(run.path / "rollouts.jsonl") + read_jsonl(run.control / "rollouts.jsonl")
+    episodes = [row for folder in (run.path, run.control)
+                for row in read_episodes(folder / "rollouts.jsonl", run.config.profile.tasks)]
     config = json.loads(json.dumps(asdict(run.config)))
     results = {
         "schema_version": 1,
@@ -37,21 +39,6 @@ def gather_results(run: Run) -> dict:
     }
     save_results(run.results, results)
     return results
-
-
-def summarise(episodes: list[dict]) -> list[dict]:
-    """Success rate with Wilson's interval per policy, instruction, placement and task, and pooled over tasks (null)."""
-    groups: dict[tuple, list[bool]] = {}
-    for row in episodes:
-        for task in (row["task"], None):
-            groups.setdefault((row["policy"], row["instruction"], row["placement"], task), []).append(row["success"])
-    rows = []
-    for (policy, instruction, placement, task), successes in groups.items():
-        interval = wilson(sum(successes), len(successes))
-        rows.append({"policy": policy, "instruction": instruction, "placement": placement, "task": task,
-                     "episodes": len(successes), "successes": sum(successes), "rate": interval.value,
-                     "low": interval.low, "high": interval.high})
-    return rows
 
 
 def _assets(run: Run, episodes: list[dict]) -> dict | None:

@@ -8,14 +8,17 @@ stretched to the backbone's square image, as its processor does, and its masks w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
-from ..data.grounding_sets import Phrase, Place, phrases
+from ..data.grounding_sets import Phrase, Place, Unusable, phrases
 from ..errors import LarError
 from ..files import write_json
 from ..model.policy import Policy
@@ -44,30 +47,67 @@ def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = PHRA
                     heads: list[tuple[int, int]] | None = None) -> list[dict]:
     """A row (see `saliency_rows`) for each aggregation in `names` (None: all), on the first `limit` phrases.
 
-    Intervals are over pictures: phrases of one picture are not independent. heads: what `localisation_heads` takes.
-    Raises LarError where there are no phrases, or a picture cannot be read.
+    Phrases that cannot be used are left out, counted by reason, printed, and counted in the rows as `skipped`. Intervals
+    are over pictures: phrases of one picture are not independent. heads: what `localisation_heads` takes.
+    Raises LarError where there are no phrases, or none of them can be used.
     """
-    chosen = list(islice(phrases, limit))
-    if not chosen:
-        raise LarError("There are no phrases to score: check the folder and the split.")
     size, grid = policy.backbone.image_size, round(policy.backbone.patches**0.5)
-    seen = [_seen(phrase, size) for phrase in chosen]
+    chosen, seen, skipped = _usable(policy, islice(phrases, limit), size)
     maps = maps_in_batches(policy, np.stack([image for image, _ in seen]), [phrase.text for phrase in chosen],
                            list(names or available(policy)), heads)
     objects = np.stack([places for _, places in seen])
     truth = Truth(objects[:, 0], grid, objects=objects)
-    return [row(name, saliency, truth, _pictures(chosen)) for name, saliency in maps.items()]
+    return [row(name, saliency, truth, _pictures(chosen)) | {"skipped": skipped} for name, saliency in maps.items()]
+
+
+def _usable(policy: Policy, phrases: Iterable[Phrase], size: int) -> tuple[list[Phrase], list[tuple], int]:
+    """The phrases that can be scored, what `_seen` makes of each, and how many others there were; says why."""
+    chosen, seen, reasons, first = [], [], Counter(), ""
+    for phrase in tqdm(phrases, desc="reading photographs", unit="phrase", leave=False):
+        try:
+            _check_text(policy, phrase)
+            seen.append(_seen(phrase, size))
+            chosen.append(phrase)
+        except Unusable as error:
+            first = first or str(error)
+            reasons[error.reason] += 1
+    skipped = reasons.total()
+    counted = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+    if not chosen and skipped:
+        raise LarError(f"None of {skipped} phrases can be scored ({counted}). The first: {first} Check that the folder "
+                       "holds all of the data set, its pictures as well.")
+    if not chosen:
+        raise LarError("There are no phrases to score: check the folder and the split.")
+    if skipped:
+        print(f"{skipped} of {skipped + len(chosen)} phrases were skipped: {counted}.")
+    return chosen, seen, skipped
+
+
+def _check_text(policy: Policy, phrase: Phrase) -> None:
+    try:
+        policy.backbone.tokenise([phrase.text])
+    except LarError as error:
+        raise Unusable("its text is no instruction", error) from error
 
 
 def _seen(phrase: Phrase, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (size, size, 3) uint8, and the places (1 + RIVALS, size, size) bool, the named one first."""
+    """The picture (size, size, 3) uint8, and the places (1 + RIVALS, size, size) bool, the named one first.
+
+    Raises Unusable where the named one cannot be shown; other places that cannot be are left out.
+    """
     picture = phrase.picture()
     def stretched(place: Place) -> np.ndarray:
         mask = Image.fromarray(place.pixels(picture.height, picture.width))
         return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST))
-    others = sorted((stretched(place) for place in phrase.others), key=np.sum, reverse=True)[:RIVALS]
+    named, others = stretched(phrase.named), []
+    if not named.any():
+        raise Unusable("its place is smaller than a pixel of the model's image")
+    for place in phrase.others:
+        with suppress(Unusable):
+            others.append(stretched(place))
+    others = sorted(others, key=np.sum, reverse=True)[:RIVALS]
     places = np.zeros((1 + RIVALS, size, size), dtype=bool)
-    places[: 1 + len(others)] = [stretched(phrase.named), *others]
+    places[: 1 + len(others)] = [named, *others]
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), places
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .regions import box_of
-from .rollout import BLANK
+from .instructions import BLANK
 
 GREY = 128
 NEW_PAIRS = ("dark dish", "ebony basin", "charcoal cup")  # adjective and noun that no instruction of LIBERO has

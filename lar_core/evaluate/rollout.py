@@ -1,8 +1,9 @@
 """Rollouts: the trained policy acts in the scene, on the init states kept for evaluation.
 
 Protocol: 10 wait steps, at most 220 control steps at 20 Hz, `execute` actions of each predicted chunk before the next
-inference, success by LIBERO's own predicate. Several environments run at once, one process each; one JSON line an
-episode. An exception stops the evaluation with its traceback (it is never counted as a failure); what was done is kept.
+inference, success by LIBERO's own predicate; what the policy is told, and which bowl then counts, is in `instructions`.
+Several environments run at once, one process each; one JSON line an episode. An exception stops the evaluation with its
+traceback (it is never counted as a failure); what was done is kept.
 """
 
 from __future__ import annotations
@@ -23,18 +24,16 @@ from tqdm import tqdm
 from ..config import Profile
 from ..data.stats import Stats, proprio
 from ..errors import LarError
-from ..files import append_jsonl, read_jsonl
+from ..files import append_jsonl
 from ..model.policy import Policy
 from ..run import Run
-from ..sim.env import instruction
 from ..sim.episode import EpisodeEnv
 from ..sim.libero_setup import use_assets
 from ..sim.placements import evaluation_scenes
 from ..sim.workers import cores
 from .film import Film
-
-INSTRUCTIONS = ("right", "blank", "swapped")
-BLANK = "."  # the shortest sentence that is not empty
+from .instructions import check_kinds, kinds, told
+from .swapped import read_episodes
 
 
 @dataclass(frozen=True)
@@ -42,56 +41,61 @@ class Trial:
     """One policy under one instruction at one task: a row of the results table."""
 
     policy: str
-    instruction: str  # one of INSTRUCTIONS
+    instruction: str  # one of names.INSTRUCTIONS
     placement: str
     task: int
-
-    def sentence(self, scene_instruction: str) -> str:
-        """What the policy is told. `swapped` names the bowl of the task three further on."""
-        if self.instruction == "blank":
-            return BLANK
-        return instruction((self.task + 3) % 10) if self.instruction == "swapped" else scene_instruction
 
 
 def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str, ...] = ("right",),
              placement: str | None = None) -> list[dict]:
     """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
 
-    Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder.
+    Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder, and for a
+    kind of instruction that no task of the run has.
     """
     profile = run.config.profile
+    check_kinds(instructions, profile.tasks)
     placement = placement or profile.placement
-    path = run.path / "rollouts.jsonl"
     for task in profile.tasks:
-        trials = [Trial(run.config.condition.name, kind, placement, task) for kind in instructions]
+        trials = _trials(run, instructions, placement, task)
         scenes = evaluation_scenes(task, placement)
         if profile.episodes_per_task > len(scenes):
             raise LarError(f"episodes_per_task is {profile.episodes_per_task}, but task {task} has {len(scenes)} "
                            f"evaluation scenes with {placement} placements: ask for at most that many.")
         with run.alone():
-            todo = [(trial, episodes) for trial in trials
-                    if (episodes := missing_episodes(path, trial, profile.episodes_per_task))]
+            todo = [(trial, episodes) for trial in trials if (episodes := missing_episodes(run, trial))]
             if not todo:
                 continue
             with vector_env(task, placement, profile) as envs:
                 for trial, episodes in todo:
                     _run_trial(run, Actor(policy, stats, profile), envs, trial, scenes, episodes)
-    return read_jsonl(path)
+    return episodes_of(run)
+
+
+def episodes_of(run: Run) -> list[dict]:
+    """Rows of the run's `rollouts.jsonl`; old ones by the present names of what the policy was told."""
+    return read_episodes(run.path / "rollouts.jsonl", run.config.profile.tasks)
 
 
 def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:
     """Whether `roll_out` would find nothing left to do."""
-    profile, path = run.config.profile, run.path / "rollouts.jsonl"
-    trials = (Trial(run.config.condition.name, kind, placement or profile.placement, task)
-              for kind in instructions for task in profile.tasks)
-    return not any(missing_episodes(path, trial, profile.episodes_per_task) for trial in trials)
+    profile = run.config.profile
+    trials = (trial for task in profile.tasks
+              for trial in _trials(run, instructions, placement or profile.placement, task))
+    return not any(missing_episodes(run, trial) for trial in trials)
 
 
-def missing_episodes(path: Path, trial: Trial, episodes: int) -> list[int]:
-    """Episode numbers of `trial` that `rollouts.jsonl` does not have yet."""
+def missing_episodes(run: Run, trial: Trial) -> list[int]:
+    """Episode numbers of `trial` that the run does not have yet, or not with its success."""
     key = vars(trial)
-    done = {row["episode"] for row in read_jsonl(path) if key.items() <= row.items()}
-    return [episode for episode in range(episodes) if episode not in done]
+    done = {row["episode"] for row in episodes_of(run) if key.items() <= row.items() and row["success"] is not None}
+    return [episode for episode in range(run.config.profile.episodes_per_task) if episode not in done]
+
+
+def _trials(run: Run, instructions: tuple[str, ...], placement: str, task: int) -> list[Trial]:
+    """Those that the scene of `task` has."""
+    return [Trial(run.config.condition.name, kind, placement, task) for kind in instructions
+            if kind in kinds(task, run.config.profile.tasks)]
 
 
 _kept: dict[tuple, AsyncVectorEnv] = {}
@@ -162,25 +166,27 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
     """Run up to `num_envs` episodes side by side; surplus environments repeat the last one and are not counted."""
     began = time.perf_counter()
     padded = wave + wave[-1:] * (envs.num_envs - len(wave))
-    sentences = [trial.sentence(scenes[episode].instruction) for episode in padded]
-    observation, _ = envs.reset(seed=padded)
+    sentences = [told(trial.instruction, scenes[episode], run.config.profile.tasks) for episode in padded]
+    observation, _ = envs.reset(seed=padded, options={"other_bowl": trial.instruction == "other_bowl"})
     steps = np.full(len(padded), actor.profile.max_steps)
-    finished = np.zeros(len(padded), dtype=bool)
+    finished, solved = np.zeros((2, len(padded)), dtype=bool)
     films = [Film() for _ in padded]
     for step in range(actor.profile.max_steps):
         place = step % actor.profile.execute
         if place == 0:
             chunk, saliency = actor.plan(observation, sentences)
-        observation, _, done, _, _ = envs.step(chunk[:, place])
+        observation, reward, done, _, _ = envs.step(chunk[:, place])
         steps[done & ~finished] = step + 1
         for i, episode in enumerate(wave):
             if episode < actor.profile.videos_per_task and not finished[i]:
                 films[i].add(observation, i, chunk[i, place], saliency[i], sentences[i])
         finished |= done
+        solved |= reward > 0
         if finished[: len(wave)].all():
             break
     seconds = (time.perf_counter() - began) / len(wave)
-    return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(finished[i]),
+    return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(solved[i]),
+             **({"did_not_listen": bool(finished[i] & ~solved[i])} if trial.instruction == "other_bowl" else {}),
              "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], "assets": use_assets(),
              "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
 

@@ -35,12 +35,13 @@ def _resource(name: str) -> Resource:
 
 
 class Document:
-    """One kind of JSON file. noun: what it is called in sentences; command: what makes it."""
+    """One kind of JSON file. noun: what it is called in sentences; command: what makes it; modern: older ones as new."""
 
     def __init__(self, schema: str, noun: str, command: str,
-                 contradictions: Callable[[dict], Iterable[tuple[str, str]]] = lambda document: ()):
+                 contradictions: Callable[[dict], Iterable[tuple[str, str]]] = lambda document: (),
+                 modern: Callable[[dict], dict] = lambda document: document):
         self.schema = _read_schema(schema)
-        self.noun, self.command, self.contradictions = noun, command, contradictions
+        self.noun, self.command, self.contradictions, self.modern = noun, command, contradictions, modern
         self._validator = _Validator(self.schema, registry=Registry(retrieve=_resource))
 
     def validate(self, document: dict) -> None:
@@ -62,6 +63,7 @@ class Document:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise LarError(f"{path} is not JSON ({error}): delete it and run `{self.command}` again; finished "
                            "steps are kept.") from error
+        document = self.modern(document) if isinstance(document, dict) else document
         try:
             self.validate(document)
         except LarError as error:

@@ -80,8 +80,12 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
     a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if a.shape != b.shape:
         raise ValueError(f"Paired outcomes must have equal lengths, not {len(a)} and {len(b)}.")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return sign_test(int((a & ~b).sum()), int((b & ~a).sum()))
+
+
+def sign_test(a: int, b: int) -> float:
+    """Exact two-sided p value of `a` cases one way and `b` the other way, if both ways were equally likely."""
+    return float(stats.binomtest(a, a + b).pvalue) if a + b else 1.0
 
 
 def detectable_unpaired(n: int, p: float = 0.5) -> float:

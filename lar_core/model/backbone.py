@@ -20,6 +20,9 @@ from .aggregation import AGGREGATIONS, Aggregation
 from .saliency import SaliencyTap, active_tap
 
 
+LONGEST = 256  # tokens of an instruction; PaliGemma was trained on texts of 128 at 224 pixels (Beyer et al. 2024, 3.2)
+
+
 @dataclass
 class Encoding:
     """What one forward pass gives.
@@ -104,7 +107,11 @@ class Backbone(nn.Module):
         return self
 
     def tokenise(self, instructions: list[str]) -> Prefix:
-        """Tokenise as PaliGemma's own processor does. Raises LarError for an empty instruction."""
+        """Tokenise as PaliGemma's own processor does.
+
+        Raises LarError for an instruction that is none: empty, of several lines, with one of the tokenizer's special
+        tokens in it, or longer than LONGEST.
+        """
         rows = [self._token_ids(instruction) for instruction in instructions]
         length = max(map(len, rows))
         ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
@@ -225,14 +232,32 @@ class Backbone(nn.Module):
                         saliency=None if attention is None else self.aggregation(attention, prefix))
 
     def _token_ids(self, instruction: str) -> list[int]:
-        if not instruction.strip():
-            raise LarError("The instruction is empty: give the policy a sentence, such as "
-                           "'pick up the black bowl on the ramekin and place it on the plate'.")
         if instruction not in self._prefixes:
+            self._check_instruction(instruction)
             grey = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
             inputs = self.processor(images=grey, text="<image>" + instruction, return_tensors="pt")
             self._prefixes[instruction] = inputs["input_ids"][0].tolist()
         return self._prefixes[instruction]
+
+    def _check_instruction(self, instruction: str) -> None:
+        if not isinstance(instruction, str) or not instruction.strip():
+            raise LarError("The instruction is empty: give the policy a sentence, such as "
+                           "'pick up the black bowl on the ramekin and place it on the plate'.")
+        if len(instruction.splitlines()) > 1 or instruction != instruction.strip("\r\n"):
+            raise LarError(f"The instruction {instruction[:60]!r} has a line break, which ends PaliGemma's prompt: write it "
+                           "in one line.")
+        if special := [token for token in self._special_tokens() if token in instruction]:
+            raise LarError(f"The instruction {instruction[:60]!r} contains {special[0]}, which is a special token of the "
+                           "model and not a word: write the sentence without it.")
+        if (length := len(self.processor.tokenizer.tokenize(instruction))) > LONGEST:
+            raise LarError(f"The instruction {instruction[:60]!r}... has {length} tokens, but at most {LONGEST} are taken: "
+                           "say it in one sentence.")
+
+    def _special_tokens(self) -> list[str]:
+        """What the tokenizer would not read as text: `<image>`, `<bos>`, `<loc0001>`, ..."""
+        tokenizer = self.processor.tokenizer
+        marked = [token for token in tokenizer.get_added_vocab() if token.startswith("<") and token.endswith(">")]
+        return sorted({*tokenizer.all_special_tokens, *marked}, key=len, reverse=True)
 
     def _check(self, images: Tensor) -> None:
         expected = (3, self.image_size, self.image_size)

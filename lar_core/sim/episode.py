@@ -14,9 +14,10 @@ from .placements import evaluation_scenes, success
 
 
 class EpisodeEnv(gymnasium.Wrapper):
-    """A SpatialEnv whose `reset(seed=i)` sets up evaluation scene number i and whose success is that scene's own.
+    """A SpatialEnv whose `reset(seed=i)` sets up evaluation scene number i and whose success (reward 1) is that scene's own.
 
-    After success it stands still, so that the environments beside it can finish their episodes.
+    With the option "other_bowl" success is the scene's other bowl on the plate, and its own bowl there ends the episode
+    without success. At its end the scene stands still, so that the environments beside it can finish their episodes.
     """
 
     def __init__(self, task: int, placement: str, profile: Profile):
@@ -25,16 +26,18 @@ class EpisodeEnv(gymnasium.Wrapper):
         self.wait_steps = profile.wait_steps
 
     def reset(self, *, seed: int, options: dict | None = None):
-        """Start evaluation scene number `seed`."""
+        """Start evaluation scene number `seed`. options: {"other_bowl": True} to ask for its other bowl."""
         self.scene = self.scenes[seed]
-        self.done = False
+        self.asked = self.scene.of_other_bowl() if (options or {}).get("other_bowl") else self.scene
+        self.reward, self.done = 0.0, False
         self.last, info = self.env.reset(seed=self.scene.seed, options={"init_state": self.scene.init_state,
                                                                        "wait_steps": self.wait_steps})
         return self.last, info
 
     def step(self, action: np.ndarray):
-        """Move until success, then stand still."""
+        """Move until a bowl that counts is on the plate, then stand still."""
         if not self.done:
             self.last, *_ = self.env.step(action)
-            self.done = success(self.env, self.scene)
-        return self.last, float(self.done), self.done, False, {}
+            self.reward = float(success(self.env, self.asked))
+            self.done = bool(self.reward) or (self.asked is not self.scene and self.env.satisfied(self.scene.goal))
+        return self.last, self.reward, self.done, False, {}

@@ -17,7 +17,7 @@ Positions are metres in the world frame: x away from the robot, y to its left; t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 
 import numpy as np
@@ -90,6 +90,10 @@ class Scene:
     def goal(self) -> list[str]:
         """LIBERO's predicate for the named bowl."""
         return ["on", self.target, PLATE]
+
+    def of_other_bowl(self) -> Scene:
+        """The same scene with the sentence that names its other bowl, which must exist (`other_instruction`)."""
+        return replace(self, target=self.distractor, instruction=other_instruction(self.task, self.target))
 
     @property
     def relation(self) -> tuple[str, str]:

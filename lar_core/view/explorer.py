@@ -16,7 +16,7 @@ from IPython.display import display
 from ..data.demos import Episode
 from ..errors import LarError
 from ..evaluate.attention import AttentionReader, Choice, View, coverage_of, regions_of
-from ..evaluate.rollout import BLANK
+from ..evaluate.instructions import BLANK
 from ..model.policy import Policy
 from ..sim.env import instruction
 from ..sim.placements import BOWLS, OTHER_SENTENCE

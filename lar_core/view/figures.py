@@ -233,10 +233,10 @@ def _sparse_log_ticks(axis: Axes) -> Callable[[float, int], str]:
 def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]]) -> Figure:
     """Success rates with Wilson intervals.
 
-    bars: (group, label, kind, successes, episodes, low, high), kind one of "model", "changed", "control"; a group is
-    one placement, named once above its bars.
+    bars: (group, label, kind, successes, episodes, low, high), kind one of "model", "changed", "ignored", "control"; a
+    group is one placement, named once above its bars.
     """
-    colours = {"model": MODEL, "changed": CHANGED, "control": CONTROL}
+    colours = {"model": MODEL, "changed": CHANGED, "ignored": GREY, "control": CONTROL}
     groups = list(dict.fromkeys(bar[0] for bar in bars))
     places = [i + 1.1 * groups.index(bar[0]) for i, bar in enumerate(bars)]
     figure = Figure(figsize=(9, 0.34 * (len(bars) + 1.1 * len(groups)) + 0.5), dpi=180, layout="constrained")

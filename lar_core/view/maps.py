@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..evaluate.attention import Attention, AttentionReader, Choice, aggregate, shared
-from ..evaluate.rollout import BLANK
+from ..evaluate.instructions import BLANK
 from ..model.aggregation import SINK
 from .pictures import grid, heat, side_by_side
 

@@ -17,10 +17,11 @@ from matplotlib.figure import Figure
 
 from ..errors import LarError
 from ..evaluate.film import FPS, Film
-from ..files import read_jsonl
+from ..evaluate.swapped import read_episodes
 from ..run import Run
 from .figures import CHANGED, GREY, MODEL, styled
 from .pictures import png
+from .rates import outcome
 
 HEIGHT = 190  # pixels of the traces
 LEFT, RIGHT = 0.075, 0.985  # of their axes, in shares of the width
@@ -31,14 +32,14 @@ _TRACES = (("hand, x", 0, MODEL, "-"), ("hand, y", 1, CHANGED, "-"), ("hand, z",
 def filmed(run: Run) -> list[dict]:
     """Rows of rollouts.jsonl that have a video, of the policy and of its blind control, with `film`, its path."""
     return [row | {"film": folder / row["video"]} for folder in (run.path, run.control)
-            for row in read_jsonl(folder / "rollouts.jsonl") if row.get("video")]
+            for row in read_episodes(folder / "rollouts.jsonl", run.config.profile.tasks) if row.get("video")]
 
 
 def name_of(row: dict) -> str:
     """A row of rollouts.jsonl in words."""
-    outcome = f"solved in {row['steps']} steps" if row["success"] else f"not solved in {row['steps']} steps"
+    ended = f"{outcome(row)} in {row['steps']} steps"
     return (f"{row['policy']}, {row['instruction']} instruction, {row['placement']} placements, task {row['task']}, "
-            f"episode {row['episode']}: {outcome}")
+            f"episode {row['episode']}: {ended}")
 
 
 @styled

@@ -14,7 +14,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from ..config import CONDITIONS, PROFILES
-from ..evaluate.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, wilson
+from ..evaluate.instructions import kinds_of
+from ..evaluate.statistics import (describe_difference, detectable_unpaired, difference_unpaired, mcnemar, sign_test,
+                                   wilson)
+from ..sim.placements import OTHER_SENTENCE
+from .rates import CHANGES, by_task, changes, pooled, rows_of, tasks_of
 
 DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
 DESCRIBED, NOT_RUN = "no interval", "not run"
@@ -23,10 +27,8 @@ BLIND = "blind"  # the condition that is trained without images
 _STEPS = {"training": "reproduce", "action": "saliency", "shortcut": "saliency", "reconstruction": "saliency",
           "denoising": "saliency", "grounding": "saliency",
           "rollouts": "rollout", "latency": "latency", "training_cost": "latency"}
-_OPTIONS = {"rollout": " --instructions right blank swapped"}
 _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
               "mean_map": "where the object was in training on average"}
-_CHANGES = {"blank": "a blank instruction", "swapped": "another task's instruction"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
     for placement in placements(results):
         if policy != BLIND:
             found.append(_seeing(results, rollouts, placement))
-        found += [_language(results, rollouts, placement, change) for change in _CHANGES]
+        found += [_obedience(results, placement) if change == "other_bowl" else
+                  _language(results, rollouts, placement, change) for change in changes(results, placement)]
     found += [_overlap(results), _preference(results), _action(results)]
     found += [_shortcut(results)] if policy != BLIND else []
     found += [_reconstruction(results)] if reconstructor(results) == "mae" else []
@@ -69,7 +72,11 @@ def command(results: dict, step: str = "reproduce") -> str:
     run = results["run"]
     changed = [shlex.quote(f"{name}={_yaml(value)}") for name, value in _changes(run["config"])]
     return (f"lar {step} --condition {run['condition']} --profile {run['profile']} --seed {run['seed']}"
-            f"{_OPTIONS.get(step, '')}{' --set ' if changed else ''}{' '.join(changed)}")
+            f"{_options(results, step)}{' --set ' if changed else ''}{' '.join(changed)}")
+
+
+def _options(results: dict, step: str) -> str:
+    return f" --instructions {' '.join(kinds_of(tasks_of(results)))}" if step == "rollout" else ""
 
 
 def _changes(config: dict) -> list[tuple[str, object]]:
@@ -101,14 +108,6 @@ def placements(results: dict) -> list[str]:
     """The placements that were rolled out, else the one that the profile asks for."""
     seen = list(dict.fromkeys(row["placement"] for row in results.get("rollouts") or []))
     return seen or [results["run"]["config"]["profile"].get("placement", "official")]
-
-
-def pooled(results: dict, policy: str, instruction: str, placement: str) -> tuple[int, int] | None:
-    """(successes, episodes) over all tasks, or None where nothing was rolled out."""
-    rows = [row for row in results.get("rollouts") or []
-            if (row["policy"], row["instruction"], row["placement"]) == (policy, instruction, placement)]
-    rows = [row for row in rows if row["task"] is None] or rows
-    return (sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows)) if rows else None
 
 
 def rate(successes: int, n: int) -> str:
@@ -170,17 +169,52 @@ def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
 
 
 def _language(results: dict, rollouts: list[dict], placement: str, change: str) -> Finding:
-    topic = f"{_CHANGES[change]} lowers success ({placement} placements)"
-    policy = results["run"]["condition"]
-    right, changed = (pooled(results, policy, kind, placement) for kind in ("right", change))
+    topic = f"{CHANGES[change]} lowers success ({placement} placements)"
+    policy, rows = results["run"]["condition"], rows_of(results, results["run"]["condition"], change, placement)
+    tasks = [row["task"] for row in rows]
+    right, changed = (pooled(results, policy, kind, placement, tasks=tasks) for kind in ("right", change))
     if right is None or changed is None:
         return Finding(topic, NOT_RUN, missing(results, "rollouts"))
-    verdict, sentence = _difference(("the right instruction", right, outcomes(rollouts, policy, "right", placement)),
-                                    (_CHANGES[change], changed, outcomes(rollouts, policy, change, placement)))
+    paired = {key: success for key, success in outcomes(rollouts, policy, "right", placement).items()
+              if key[0] in tasks or None in tasks}
+    verdict, sentence = _difference(("the right instruction", right, paired),
+                                    (CHANGES[change], changed, outcomes(rollouts, policy, change, placement)))
     meaning = {DETECTED: "What the policy does depends on the sentence; that it understands it is not shown by this.",
                OPPOSITE: "The right sentence hurts here.",
                NOT_DETECTED: "These rollouts do not show that the policy listens."}
-    return Finding(topic, verdict, f"{sentence} {meaning[verdict]}")
+    single = f" {_capital(by_task(results, rows))}." if by_task(results, rows) else ""
+    return Finding(topic, verdict, f"{sentence}{single} {meaning[verdict]}")
+
+
+def _obedience(results: dict, placement: str) -> Finding:
+    """Which of the two bowls is brought when the other one's sentence is told; each episode ends with the first."""
+    topic = f"{CHANGES['other_bowl']} brings the other bowl ({placement} placements)"
+    rows = rows_of(results, results["run"]["condition"], "other_bowl", placement)
+    if not rows:
+        return Finding(topic, NOT_RUN, missing(results, "rollouts"))
+    n, ignored = sum(row["episodes"] for row in rows), sum(row["did_not_listen"] for row in rows)
+    known = all(row["successes"] is not None for row in rows)
+    other = sum(row["episodes"] - row["did_not_listen"] if row["successes"] is None else row["successes"] for row in rows)
+    p = sign_test(other, ignored)
+    verdict = NOT_DETECTED if p >= 0.05 else DETECTED if other > ignored else OPPOSITE
+    if not known and verdict == DETECTED:  # `other` is only the most that it can be
+        verdict = NOT_DETECTED
+    meaning = {DETECTED: "It acts on which bowl the sentence names.", OPPOSITE: "It did not listen.",
+               NOT_DETECTED: "These rollouts do not show that it acts on which bowl the sentence names."}
+    brought = f"that one to the plate in {other}" if known else (
+        f"that one to the plate in at most {other} (this older result did not watch it)")
+    single = f" {_capital(by_task(results, rows))}." if by_task(results, rows) else ""
+    return Finding(topic, verdict, f"Told of the other bowl, it brought {brought} and the scene's own in {ignored} of {n} "
+                   f"rollouts (exact sign test p = {p:.2g}).{single}{_unheard(results, rows)} {meaning[verdict]}")
+
+
+def _unheard(results: dict, rows: Iterable[dict]) -> str:
+    """A sentence that is new to the policy asks more of it than one that it was trained on."""
+    profile = results["run"]["config"]["profile"]
+    new = [str(row["task"]) for row in rows if OTHER_SENTENCE.get(row["task"]) not in (None, *tasks_of(results))]
+    if not new or profile.get("placement") == "counterfactual":  # there, either bowl is named in training
+        return ""
+    return f" It was not trained on the sentence told in task {_and(new)}."
 
 
 def outcomes(rollouts: Iterable[dict], policy: str, instruction: str, placement: str) -> dict[tuple, bool]:

@@ -16,15 +16,17 @@ import numpy as np
 
 from ..evaluate.results import load_results
 from ..evaluate.statistics import wilson
+from ..evaluate.swapped import read_episodes
 from ..files import read_jsonl
 from ..run import Run
-from . import figures, reading
+from . import figures, rates, reading
 from .page import data_url, write_page
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
 _IMAGES = {"blank": "grey images", "shuffled": "another frame's images"}
-_RUN_AS = {"right": "its own", "blank": "blank", "swapped": "another task's"}
+_RUN_AS = {"right": "its own", "blank": "blank", "other_task": "another of its tasks'", "other_bowl": "the other bowl's",
+           "foreign_task": "a task's that is not its own", "mixed": "right every second time"}
 COLUMNS = {"aos": "AOS", "target_minus_distractor": "named minus other", "auc": "AUC", "shuffled_auc": "shuffled AUC",
            "pointing_15px": "pointing, 15 px", "energy": "energy", "soft_iou": "soft IoU", "best_iou": "best IoU",
            "box_iou": "box mIoU", "nss": "NSS", "cc": "CC", "kl": "KL", "spearman": "Spearman",
@@ -49,7 +51,7 @@ def write_report(run: Run) -> Path:
     Raises LarError for a damaged results.json.
     """
     results = load_results(run.results) if run.results.exists() else _empty(run)
-    rows = _rollouts(run.path) + _rollouts(run.control)
+    rows = [row for folder in (run.path, run.control) for row in _rollouts(folder, run.config.profile.tasks)]
     found, gallery = reading.findings(results, rows), _gallery(run.path / "gallery.npz")
     return write_page(
         run.report, "report.html", results=results, gallery=gallery, figures=figures, metrics=read_jsonl(run.metrics),
@@ -74,8 +76,11 @@ def summary_table(results: dict) -> str:
 
 def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
     rows = []
-    for placements, label, _, successes, n, low, high in success_bars(results):
-        rows.append((f"success, {label}", f"{successes}/{n}", f"{100 * low:.0f} to {100 * high:.0f} %", placements))
+    for bar, count, single in _success_rows(results):
+        placements, label, kind, successes, n, low, high = bar
+        tasks = rates.by_task(results, single, lambda row: f"{row[count]}/{row['episodes']}")
+        rows.append((label if kind == "ignored" else f"success, {label}", f"{successes}/{n}",
+                     f"{100 * low:.0f} to {100 * high:.0f} %", f"{placements}{tasks and f': {tasks}'}"))
     grounding = results.get("grounding") or {}
     for metric in ("aos", "target_minus_distractor"):
         if grounding.get(metric) and grounding[metric]["model"]:
@@ -109,17 +114,24 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
 
 def success_bars(results: dict) -> list[tuple[str, str, str, int, int, float, float]]:
     """Pooled rows in a fixed order: the policy, its changed instructions, then every other policy."""
+    return [bar for bar, _, _ in _success_rows(results)]
+
+
+def _success_rows(results: dict) -> list[tuple[tuple, str, list[dict]]]:
+    """Each bar, what it counts, and the rows of single tasks that it counts it in."""
     policy = results["run"]["condition"]
     others = dict.fromkeys(row["policy"] for row in results.get("rollouts") or [] if row["policy"] != policy)
-    kinds = [(policy, "right", policy, "model"), (policy, "blank", "blank instruction", "changed"),
-             (policy, "swapped", "another task's instruction", "changed"),
-             *((other, "right", "blind control" if other == reading.BLIND else other, "control") for other in others)]
+    kinds = [(policy, "right", policy, "model", "successes"),
+             *((policy, change, words, "changed", "successes") for change, words in rates.CHANGES.items()),
+             (policy, "other_bowl", "did not listen: its own bowl instead", "ignored", "did_not_listen"),
+             *((other, "right", "blind control" if other == reading.BLIND else other, "control", "successes")
+               for other in others)]
     bars = []
     for placement in reading.placements(results):
-        for name, instruction, label, kind in kinds:
-            if counts := reading.pooled(results, name, instruction, placement):
-                interval = wilson(*counts)
-                bars.append((f"{placement} placements", label, kind, *counts, interval.low, interval.high))
+        for name, instruction, label, kind, count in kinds:
+            if counts := rates.pooled(results, name, instruction, placement, count):
+                interval, single = wilson(*counts), rates.rows_of(results, name, instruction, placement)
+                bars.append(((f"{placement} placements", label, kind, *counts, interval.low, interval.high), count, single))
     return bars
 
 
@@ -162,10 +174,10 @@ def _empty(run: Run) -> dict:
             "config": asdict(config)}}
 
 
-def _rollouts(folder: Path) -> list[dict]:
+def _rollouts(folder: Path, tasks: Sequence[int]) -> list[dict]:
     """Rows of rollouts.jsonl, the names of their clips turned into paths (or None)."""
     return [row | {"video": folder / row["video"] if row.get("video") else None}
-            for row in read_jsonl(folder / "rollouts.jsonl")]
+            for row in read_episodes(folder / "rollouts.jsonl", tasks)]
 
 
 def _gallery(path: Path) -> dict[str, np.ndarray]:
@@ -200,8 +212,7 @@ def _success(results: dict) -> list[tuple]:
     rows = results.get("rollouts") or []
     single = len({row["task"] for row in rows} - {None}) == 1  # then the pooled rows would say everything twice
     return [(row["policy"], _RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"],
-             f"{row['successes']}/{row['episodes']}", f"{100 * row['rate']:.0f} %",
-             f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
+             rates.solved(row), *rates.percent(row))
             for row in rows if row["task"] is not None or not single]
 
 
@@ -218,7 +229,7 @@ def _clips(rows: Sequence[dict]) -> Iterator[tuple[str, str]]:
         if shown < CLIPS and size <= left:
             shown, left = shown + 1, left - size
             yield (f"{row['policy']}, {_RUN_AS[row['instruction']]} instruction, task {row['task']}: "
-                   f"{'solved' if row['success'] else 'not solved'}, {row['steps']} steps",
+                   f"{rates.outcome(row)}, {row['steps']} steps",
                    data_url("video/mp4", row["video"].read_bytes()))
 
 

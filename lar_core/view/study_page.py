@@ -11,6 +11,7 @@ from ..evaluate.arms import FILE, STUDY
 from ..evaluate.contrast import LESS, MORE, NOT_DETECTED
 from . import figures
 from .page import write_page
+from .rates import percent, solved
 from .reading import BLIND, bounds, estimate
 
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
@@ -88,7 +89,7 @@ def _lead(rows: Sequence[dict]) -> str:
 def _success(study: dict) -> list[tuple]:
     single = len({row["task"] for arm in study["arms"] for row in arm["success"]} - {None}) == 1
     return [(arm["condition"], row["placement"], row["instruction"], "all" if row["task"] is None else row["task"],
-             f"{row['successes']}/{row['episodes']}", f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %")
+             solved(row), percent(row)[1])
             for arm in study["arms"] for row in arm["success"] if row["task"] is not None or not single]
 
 

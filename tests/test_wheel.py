@@ -1,0 +1,82 @@
+"""The package as others install it: a wheel, without a checkout beside it."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from lar_core.config import make_config
+from lar_core.data.stats import Stats
+from lar_core.model.policy import make_policy
+from lar_core.run import Run
+from lar_core.share import export
+from lar_core.weights import prepare_backbone
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "data_manifest.yaml")
+LOAD = """
+import sys
+import lar_core
+from lar_core.data.manifest import load_manifest
+from lar_core.share import from_pretrained
+policy, stats = from_pretrained(sys.argv[1])
+total = sum(parameter.double().sum().item() for parameter in policy.parameters())
+print(lar_core.__file__, len(load_manifest()), total, stats.action_low[0])
+"""
+
+
+def build(folder: Path, kind: str) -> Path:
+    """A "wheel" or an "sdist" of a copy of the sources, by setuptools' own hook, without the network."""
+    sources = folder / f"sources-{kind}"
+    sources.mkdir()
+    for name in SOURCES:
+        shutil.copyfile(ROOT / name, sources / name)
+    shutil.copytree(ROOT / "lar_core", sources / "lar_core", ignore=shutil.ignore_patterns("__pycache__"))
+    call = f"import setuptools.build_meta as b; print(b.build_{kind}({str(folder)!r}))"
+    done = subprocess.run([sys.executable, "-c", call], cwd=sources, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder / done.stdout.split()[-1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("wheel"), "wheel")
+
+
+def test_the_wheel_holds_every_file_of_the_package_and_the_manifest_as_it_is(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        assert archive.read("lar_core/data_manifest.yaml") == (ROOT / "data_manifest.yaml").read_bytes()
+    package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "lar_core").rglob("*")
+               if path.is_file() and "__pycache__" not in path.parts}
+    assert package <= names, sorted(package - names)
+    assert "lar_core/data_manifest.yaml" not in package  # a checkout has one manifest, not two that could differ
+
+
+def test_a_source_archive_has_what_the_wheel_is_made_of(tmp_path):
+    with tarfile.open(build(tmp_path, "sdist")) as archive:
+        names = {name.split("/", 1)[-1] for name in archive.getnames()}
+    assert {"data_manifest.yaml", "setup.py", "lar_core/evaluate/results_schema.json"} <= names
+
+
+def test_installed_without_a_checkout_it_loads_a_policy(wheel, tmp_path):
+    run = Run.open(make_config("attention_mask", "micro", samples=4, batch_size=4), tmp_path / "run")
+    policy = make_policy(run.config, prepare_backbone(run))
+    run.final_checkpoint.mkdir(parents=True)
+    policy.save(run.final_checkpoint / "model.safetensors")
+    Stats((-0.5,) * 7, (0.5,) * 7, (0.0,) * 8, (1.0,) * 8).save(run.stats)
+    shared = export(run, tmp_path / "shared")
+    installed = tmp_path / "installed"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", installed,
+                    wheel], check=True, capture_output=True)
+    environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-P", "-c", LOAD, str(shared)], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    place, entries, total, low = done.stdout.split()
+    assert Path(place).is_relative_to(installed) and int(entries) > 5 and float(low) == -0.5
+    assert float(total) == pytest.approx(sum(p.double().sum().item() for p in policy.parameters()))
