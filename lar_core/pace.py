@@ -7,14 +7,13 @@ planner's figures.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from . import planner
+from . import planner, processes
 from .config import RunConfig
 from .files import read_jsonl
 from .run import DATA, Run
@@ -51,7 +50,7 @@ def duration(seconds: float) -> str:
 
 def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
     """What is still to be done of each step of `run`, by name; training includes the blind control beside it."""
-    config, profile, cores = run.config, run.config.profile, cores or len(os.sched_getaffinity(0))
+    config, profile, cores = run.config, run.config.profile, cores or processes.cores()
     frames = profile.demos_per_task * len(profile.tasks) * FRAMES
     data = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2) / 2**30  # rgb and segmentation, wrist
     if profile.backbone != "tiny":
