@@ -1,4 +1,4 @@
-"""Two processes under `accelerate launch` (gloo, CPU) against one: the same losses at the same global batch."""
+"""Two processes under `torchrun` (gloo, CPU) against one: the same losses at the same global batch."""
 
 import subprocess
 import sys
@@ -23,8 +23,7 @@ def new_run(tmp_path):
 def launch(run, demos, tmp_path):  # noqa: F811
     script = tmp_path / "train_here.py"
     script.write_text(IN_A_PROCESS)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     return subprocess.run([*command, str(run.path), str(demos)], capture_output=True, text=True, timeout=240)
 
 

@@ -125,7 +125,8 @@ def close_envs(at_once: bool = False) -> None:
         envs = _kept.popitem()[1]
         for process, pipe in zip(envs.processes, envs.parent_pipes) if at_once else ():
             process.kill()
-            pipe.close()
+            if pipe is not None:  # of an environment that raised
+                pipe.close()
         envs.close(terminate=at_once)
 
 
