@@ -8,7 +8,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -39,6 +41,20 @@ def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
         (folder / "file").write_text("theirs")
 
     assert (cache.build_once(folder, build) / "file").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_of_three_processes_one_builds(tmp_path):
+    built = []
+
+    def build(temporary):
+        built.append(temporary)
+        time.sleep(0.2)
+        (temporary / "file").write_text("whole")
+
+    with ThreadPoolExecutor(3) as threads:
+        folders = set(threads.map(lambda _: cache.build_once(tmp_path / "pack", build), range(3)))
+    assert folders == {tmp_path / "pack"} and len(built) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
