@@ -12,6 +12,7 @@ import yaml
 from .config import CONDITIONS, PROFILES, RunConfig, make_config
 from .errors import LarError
 from .names import INSTRUCTIONS, PLACEMENTS
+from .processes import on_stop, stop
 from .run import DATA, RUNS, Run
 
 STEPS: dict[str, tuple[str, str]] = {
@@ -61,14 +62,15 @@ STEPS: dict[str, tuple[str, str]] = {
                "in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
 }
 
+WORKING = ("reproduce", "demos", "pretrain", "train", "saliency", "rollout")  # these start processes that simulate
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; foreseeable failures become one sentence and exit code 2, Ctrl-C becomes 130."""
+    """Run one command; foreseeable failures become one sentence and exit code 2, a signal (Ctrl-C is 2) 128 more than it."""
     arguments = build_parser().parse_args(argv)
     try:
-        from .runtime import quiet
-        quiet()
-        COMMANDS[arguments.step](arguments)
+        with on_stop(stop):
+            _run(arguments)
         return 0
     except LarError as error:
         print(f"lar: {error}", file=sys.stderr)
@@ -77,9 +79,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lar: {error.strerror or error}: {error.filename or ''} Free the disk or correct the path, then run the "
               "same command again; finished work is kept.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("lar: stopped. Finished work is kept: run the same command again to go on.", file=sys.stderr)
-        return 130
+        return getattr(stopped, "status", 130)
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from .runtime import quiet, use_cores
+    quiet()
+    use_cores()
+    COMMANDS[arguments.step](arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -98,8 +107,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "doctor":
             step.add_argument("--machine", choices=("t4",), help="plan for this machine instead of the one at hand")
             step.add_argument("--full-size", action="store_true", help="run the true size: 6 GB of disk, 10 of memory")
-        if name in ("demos", "pretrain"):
-            step.add_argument("--workers", type=int, help="processes (default: one a core)")
+        if name in WORKING:
+            step.add_argument("--workers", type=int, metavar="N", help="processes that simulate (default: one a core)")
         if name == "push":
             step.add_argument("repo_id", nargs="?", metavar="REPO_ID", help="OWNER/NAME on the hub; made where missing")
             step.add_argument("--to", type=Path, metavar="FOLDER", help="export to this folder, upload nothing")
@@ -121,7 +130,8 @@ def _add_study_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to compare, e.g. studies/small.yaml")
     step.add_argument("--run-dir", type=Path, help=f"study folder, every run in a folder of it (default: {RUNS}/NAME)")
     step.add_argument("--data-dir", type=Path, default=DATA, help=f"where demonstrations are kept (default: {DATA})")
-    step.add_argument("--workers", type=int, metavar="N", help="runs at the same time (default: what the machine has)")
+    step.add_argument("--workers", type=int, metavar="N",
+                      help="runs at the same time, which share the cores (default: what the machine has)")
 
 
 def _add_run_options(step: argparse.ArgumentParser) -> None:
@@ -173,7 +183,7 @@ def _brings_settings(arguments: argparse.Namespace) -> bool:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from . import reproduce
     from .view.report import summary_table
-    results, report = reproduce.reproduce(_run_of(arguments), arguments.data_dir)
+    results, report = reproduce.reproduce(_run_of(arguments), arguments.data_dir, arguments.workers)
     print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
 
 
@@ -202,14 +212,14 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from . import reproduce
     run = _run_of(arguments)
-    reproduce.train_policy(run, arguments.data_dir)
+    reproduce.train_policy(run, arguments.data_dir, arguments.workers)
     print(run.final_checkpoint)
 
 
 def _saliency(arguments: argparse.Namespace) -> None:
     from . import reproduce
     run = _run_of(arguments)
-    reproduce.show_saliency(run, arguments.data_dir)
+    reproduce.show_saliency(run, arguments.data_dir, arguments.workers)
     _print_report(run)
 
 
@@ -223,7 +233,7 @@ def _photographs(arguments: argparse.Namespace) -> None:
 def _rollout(arguments: argparse.Namespace) -> None:
     from . import reproduce
     run = _run_of(arguments)
-    reproduce.roll_out_policy(run, tuple(arguments.instructions), arguments.on)
+    reproduce.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
     _print_report(run)
 
 

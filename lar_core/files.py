@@ -1,16 +1,30 @@
-"""Files that are either whole or absent: every write goes to a temporary name first and is then renamed."""
+"""Files that are either whole or absent: every write goes to a temporary name first and is then renamed.
+
+What several processes may want to make at the same time is made by one of them (`produce`); the others wait for it.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import socket
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from tqdm import tqdm
+
 from .errors import LarError
+
+NOTICE = 2.0  # seconds before a process that waits for another one says so
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # some network drives have none
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -22,7 +36,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because writers such as imageio choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
@@ -35,6 +49,97 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def produce(path: Path, doing: str, make: Callable[[], object]) -> Path:
+    """`path`, made by `make` where it is missing: of several processes that want it one makes it, the others wait.
+
+    doing: what `make` does, in the words in which those that wait are told: "recording the demonstrations of task 5".
+    """
+    if not path.exists():
+        lock = path.with_name(f".{path.name}.lock")
+        with locked(lock, doing):
+            if not path.exists():  # the process that was waited for may have made it
+                make()
+            lock.unlink(missing_ok=True)  # what it guarded is there: whoever comes now finds that
+    return path
+
+
+@contextmanager
+def locked(lock: Path, doing: str, patience: float = math.inf) -> Iterator[None]:
+    """Inside is only one process at a time, of all that name the same file `lock`. Nothing is left locked by a kill.
+
+    doing: what is done inside, in the words in which those that wait are told; patience: seconds to wait.
+    Raises LarError, saying whose it is, when another process holds it for longer, and for a folder that is read-only.
+    """
+    owner = lock.with_name(f"{lock.name}-owner")  # for people to read: who holds the lock, and what for
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        taken = _take(lock, owner, patience)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise LarError(f"{lock.parent} cannot be written ({error.strerror}), and {doing} needs to: make it writable, or "
+                       "choose another folder.") from error
+    try:
+        if before := _read_owner(owner):
+            _say(f"Process {before['process']} on {before['host']} was killed while {before['doing']}: going on from what "
+                 "it finished.")
+        write_json(owner, {"process": os.getpid(), "host": socket.gethostname(), "doing": doing})
+        yield
+    finally:
+        owner.unlink(missing_ok=True)
+        taken.release()
+
+
+def _take(lock: Path, owner: Path, patience: float) -> BaseFileLock:
+    """The operating system's lock, which ends with its process; on a drive that has none, a file that names its owner.
+
+    Such a file is overruled when its owner is of this machine and gone: the process's number and start time tell.
+    """
+    try:
+        return _wait_for(FileLock(lock, fallback_to_soft=False), owner, patience)
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+    return _wait_for(SoftFileLock(lock.with_name(f"{lock.name}-held")), owner, patience)
+
+
+def _wait_for(lock: BaseFileLock, owner: Path, patience: float) -> BaseFileLock:
+    try:
+        return lock.acquire(timeout=min(NOTICE, patience)).lock
+    except Timeout:
+        holder = _holder(_read_owner(owner), lock)
+    try:
+        if patience > NOTICE:
+            _say(f"Waiting for {holder}")
+            return lock.acquire(timeout=-1 if patience == math.inf else patience - NOTICE).lock
+    except Timeout:
+        pass
+    raise LarError(f"Another process is at work in {owner.parent}: wait until it is done, or choose another folder "
+                   f"(--run-dir). It is {holder}") from None
+
+
+def _holder(owner: dict | None, lock: BaseFileLock) -> str:
+    """Whose a lock is, and how to be rid of one that only its owner can take away."""
+    named = f"process {owner['process']} on {owner['host']}, which is {owner['doing']}." if owner else "an unknown one."
+    stays = isinstance(lock, SoftFileLock)
+    return named + (f" If that process is gone, delete {lock.lock_file} to go on." if stays else "")
+
+
+def _read_owner(path: Path) -> dict | None:
+    """Who holds, or held, a lock; None where that was not written, or not wholly."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {key: found[key] for key in ("process", "host", "doing")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _say(sentence: str) -> None:
+    tqdm.write(f"lar: {sentence}", file=sys.stderr)
 
 
 def require_space(folder: Path | str, size: int, purpose: str, remedy: str = "free some space") -> None:

@@ -32,9 +32,10 @@ from .evaluate.snapshots import keep_snapshots
 from .files import append_jsonl, read_jsonl
 from .mirror import Mirror
 from .model.policy import Policy
+from .processes import cores
 from .reproduce import make_demos
 from .run import DATA, RUNS, Run, provenance
-from .runtime import device, native_bf16, quiet
+from .runtime import device, native_bf16, quiet, use_cores
 from .train import make_dataset
 from .view.show import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
 
@@ -53,6 +54,7 @@ def choose_profile(wanted: str = "auto") -> str:
     Raises LarError for a profile that does not exist.
     """
     quiet()
+    use_cores()
     print(f"{'Colab' if on_colab() else 'Jupyter'} on {_machine()}; PyTorch {torch.__version__}.")
     profile, why = _choose(wanted)
     if make_config(profile=profile).profile.backbone != "tiny" and "HF_TOKEN" not in os.environ:
@@ -81,7 +83,7 @@ def _machine() -> str:
         numbers = "bf16" if native_bf16(device()) else "fp16 (no bf16 in hardware)"
         return f"{torch.cuda.get_device_name()}, {memory:.0f} GiB, {numbers}"
     memory = psutil.virtual_memory()
-    return (f"{provenance()['machine']}, no GPU, {len(os.sched_getaffinity(0))} cores, "
+    return (f"{provenance()['machine']}, no GPU, {cores()} cores, "
             f"{memory.available / 2**30:.0f} of {memory.total / 2**30:.0f} GiB free, fp32")
 
 

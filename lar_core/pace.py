@@ -7,14 +7,13 @@ planner's figures.
 
 from __future__ import annotations
 
-import os
 import threading
 from dataclasses import dataclass
 
 import psutil
 import torch
 
-from . import planner
+from . import planner, processes
 from .config import Profile, RunConfig
 from .evaluate.instructions import kinds
 from .files import read_jsonl
@@ -65,7 +64,7 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
     experiment goes on.
     """
     try:
-        return _expected(run, cores or len(os.sched_getaffinity(0)))
+        return _expected(run, cores or processes.cores())
     except Exception as error:  # a model without a plan, a GPU that is full, a log of another version, ...
         print(f"There is no estimate of time and memory: {str(error).strip() or type(error).__name__}")
         return dict.fromkeys(STEPS, UNKNOWN)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from .data.dataset import channels_first
 from .draws import Draws
 from .errors import LarError
 from .evaluate.pretraining import Heldout, centre, grounding, look, word_scores
-from .files import atomic_path, write_json
+from .files import atomic_path, produce, write_json
 from .model.language import hide_words, word_loss
 from .model.loading import load_for
 from .model.mae import normalise_patches, reconstruction_loss
@@ -52,8 +53,7 @@ def pretrain(run: Run, data: Path = DATA, workers: int | None = None) -> dict:
         scenes = render_scenes(run.config, data, workers=workers)
         if not run.trained:
             Pretrainer(run, Captioned(scenes)).finish()
-        if not pretrained(run).exists():
-            _export(run)
+        produce(pretrained(run), "saving the pre-trained backbone", partial(_export, run))
         write_json(path, _before_and_after(run, scenes))
     return json.loads(path.read_text(encoding="utf-8"))
 

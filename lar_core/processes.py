@@ -1,10 +1,118 @@
-"""Worker processes that never outlive the command that started them."""
+"""Processes: how many may run, how they are told to stop, and that none outlives the command that started it."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from .errors import LarError
+
+# What a scheduler grants a job on this machine (SLURM, Grid Engine, PBS, LSF); the last one is this package's own.
+GRANTED = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "NSLOTS", "NCPUS", "LSB_DJOB_NUMPROC", "LAR_CORES")
+STOPS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+SAME_REQUEST = 10.0  # seconds in which a further signal is the first one again: terminals, schedulers and parents repeat
+_asked = -SAME_REQUEST  # when the last request to stop came
+
+
+def cores() -> int:
+    """How many processes or threads can run at the same time: the one place where that is counted.
+
+    The smallest of: the processor's cores that this process may use, the quota of its container, and what a scheduler,
+    or the environment variable LAR_CORES, grants.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    granted = [int(os.environ[name]) for name in GRANTED if os.environ.get(name, "").isdecimal()]
+    return max(1, min([usable, *granted, *_quotas()]))
+
+
+def processes(wanted: int | None) -> int:
+    """How many processes to start: as many as were asked for (--workers), or one a core. Raises LarError below one."""
+    if wanted is not None and wanted < 1:
+        raise LarError(f"--workers is {wanted}, but must be at least 1.")
+    return wanted or cores()
+
+
+def _quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
+    """Cores that the control groups of this process, versions 2 and 1, allow; part of a core counts as one."""
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, kinds, group = line.split(":", 2)
+            if not kinds or "cpu" in kinds.split(","):
+                base = root / kinds
+                for folder in (base / group.lstrip("/"), *(base / group.lstrip("/")).parents):
+                    yield from _quota(folder)
+                    if folder == root:
+                        break
+
+
+def _quota(folder: Path) -> Iterator[int]:
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+            if quota > 0:
+                yield -(-quota // period)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal has told the process to stop: Ctrl-C, or what a scheduler sends before it kills. `status`: to exit with."""
+
+    def __init__(self, number: int = signal.SIGINT):
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+
+
+@contextmanager
+def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
+    """Inside, `handle` is called with a signal that asks the process to stop, and once if it is repeated soon.
+
+    One that is ignored (`nohup`) stays so; outside the main thread, where Python allows no handlers, nothing changes.
+    """
+    global _asked
+
+    def receive(number: int, _: FrameType | None) -> None:
+        global _asked
+        if time.monotonic() - _asked >= SAME_REQUEST:
+            _asked = time.monotonic()
+            handle(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in STOPS}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    _asked = -SAME_REQUEST
+    for number in before:
+        signal.signal(number, receive)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop(number: int = signal.SIGINT) -> NoReturn:
+    """As a handler: whatever signal it was, do what Ctrl-C does."""
+    raise Stopped(number)
+
+
+def ignore_stops() -> None:
+    """Call in a worker process: a signal that reaches the whole group is the parent's to handle."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def interrupt(process: multiprocessing.Process) -> None:
+    """Ask a process that was started here to save and stop, if it still runs."""
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGINT)
 
 
 def end_with_parent() -> None:

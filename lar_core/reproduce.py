@@ -8,13 +8,10 @@ The blind control (same recipe, trained without images) lives in `control/` insi
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 from .config import RunConfig
 from .errors import LarError
@@ -25,9 +22,9 @@ from .evaluate.probes import probe_heldout
 from .evaluate.instructions import kinds_of
 from .evaluate.rollout import episodes_of, roll_out, rolled_out
 from .evaluate.training_cost import measure_training
-from .processes import end_with_parent
+from .processes import Stopped, end_with_parent, interrupt, on_stop, stop
 from .run import DATA, Run, blind_twin
-from .runtime import device, quiet
+from .runtime import device, forget_launch, group, quiet, use_cores
 from .sim.demonstrations import demonstrations
 from .train import load_policy, train
 from .view.report import write_report
@@ -35,13 +32,13 @@ from .view.report import write_report
 
 def make_demos(config: RunConfig, data: Path = DATA, workers: int | None = None) -> list[Path]:
     """Record, or fetch and convert, the demonstrations that `config` asks for; those that are there are kept."""
-    return demonstrations(config, data, workers=workers or os.cpu_count() or 1)
+    return demonstrations(config, data, workers=workers)
 
 
-def train_policy(run: Run, data: Path = DATA) -> None:
+def train_policy(run: Run, data: Path = DATA, workers: int | None = None) -> None:
     """Train the run's policy (demonstrations are recorded first where they are missing)."""
-    with PartialState().main_process_first():  # one of several processes records, the others wait
-        demos = make_demos(run.config, data)
+    with group().main_process_first():  # one of several processes records, the others wait
+        demos = make_demos(run.config, data, workers)
     train(run, demos, data)
 
 
@@ -53,14 +50,14 @@ def train_control(run: Run, data: Path = DATA) -> Run:
     return control
 
 
-def train_side_by_side(run: Run, data: Path = DATA) -> None:
+def train_side_by_side(run: Run, data: Path = DATA, workers: int | None = None) -> None:
     """Train the run's policy and its blind control at the same time, half of the cores each.
 
     Two small models on half of the cores each are faster than one after the other on all of them; a GPU is given to one
     after the other, because its memory may not hold both.
     Raises LarError when the control's training failed; its own message stands above.
     """
-    demos = make_demos(run.config, data)
+    demos = make_demos(run.config, data, workers)
     if torch.cuda.is_available():
         train(run, demos, data)
         train_control(run, data)
@@ -72,7 +69,7 @@ def train_side_by_side(run: Run, data: Path = DATA) -> None:
         torch.set_num_threads(max(1, threads // 2))
         train(run, demos, data)
     except KeyboardInterrupt:
-        os.kill(control.pid, signal.SIGINT)  # a terminal's Ctrl-C has reached it already, a plain `kill -INT` has not
+        interrupt(control)  # a terminal's Ctrl-C has reached it already, a plain `kill` has not
         raise
     except BaseException:
         control.terminate()
@@ -88,19 +85,22 @@ def _train_control(path: Path, data: Path) -> None:
     """In a process of its own."""
     end_with_parent()
     quiet()
+    forget_launch()
+    use_cores()
     torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     try:
-        train_control(Run.load(path), data)
+        with on_stop(stop):
+            train_control(Run.load(path), data)
     except LarError as error:
         sys.exit(f"lar: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Stopped as stopped:
+        sys.exit(stopped.status)
 
 
-def show_saliency(run: Run, data: Path = DATA) -> dict:
+def show_saliency(run: Run, data: Path = DATA, workers: int | None = None) -> dict:
     """Saliency, action and reconstruction scores on held-out demonstrations, with pictures for the report."""
     policy, stats = load_policy(run, device())
-    return probe_heldout(run, policy, stats, make_demos(run.config, data))
+    return probe_heldout(run, policy, stats, make_demos(run.config, data, workers))
 
 
 def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limit: int = PHRASES) -> list[dict]:
@@ -108,24 +108,25 @@ def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limi
     return score_photographs(run, load_policy(run, device())[0], name, folder, split, limit)
 
 
-def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, placement: str | None = None) -> list[dict]:
-    """Roll out the run's policy, and its blind control where that is trained.
+def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, placement: str | None = None,
+                    workers: int | None = None) -> list[dict]:
+    """Roll out the run's policy, and its blind control where that is trained, in `workers` scenes at the same time.
 
     instructions: kinds of `evaluate/instructions.py`; None: all that the run's tasks have.
     """
     instructions = instructions or kinds_of(run.config.profile.tasks)
-    rows = _episodes(run, instructions, placement)
+    rows = _episodes(run, instructions, placement, workers)
     if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
-        rows = rows + _episodes(control, ("right",), placement)
+        rows = rows + _episodes(control, ("right",), placement, workers)
     return rows
 
 
-def _episodes(run: Run, instructions: tuple[str, ...], placement: str | None) -> list[dict]:
+def _episodes(run: Run, instructions: tuple[str, ...], placement: str | None, workers: int | None) -> list[dict]:
     """The policy is loaded only where episodes are missing, and let go at once: a small GPU has no room for two."""
     if run.trained and rolled_out(run, instructions, placement):
         return episodes_of(run)
     policy, stats = load_policy(run, device())
-    return roll_out(run, policy, stats, instructions=instructions, placement=placement)
+    return roll_out(run, policy, stats, instructions=instructions, placement=placement, workers=workers)
 
 
 def time_policy(run: Run) -> dict:
@@ -143,14 +144,17 @@ def make_report(run: Run) -> tuple[dict, Path]:
     return gather_results(run), write_report(run)
 
 
-def reproduce(run: Run, data: Path = DATA) -> tuple[dict, Path]:
-    """All steps in order, each skipped where it is done; returns the results and the report's path."""
+def reproduce(run: Run, data: Path = DATA, workers: int | None = None) -> tuple[dict, Path]:
+    """All steps in order, each skipped where it is done; returns the results and the report's path.
+
+    workers: scenes that are simulated at the same time, one process each; None: one a core.
+    """
     alone = run.config.condition.blind or Run(run.control, run.config).trained
     if not (run.trained and alone):
-        (train_policy if alone else train_side_by_side)(run, data)
+        (train_policy if alone else train_side_by_side)(run, data, workers)
     if not (run.path / "heldout.json").exists():
-        show_saliency(run, data)
-    roll_out_policy(run)
+        show_saliency(run, data, workers)
+    roll_out_policy(run, workers=workers)
     if not (run.path / "latency.json").exists():
         time_policy(run)
     if not (run.path / "training_cost.json").exists():

@@ -9,7 +9,7 @@
     heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json; training_cost.json
     control/                   the blind control, a run folder of its own (runs of a study share one beside them)
     results.json, report.html
-    .lock                      held by the process that trains or rolls out
+    .lock, .lock-owner         held by the process that trains or rolls out, and which one that is
 
 Each step reads what it needs from here and skips what is already done.
 """
@@ -17,6 +17,7 @@ Each step reads what it needs from here and skips what is already done.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 import subprocess
 from collections.abc import Iterator
@@ -24,10 +25,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from .config import CONDITIONS, RunConfig
 from .errors import LarError
+from .files import locked
 
 RUNS = Path("runs")
 DATA = Path("data")
@@ -51,7 +51,7 @@ class Run:
         existing = path / "config.yaml"
         if existing.exists():
             _refuse_other(RunConfig.load(existing), config, path)
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
             raise LarError(f"{path} is not empty and has no config.yaml: choose another --run-dir.")
         else:
             config.save(existing)
@@ -69,20 +69,11 @@ class Run:
     def alone(self) -> Iterator[None]:
         """Train or roll out inside this, so that no other process adds to the same files. A kill ends it.
 
-        Raises LarError where another process is at it.
+        Raises LarError where another process is at it. A blind control, which several runs share, is waited for instead.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=PATIENCE)
-        except Timeout:
-            raise LarError(f"Another process is at work in {self.path}: wait until it is done, or choose another "
-                           "--run-dir.") from None
-        except NotImplementedError:  # a network drive without locks
-            pass
-        try:
+        patience = math.inf if self.config.condition.blind else PATIENCE
+        with locked(self.path / ".lock", f"training or rolling out {self.config.name}", patience):
             yield
-        finally:
-            lock.release()
 
     @property
     def backbone(self) -> Path:

@@ -23,11 +23,10 @@ from tqdm import tqdm
 
 from .errors import LarError
 from .evaluate.arms import compare_arms
-from .processes import end_with_parent
+from .processes import STOPS, cores, end_with_parent, interrupt, on_stop, processes, stop
 from .reproduce import make_demos, make_report, reproduce, roll_out_policy
 from .run import DATA, RUNS, Run
-from .runtime import quiet
-from .sim.workers import cores
+from .runtime import forget_launch, quiet
 from .study import BLIND, Study
 from .view.study_page import write_study_page
 
@@ -39,11 +38,10 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
               workers: int | None = None) -> tuple[dict, Path]:
     """Make every run of `study` in `folder` (default: runs/NAME), compare them; returns study.json and the page's path.
 
-    workers: runs at the same time; None: what the machine has (one on a GPU).
+    workers: runs at the same time; None: what the machine has (one on a GPU). They share its cores.
     Raises LarError, after the other runs were finished, when some could not be made.
     """
-    if workers is not None and workers < 1:
-        raise LarError(f"--workers is {workers}, but must be at least 1.")
+    processes(workers)  # refuses none
     folder = folder or RUNS / study.name
     runs = {arm: Run.open(config, folder / config.name) for arm, config in study.configs().items()}
     make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
@@ -111,7 +109,7 @@ def _workers(count: int) -> Iterator[Callable[[Job, Iterable[Run]], Iterator[Out
                        "what was finished is kept.") from error
     except KeyboardInterrupt:
         for process in multiprocessing.active_children():
-            os.kill(process.pid, signal.SIGINT)
+            interrupt(process)
         raise
     finally:
         executor.shutdown(cancel_futures=True)
@@ -136,26 +134,32 @@ def _interruptible(job: Job, run: Run) -> str | None:
     with (run.path / "log.txt").open("ab", buffering=0) as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
+    with on_stop(stop):
         return job(run)
-    finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _start_worker(shares: multiprocessing.SimpleQueue) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
     end_with_parent()
     quiet()
-    share = shares.get()
-    torch.set_num_threads(len(share))
+    forget_launch()
+    share, threads = shares.get()
+    os.environ["LAR_CORES"] = str(threads)  # the scenes' processes of its rollouts are then as many
+    torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, share)  # the scenes' processes of its rollouts are then as many as its cores
+        os.sched_setaffinity(0, share)
 
 
-def _shares(count: int) -> list[set[int]]:
-    """The cores of each of `count` processes; where there are fewer cores than processes, some share one."""
+def _shares(count: int) -> list[tuple[set[int], int]]:
+    """The processor cores of each of `count` processes, and how many of them it may load.
+
+    Where there are fewer cores than processes, some share one; where a quota allows fewer than there are, not all of
+    them are loaded.
+    """
     available = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))
     if count > len(available):
-        return [{available[i % len(available)]} for i in range(count)]
-    return [set(part.tolist()) for part in np.array_split(available, count)]
+        return [({available[i % len(available)]}, 1) for i in range(count)]
+    return [(set(part.tolist()), max(1, cores() * len(part) // len(available)))
+            for part in np.array_split(available, count)]

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
 import warnings
+from datetime import timedelta
+from functools import cache
 
 import torch
 import transformers
+from accelerate import PartialState
+from tqdm import tqdm
 
 from .errors import LarError
+from .processes import cores
 
+LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each of its processes
+LAUNCHER = "TORCHELASTIC_"  # `accelerate launch` and `torchrun` leave such variables too
+ANSWER = 5.0  # seconds that a launcher has to answer
 ACTING_BYTES = 8 * 10**9  # PaliGemma-3B in 16 bit with room for one policy step
 
 
@@ -53,6 +63,56 @@ def mixed_precision(precision: str, on: torch.device) -> str:
     """What accelerate is told: the number type of matrix products in training; weights that learn stay in fp32."""
     kinds = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
     return kinds[float_dtype(precision, on)] if on.type == "cuda" else "no"
+
+
+def use_cores() -> None:
+    """Let PyTorch compute on no more cores than this process may load: it does not see a container's quota."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), cores()))
+
+
+@cache
+def group() -> PartialState:
+    """The processes that share a training: those of `accelerate launch` or `torchrun`, or else this one alone.
+
+    Clusters and notebooks leave a launcher's variables behind, and with these a training would wait for processes that
+    never come: they are believed only where the launcher is there and answers.
+    """
+    found = [name for name in LAUNCH if name in os.environ]
+    if found and _launched():
+        return PartialState(cpu=device().type == "cpu")  # accelerate does not see by itself that there is no GPU
+    if found:
+        forget_launch()
+        tqdm.write(f"lar: {', '.join(found)}: set, but no launcher is at work, so ignored. To share a training among "
+                   "processes, start it with `accelerate launch` (GPUs) or `torchrun`.", file=sys.stderr)
+    return PartialState()
+
+
+def forget_launch() -> None:
+    """Leave the group of a launcher: in a process that was started by a member of one, or finds what is left of it."""
+    for name in [name for name in os.environ if name in (*LAUNCH, "LOCAL_WORLD_SIZE") or name.startswith(LAUNCHER)]:
+        del os.environ[name]
+
+
+def _launched() -> bool:
+    """Whether the variables agree with each other and a launcher's store answers where they say."""
+    try:
+        rank, local, size, port = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"))
+        address, agent = os.environ["MASTER_ADDR"], os.environ[f"{LAUNCHER}USE_AGENT_STORE"]
+    except (KeyError, ValueError):
+        return False
+    if not 0 <= local <= rank < size:
+        return False
+    return agent != "True" or _answers(address, port)  # without a store of the launcher's, process 0 opens one later
+
+
+def _answers(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=ANSWER).close()  # what refuses, refuses without torch's warnings
+        torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=ANSWER))
+    except (OSError, RuntimeError):  # torch's errors of the network are RuntimeErrors
+        return False
+    return True
 
 
 def device_name() -> str:

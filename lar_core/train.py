@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import math
 import shutil
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -37,8 +35,9 @@ from .model.losses import gradient_norm
 from .model.policy import Policy, make_policy
 from .model.ranges import activation_ranges, too_large
 from .model.teacher import Teacher
+from .processes import Stopped, on_stop
 from .run import DATA, Run
-from .runtime import act_precision, device, float_dtype, mixed_precision
+from .runtime import act_precision, device, float_dtype, group, mixed_precision
 from .sim.placements import BOWLS, other_instruction
 from .weights import prepare_backbone, prepare_vae
 
@@ -61,7 +60,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
         return
     episodes, _ = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
     stats = Stats.of(episodes)
-    if PartialState().is_main_process:
+    if group().is_main_process:
         stats.save(run.stats)
     dataset = make_dataset(episodes, stats, run.config)
     if run.config.condition.contrastive and not any(dataset.others):
@@ -124,6 +123,7 @@ class Trainer:
     def __init__(self, run: Run, dataset: DemoDataset, data: Path = DATA):
         self.run, self.config, self.dataset = run, run.config, dataset
         profile = run.config.profile
+        group()
         self.accelerator = Accelerator(mixed_precision=mixed_precision(profile.precision, device()))
         self.rank, self.ranks = self.accelerator.process_index, self.accelerator.num_processes
         if profile.batch_size % self.ranks:
@@ -146,14 +146,16 @@ class Trainer:
         self.skipped = 0  # optimiser steps that fp16's loss scaling has left out; each was tried again
 
     def finish(self, line: int = 0) -> None:
-        """Train from the newest checkpoint, or the beginning, to the end; Ctrl-C saves first. line: as in `train`.
+        """Train from the newest checkpoint, or the beginning, to the end. line: as in `train`.
 
+        Ctrl-C, and the signals of a scheduler or a closed terminal, save first.
         Raises LarError while another process trains in the same folder.
         """
         with self.run.alone() if self.accelerator.is_main_process else nullcontext():
             self.resume()
             self.choose_heads()
-            with _interruptible() as interrupted:
+            interrupted: list[int] = []  # so that a step is finished and saved before stopping
+            with on_stop(interrupted.append):
                 self.run_steps(interrupted, line)
 
     def run_steps(self, interrupted: list, line: int = 0) -> None:
@@ -173,7 +175,7 @@ class Trainer:
                 if self.step % every == 0 or self.step == total or stopping:
                     self.save()
                 if stopping:
-                    raise KeyboardInterrupt
+                    raise Stopped(*interrupted[:1])
                 bar.update()
 
     def one_step(self) -> dict[str, float]:
@@ -357,14 +359,3 @@ def _load_trainer(path: Path) -> dict:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise LarError(f"The checkpoint {path} is damaged ({str(error).splitlines()[0]}): delete the folder "
                        f"{path.parent} to go on from the one before.") from error
-
-
-@contextmanager
-def _interruptible() -> Iterator[list]:
-    """Turn Ctrl-C into an entry of the yielded list, so that a step is finished and saved before stopping."""
-    interrupted: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: interrupted.append(number))
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)

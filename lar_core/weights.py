@@ -8,7 +8,7 @@ from .config import RunConfig
 from .data.download import download
 from .data.manifest import load_manifest
 from .errors import unknown
-from .files import atomic_path
+from .files import atomic_path, produce
 from .model.offline import build_tiny
 from .run import Run
 
@@ -20,10 +20,11 @@ def prepare_backbone(run: Run) -> Path:
     """
     if run.config.profile.backbone != "tiny":
         return find_weights(run.config.profile.backbone)
-    if not run.backbone.exists():
+
+    def build() -> None:
         with atomic_path(run.backbone) as temporary:
             build_tiny(run.config.profile, temporary, run.config.seed)
-    return run.backbone
+    return produce(run.backbone, "building the untrained backbone", build)
 
 
 def prepare_vae(config: RunConfig) -> Path | None:

@@ -8,7 +8,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +47,20 @@ def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
+def test_of_three_processes_one_builds(tmp_path):
+    built = []
+
+    def build(temporary):
+        built.append(temporary)
+        time.sleep(0.2)
+        (temporary / "file").write_text("whole")
+
+    with ThreadPoolExecutor(3) as threads:
+        folders = set(threads.map(lambda _: cache.build_once(tmp_path / "pack", build), range(3)))
+    assert folders == {tmp_path / "pack"} and len(built) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
 def test_interrupted_build_leaves_nothing_behind(tmp_path):
     def build(temporary):
         (temporary / "file").write_text("half")
@@ -52,7 +68,7 @@ def test_interrupted_build_leaves_nothing_behind(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         cache.build_once(tmp_path / "pack", build)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".pack.lock"]
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path):

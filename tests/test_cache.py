@@ -1,17 +1,22 @@
 """The feature cache: the same losses as without it, whole or absent, and refused where it cannot be right."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from test_demos import make_episode
 
 from lar_core.config import make_config
+from lar_core.data.cache import FeatureCache
+from lar_core.data.dataset import load_split
 from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.data.stats import Stats
 from lar_core.errors import LarError
 from lar_core.files import read_jsonl
 from lar_core.run import Run
-from lar_core.train import load_policy, train
+from lar_core.train import load_policy, make_dataset, train
 
 TOP = {"top_layers": 1, "saliency_layers": 1, "samples": 40, "batch_size": 4, "checkpoint_every": 5}
 
@@ -106,6 +111,23 @@ def test_a_damaged_or_missing_file_is_computed_again(losses_of, tmp_path):
     second.unlink()
     assert losses_of("again", tune="full_top", cache=True) == whole
     assert first.read_bytes() == good and second.exists()
+
+
+def test_two_that_fill_a_cache_at_once_compute_every_frame_once(demos, tmp_path):
+    episodes, _ = load_split(demos[:1], 0.0, 0)
+    config = make_config("attention_mask", "micro", **TOP)
+    dataset, computed = make_dataset(episodes, Stats.of(episodes), config), []
+
+    def look(batch):
+        computed.append(len(batch["images"]))
+        time.sleep(0.05)
+        return {"states": torch.zeros(len(batch["images"]), 2, 3)}
+    caches = [FeatureCache(tmp_path, {}, dataset, torch.float32) for _ in range(2)]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda cache: cache.fill(look), caches))
+    assert sum(computed) == len(dataset) + 1  # one frame more, which tells the size
+    assert all(cache.batch([0, len(dataset) - 1])["states"].shape == (2, 2, 3) for cache in caches)
+    caches[0].fill(lambda _: 1 / 0)
 
 
 def test_too_little_space_is_said_before_anything_is_computed(losses_of, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """The command line: it teaches, and refuses nonsense in one sentence with a non-zero exit code."""
 
 import errno
+import signal
 import subprocess
 import sys
 
@@ -19,12 +20,14 @@ def test_every_step_teaches(step, capsys):
     text = capsys.readouterr().out
     assert len(text) > 200 and (all(option in text for option in (
         ("--run-dir", "--workers") if step == "study" else ("--condition", "--profile", "--seed", "--run-dir"))))
+    assert ("--workers" in text) == (step in ("study", *cli.WORKING))
 
 
 @pytest.mark.parametrize("words, message", [
     (["train", "--condition", "atention_mask"], "did you mean 'attention_mask'"),
     (["train", "--profile", "tini"], "did you mean 'tiny'"),
     (["demos", "--tasks", "12"], "Unknown task '12'"),
+    (["demos", "--profile", "micro", "--workers", "0"], "--workers is 0, but must be at least 1"),
     (["train", "--set", "samples"], "FIELD=VALUE"),
     (["train", "--set", "sample=3"], "did you mean 'samples'"),
     (["rollout", "--placement", "offical"], "did you mean 'official'"),
@@ -66,6 +69,28 @@ def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "train_policy", interrupt)
     assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_of_a_scheduler_stops_as_ctrl_c_does(capsys, tmp_path, monkeypatch, number):
+    before = signal.getsignal(number)
+    monkeypatch.setattr(reproduce, "train_policy", lambda *_: signal.raise_signal(number))
+    assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 128 + number
+    assert "run the same command again" in capsys.readouterr().err and signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("step, function", [("reproduce", "reproduce"), ("demos", "make_demos"), ("train", "train_policy"),
+                                            ("saliency", "show_saliency"), ("rollout", "roll_out_policy")])
+def test_workers_reach_the_step(tmp_path, monkeypatch, step, function):
+    class Reached(Exception):
+        pass
+
+    def reach(*arguments):
+        assert arguments[-1] == 3
+        raise Reached
+    monkeypatch.setattr(reproduce, function, reach)
+    with pytest.raises(Reached):
+        cli.main([step, "--profile", "micro", "--workers", "3", *([] if step == "demos" else ["--run-dir", str(tmp_path)])])
 
 
 def test_a_missing_gl_library_is_named_with_the_line_to_type():

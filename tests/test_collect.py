@@ -16,6 +16,8 @@ import pytest
 from lar_core.config import make_config
 from lar_core.data.demos import read_episodes
 from lar_core.errors import LarError
+from lar_core.files import write_text
+from lar_core.processes import Stopped, on_stop, stop
 from lar_core.sim import collect as collecting
 from lar_core.sim.collect import collect, demo_paths
 
@@ -73,6 +75,32 @@ def test_an_expert_that_always_fails_is_reported(config, tmp_path, monkeypatch):
     fake_attempts(monkeypatch, failing=range(1000))
     with pytest.raises(LarError, match="solved only 0 of 16 attempts at task 5"):
         collecting._record_parts(config.profile, 5, tmp_path, workers=1, bar=NoBar())
+
+
+def test_three_at_once_record_every_attempt_once(config, tmp_path, monkeypatch):
+    """And none removes what another one writes: the last ones to come find the whole file."""
+    made = fake_attempts(monkeypatch, failing={1})
+    monkeypatch.setattr(collecting, "merge_episodes", lambda parts, path: (time.sleep(0.2), write_text(path, "whole")))
+    monkeypatch.setattr(collecting, "episode_count", lambda path: config.profile.demos_per_task)
+    with ThreadPoolExecutor(3) as threads:
+        jobs = [threads.submit(collect, config, tmp_path, workers=1, progress=False) for _ in range(3)]
+        (path,) = {job.result()[0] for job in jobs}
+    assert made == [0, 1, 2] and [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_signal_of_a_scheduler_lets_what_is_being_recorded_end(config, tmp_path, monkeypatch):
+    made = fake_attempts(monkeypatch, failing=set())
+    attempt = collecting._attempt
+
+    def slow(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        return attempt(*arguments)
+    monkeypatch.setattr(collecting, "_attempt", slow)
+    with pytest.raises(Stopped) as stopped, on_stop(stop):
+        collect(config, tmp_path, workers=1, progress=False)
+    assert made == [0] and len(list(tmp_path.rglob("attempt_00000.hdf5"))) == 1 and stopped.value.status == 143
+    assert not list(tmp_path.rglob("*.lock-owner")), "the lock is let go"
 
 
 def test_every_setting_that_changes_the_demonstrations_changes_their_path(config, tmp_path):

@@ -22,6 +22,7 @@ from lar_core.data.demos import merge_episodes, read_episodes, read_origin, writ
 from lar_core.data.manifest import entry
 from lar_core.data.stats import Stats
 from lar_core.errors import LarError
+from lar_core.files import write_text
 from lar_core.sim import demonstrations as module
 from lar_core.sim.demonstrations import KEYS, converted_paths, demonstrations
 from lar_core.sim.env import SpatialEnv, instruction
@@ -131,6 +132,72 @@ def test_of_lerobots_copy_the_metadata_and_the_files_of_the_tasks_are_fetched(tm
     (path,) = make(tmp_path, demos="lerobot")
     assert [episode.instruction for episode in read_episodes(path)] == [instruction(5)] * 2
     assert {line.rsplit("/", 1)[1] for line in hub.log if "GET" in line and "/data/" in line} == {"file-001.parquet"}
+
+
+def linked(tmp_path, kind):
+    """DATA/official as people lay it out where disks are small: a link to a folder, in it, or to every file."""
+    far, near = tmp_path / "far", tmp_path / "official"
+    write_text(far / "libero_spatial" / "demo.hdf5", "content")
+    if kind == "the folder":
+        near.symlink_to(far)
+    elif kind == "a folder in it":
+        near.mkdir()
+        (near / "libero_spatial").symlink_to(far / "libero_spatial")
+    else:
+        (near / "libero_spatial").mkdir(parents=True)
+        (near / "libero_spatial" / "demo.hdf5").symlink_to(far / "libero_spatial" / "demo.hdf5")
+    return far / "libero_spatial" / "demo.hdf5"
+
+
+LINKS = ["the folder", "a folder in it", "a file"]
+
+
+def version(tmp_path):
+    return module._version(make_config(profile="micro", demos="official").profile, tmp_path)
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_data_behind_a_link_are_part_of_the_version(tmp_path, kind):
+    target = linked(tmp_path, kind)
+    before = version(tmp_path)
+    assert version(tmp_path) == before
+    target.write_text("other content")
+    assert version(tmp_path) != before
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_that_leads_elsewhere_is_another_version_even_to_the_same_size_and_time(tmp_path, kind):
+    target = linked(tmp_path, kind)
+    before = version(tmp_path)
+    (tmp_path / "far").rename(tmp_path / "farther")
+    shutil.copytree(tmp_path / "farther", tmp_path / "elsewhere")
+    (tmp_path / "far").symlink_to(tmp_path / "elsewhere")
+    assert target.stat().st_mtime_ns == (tmp_path / "farther/libero_spatial/demo.hdf5").stat().st_mtime_ns
+    assert version(tmp_path) != before
+
+
+def test_links_in_a_circle_are_followed_once(tmp_path):
+    linked(tmp_path, "a folder in it")
+    (tmp_path / "far" / "libero_spatial" / "round").symlink_to(tmp_path / "official")
+    assert version(tmp_path) == version(tmp_path)
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_link_to_what_is_gone_is_named_and_nothing_else_is_taken_instead(tmp_path, kind):
+    linked(tmp_path, kind)
+    shutil.rmtree(tmp_path / "far")
+    with pytest.raises(LarError, match="official.* is a link to .*far.* connect the drive"):
+        make(tmp_path, demos="official")
+
+
+def test_two_at_once_convert_every_episode_once(tmp_path, threads, monkeypatch):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    convert, made = module._make_part, []
+    monkeypatch.setattr(module, "_make_part", lambda *job: (made.append(job[3]), convert(*job)))
+    with ThreadPoolExecutor(2) as executor:
+        one, other = executor.map(lambda _: make(tmp_path, demos="official"), range(2))
+    assert one == other and sorted(made) == [0, 1, 2]
+    assert [file.name for file in one[0].parent.iterdir()] == [one[0].name]
 
 
 def test_another_size_is_resized_and_the_choice_is_recorded(tmp_path, threads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hub_stand_in import TOKEN
@@ -58,6 +59,15 @@ def contents(folder) -> dict[str, bytes]:
 def test_the_pinned_revision_arrives_in_the_hubs_cache_once(repo):
     assert contents(download(KEY)) == FILES
     assert contents(download(KEY)) == FILES
+    assert asked_for(repo, "a/first.bin") == asked_for(repo, "README.md") == 1
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_two_at_once_download_every_file_once(repo, tmp_path, own):
+    folder = tmp_path / "here" if own else None
+    with ThreadPoolExecutor(2) as threads:
+        one, other = threads.map(lambda _: download(KEY, folder=folder), range(2))
+    assert one == other and contents(one) == FILES
     assert asked_for(repo, "a/first.bin") == asked_for(repo, "README.md") == 1
 
 

@@ -1,11 +1,59 @@
 """Files are whole or absent, whatever happens while they are written."""
 
 import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lar_core import files
 from lar_core.errors import LarError
-from lar_core.files import append_jsonl, atomic_path, read_jsonl, require_space, write_json, write_text
+from lar_core.files import append_jsonl, atomic_path, locked, produce, read_jsonl, require_space, write_json, write_text
+
+HOLD = """
+import errno, fcntl, sys, time
+from pathlib import Path
+from lar_core.files import locked
+
+def refuse(*_):
+    raise OSError(int(sys.argv[2]), "no locks here")
+
+if int(sys.argv[2]):
+    fcntl.flock = refuse
+with locked(Path(sys.argv[1]), "recording task 5"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+NO_FLOCK = [0, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]  # a file system with the system's locks, and some without
+
+
+@pytest.fixture(params=NO_FLOCK, ids=lambda number: errno.errorcode.get(number, "flock"))
+def drive(request, monkeypatch):
+    """What `flock` says on this drive; 0 where it works."""
+    if request.param:
+        def refuse(*_):
+            raise OSError(request.param, "no locks here")
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr(files, "NOTICE", 0.1)
+    return request.param
+
+
+@pytest.fixture
+def elsewhere(drive, tmp_path):
+    """Another process that holds the lock, on the same drive."""
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / ".lock"), str(drive)], stdout=subprocess.PIPE,
+                               text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -56,3 +104,102 @@ def test_other_damage_is_named(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"n": 1}\nrubbish\n{"n": 2}\n')
     with pytest.raises(LarError, match="line 2"):
         read_jsonl(tmp_path / "rows.jsonl")
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+def test_of_several_that_want_a_file_one_makes_it_and_the_others_find_it(drive, tmp_path):
+    made = []
+
+    def make():
+        made.append(1)
+        time.sleep(0.3)
+        write_text(tmp_path / "made.txt", "whole")
+
+    def want():
+        return produce(tmp_path / "made.txt", "making it", make).read_text()
+
+    with ThreadPoolExecutor(3) as threads:
+        assert [job.result() for job in [threads.submit(want) for _ in range(3)]] == ["whole"] * 3
+    assert len(made) == 1 and [path.name for path in tmp_path.iterdir() if "lock" not in path.name] == ["made.txt"]
+
+
+def test_when_the_first_one_fails_the_next_one_makes_it(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        produce(tmp_path / "made.txt", "making it", lambda: 1 / 0)
+    produce(tmp_path / "made.txt", "making it", lambda: write_text(tmp_path / "made.txt", "whole"))
+    assert [path.name for path in tmp_path.iterdir()] == ["made.txt"]
+
+
+def test_who_waits_is_told_once_for_whom_and_what(elsewhere, tmp_path, capsys):
+    def end():
+        time.sleep(1)
+        elsewhere.kill()
+        elsewhere.wait()  # only then is its number free
+
+    threading.Thread(target=end).start()
+    with locked(tmp_path / ".lock", "waiting"):
+        pass
+    said = capsys.readouterr().err
+    owner = f"process {elsewhere.pid} on {socket.gethostname()}"
+    assert said.count("Waiting for") == 1 and f"Waiting for {owner}, which is recording task 5." in said
+    assert f"P{owner[1:]} was killed while recording task 5: going on" in said
+
+
+def test_a_lock_that_a_killed_process_left_is_taken_over_with_a_sentence(elsewhere, tmp_path, capsys):
+    os.kill(elsewhere.pid, signal.SIGKILL)
+    elsewhere.wait()
+    for _ in range(2):
+        with locked(tmp_path / ".lock", "going on", patience=5):
+            pass
+    assert capsys.readouterr().err.count(f"Process {elsewhere.pid} on {socket.gethostname()} was killed") == 1
+
+
+def test_who_does_not_want_to_wait_is_told_whose_it_is(elsewhere, tmp_path):
+    with pytest.raises(LarError, match=f"at work in .*: wait.*process {elsewhere.pid} on .*, which is recording task 5"):
+        with locked(tmp_path / ".lock", "going on", patience=0.2):
+            raise AssertionError("inside twice")
+
+
+@pytest.mark.parametrize("drive", [errno.ENOLCK], indirect=True)
+def test_a_process_that_got_the_number_of_the_dead_one_does_not_hold_its_lock(elsewhere, tmp_path):
+    marker = tmp_path / ".lock-held"
+    elsewhere.kill()
+    elsewhere.wait()
+    _, host, start = marker.read_text().splitlines()
+    marker.write_text(f"{os.getpid()}\n{host}\n{start}\n")  # alive, but it began at another time
+    with locked(tmp_path / ".lock", "going on", patience=5):
+        pass
+
+
+@pytest.mark.parametrize("drive", [errno.ENOLCK], indirect=True)
+def test_a_lock_of_another_machine_is_kept_and_how_to_be_rid_of_it_is_said(elsewhere, tmp_path):
+    marker = tmp_path / ".lock-held"
+    elsewhere.kill()
+    elsewhere.wait()
+    marker.write_text(f"{elsewhere.pid}\nnode7\n1\n")
+    write_json(tmp_path / ".lock-owner", {"process": elsewhere.pid, "host": "node7", "doing": "recording task 5"})
+    with pytest.raises(LarError, match=f"process {elsewhere.pid} on node7, .* If that process is gone, delete {marker} to go"):
+        with locked(tmp_path / ".lock", "going on", patience=0.2):
+            pass
+    marker.unlink()
+    with locked(tmp_path / ".lock", "going on", patience=0.2):
+        pass
+
+
+def test_a_read_only_folder_is_named_and_what_is_there_is_used(tmp_path, monkeypatch):
+    def read_only(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.setattr(files, "_take", read_only)
+    with pytest.raises(LarError, match=f"{tmp_path} cannot be written .Read-only file system., and recording needs to"):
+        produce(tmp_path / "missing", "recording", lambda: None)
+    (tmp_path / "there").touch()
+    assert produce(tmp_path / "there", "recording", lambda: 1 / 0).exists()
+
+
+def test_an_error_of_the_drive_is_not_mistaken_for_a_missing_lock(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, "Input/output error")
+    monkeypatch.setattr(fcntl, "flock", broken)
+    with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / ".lock", "recording"):
+        pass

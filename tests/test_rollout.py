@@ -1,5 +1,7 @@
 """Rollouts: evaluation scenes only, resumed without repeating, errors never counted as failures."""
 
+import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ import pytest
 from lar_core.config import PROFILES, make_config
 from lar_core.evaluate.rollout import Trial, close_envs, episodes_of, missing_episodes, rolled_out, vector_env
 from lar_core.files import append_jsonl
+from lar_core.processes import STOPS, Stopped, stop
 from lar_core.run import Run
 from lar_core.sim.episode import EpisodeEnv
 from lar_core.sim.placements import BOWLS, PLATE, evaluation_scenes
@@ -119,3 +122,15 @@ def test_environments_are_kept_for_the_next_rollout_alike_and_closed_by_an_excep
         1 / 0
     assert processes() is not first
     close_envs()
+
+
+def test_a_signal_to_the_whole_job_leaves_the_environments_to_their_parent_which_ends_them():
+    with pytest.raises(Stopped), vector_env(5, "official", replace(MICRO, episodes_per_task=2), workers=1) as envs:
+        envs.reset(seed=[0])
+        for number in STOPS:
+            os.kill(envs.processes[0].pid, number)
+        envs.step(np.zeros((1, 7)))
+        envs.step_async(np.zeros((1, 7)))
+        stop()
+    assert len(envs.processes) == 1 and not envs.processes[0].is_alive() and envs.closed
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the parent itself goes on to listen"

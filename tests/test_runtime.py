@@ -1,4 +1,10 @@
-"""Number types that suit the device, whatever torch says it supports."""
+"""Number types that suit the device, whatever torch says it supports; launchers that are at work, and those that are not."""
+
+import os
+import socketserver
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
@@ -51,3 +57,73 @@ def test_policies_act_as_they_were_trained_elsewhere(card):
     assert act_precision("auto", "fp32", GPU) == "fp32" and act_precision("auto", "int8", CPU) == "int8"
     assert act_precision("auto", "int8", GPU) == "bf16"
     assert runtime.ACTING_BYTES > 2 * 2.92e9
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+LEFT = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+ELASTIC = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+@pytest.mark.parametrize("left", [LEFT | ELASTIC, {"LOCAL_RANK": "", "WORLD_SIZE": "8", "SLURM_NTASKS": "8"}],
+                         ids=["launcher", "cluster"])
+def test_a_launchers_leftovers_are_ignored_with_one_sentence(left):
+    """In a process of its own, because accelerate decides once; these would wait for ever, or end in a traceback."""
+    code = ("from lar_core.runtime import group; from accelerate import Accelerator; group(); "
+            "print(group().num_processes, Accelerator().num_processes)")
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | left, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "1 1\n", done.stderr[-2000:]
+    assert done.stderr.count("no launcher is at work") == 1
+
+
+@pytest.fixture
+def leftovers(monkeypatch):
+    def leave(**variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+    return leave
+
+
+@pytest.mark.parametrize("change", [{"WORLD_SIZE": "1"}, {"RANK": "x"}, {"LOCAL_RANK": "5"}, {"MASTER_PORT": ""}, {}])
+def test_variables_that_contradict_each_other_or_lead_nowhere_are_not_believed(leftovers, change):
+    leftovers(**(LEFT | ELASTIC | change))
+    assert not runtime._launched()
+
+
+def test_something_else_that_listens_there_is_no_launcher(leftovers, monkeypatch):
+    class Rude(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    monkeypatch.setattr(runtime, "ANSWER", 0.5)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Rude) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        leftovers(**LEFT | ELASTIC | {"MASTER_PORT": str(server.server_address[1])})
+        assert not runtime._launched()
+        server.shutdown()
+
+
+def test_a_launcher_that_answers_is_believed(leftovers):
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    leftovers(**LEFT | ELASTIC | {"MASTER_PORT": str(store.port)})
+    assert runtime._launched()
+    leftovers(TORCHELASTIC_RUN_ID="x")
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE")
+    assert not runtime._launched(), "variables that were set by hand"
+
+
+def test_who_leaves_a_group_passes_none_of_it_on(leftovers):
+    leftovers(**LEFT | ELASTIC)
+    runtime.forget_launch()
+    assert not (LEFT | ELASTIC).keys() & os.environ.keys()
+
+
+def test_no_more_threads_than_a_container_grants(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtime, "cores", lambda: 1)
+    torch.set_num_threads(3)
+    try:
+        runtime.use_cores()
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.stats import Stats
 from lar_core.errors import LarError
 from lar_core.files import append_jsonl, read_jsonl
+from lar_core.processes import Stopped
 from lar_core.run import Run
 from lar_core.train import Trainer, load_policy, make_dataset, rate, train
+from lar_core.weights import prepare_backbone
 
 CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
 IN_A_PROCESS = """
@@ -84,7 +87,69 @@ def test_two_processes_do_not_train_in_one_folder(new_run, demos, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_blind_control_that_another_process_trains_is_waited_for(new_run, demos, monkeypatch):
+    """Several runs of one folder share it."""
+    monkeypatch.setattr("lar_core.files.NOTICE", 0.1)
+    run = new_run("run", condition="blind", samples=16)
+    other = trainer_of(run, demos)
+    with ThreadPoolExecutor(1) as threads:
+        with run.alone():
+            waiting = threads.submit(train, run, [demos])
+            time.sleep(1)
+            assert not waiting.done()
+            other.run_steps([])
+        waiting.result()
+    assert [row["step"] for row in without_times(run)] == [4]
+
+
+def test_two_processes_build_one_backbone(new_run, monkeypatch):
+    built = []
+
+    def build(profile, folder, seed):
+        built.append(folder)
+        time.sleep(0.2)
+        folder.mkdir()
+    monkeypatch.setattr("lar_core.weights.build_tiny", build)
+    run = new_run("run")
+    with ThreadPoolExecutor(3) as threads:
+        assert set(threads.map(lambda _: prepare_backbone(run), range(3))) == {run.backbone}
+    assert len(built) == 1
+
+
+def test_a_folder_in_which_another_process_begins_is_no_foreign_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".config.123.tmp.yaml").touch()
+    assert Run.open(make_config(profile="micro"), tmp_path / "run").path == tmp_path / "run"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(LarError, match="not empty"):
+        Run.open(make_config(profile="micro"), tmp_path / "other")
+
+
+@pytest.mark.parametrize("signals", [[signal.SIGTERM], [signal.SIGHUP], [signal.SIGTERM, signal.SIGTERM],
+                                     [signal.SIGTERM, signal.SIGINT]], ids=str)
+def test_a_signal_to_stop_saves_the_step_that_is_under_way(new_run, demos, monkeypatch, signals):
+    run, one_step = new_run("run"), Trainer.one_step
+
+    def told_to_stop(trainer):
+        if trainer.step == 2:
+            for number in signals:
+                signal.raise_signal(number)
+        return one_step(trainer)
+    monkeypatch.setattr(Trainer, "one_step", told_to_stop)
+    with pytest.raises(Stopped) as stopped:
+        train(run, [demos])
+    assert [path.name for path in run.checkpoints()] == ["step_000003"] and stopped.value.status == 128 + signals[0]
+
+
+def test_training_runs_in_another_thread_than_the_main_one(new_run, demos):
+    run = new_run("run", samples=8)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(train, run, [demos]).result()
+    assert run.trained
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_training_goes_on_and_ends_at_the_same_bits(new_run, demos, stop):
     whole, stopped = new_run("whole"), new_run("stopped")
     train(whole, [demos])

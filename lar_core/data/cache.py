@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..files import append_jsonl, atomic_path, read_jsonl, require_space, write_json
+from ..files import append_jsonl, atomic_path, locked, read_jsonl, require_space, write_json
 from .dataset import DemoDataset
 
 BATCH = 16  # frames computed at once
@@ -45,9 +45,16 @@ class FeatureCache:
         self._files: dict[int, object] = {}
 
     def fill(self, look: Look) -> None:
-        """Compute what is missing. Raises LarError when the disk has no room for it, before anything is computed."""
-        intact = self._intact()
-        missing = [number for number, name in enumerate(self.names) if name not in intact]
+        """Compute what is missing. Raises LarError when the disk has no room for it, before anything is computed.
+
+        Of several processes that fill one cache one computes at a time, and the next one finds what it has left.
+        """
+        missing = self._missing(range(len(self.names)))
+        if missing:
+            with locked(self.folder / ".lock", "computing features of the frozen layers"):
+                self._compute(self._missing(missing), look)  # less where another process has computed some meanwhile
+
+    def _compute(self, missing: list[int], look: Look) -> None:
         if not missing:
             return
         self._check_space(missing, look)
@@ -79,12 +86,13 @@ class FeatureCache:
             checksum = _sha256(temporary)
         append_jsonl(self.folder / "index.jsonl", {"name": self.names[number], "sha256": checksum})
 
-    def _intact(self) -> set[str]:
-        """Names of the episodes whose files match their checksums."""
+    def _missing(self, numbers: Sequence[int]) -> list[int]:
+        """Those of the episodes whose files are not there, or do not match their checksums."""
         known = {row["name"]: row["sha256"] for row in read_jsonl(self.folder / "index.jsonl")}
-        wanted = [(number, name) for number, name in enumerate(self.names) if self._path(number).exists()]
-        return {name for number, name in tqdm(wanted, desc="checking the feature cache", disable=len(wanted) < 100)
-                if known.get(name) == _sha256(self._path(number))}
+        there = {number for number in numbers if self._path(number).exists()}
+        bar = tqdm(numbers, desc="checking the feature cache", disable=len(there) < 100)
+        return [number for number in bar
+                if number not in there or known.get(self.names[number]) != _sha256(self._path(number))]
 
     def _check_space(self, missing: list[int], look: Look) -> None:
         """One frame of every missing episode's instruction tells the size of all."""

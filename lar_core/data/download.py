@@ -25,7 +25,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import filter_repo_objects
 
 from ..errors import LarError
-from ..files import require_space
+from ..files import locked, require_space
 from .manifest import Entry, entry
 
 
@@ -48,13 +48,23 @@ def download(key: str, files: Sequence[str] | None = None, folder: Path | str | 
             if (path := _from_before(source, where)) is None:
                 raise
             return path
-        new = [file for file in listing if _place(source, file, folder) is None]
-        require_space(folder or constants.HF_HUB_CACHE, sum(file.size or 0 for file in new),
-                      f"downloading {source.id}", "set HF_HOME to a folder on a larger disk")
-        try:
+        if all(_place(source, file, folder) for file in listing):
             return Path(snapshot_download(source.id, **where))
-        finally:
-            _verify(source, {path: _sha256(source, file) for file in new if (path := _place(source, file, folder))})
+        lock = (Path(folder, ".cache") if folder else Path(constants.HF_HUB_CACHE, ".locks")) / f"lar-{key}.lock"
+        with locked(lock, f"downloading {source.id}"):
+            return _fetch(source, listing, where)
+
+
+def _fetch(source: Entry, listing: list[RepoSibling], where: dict) -> Path:
+    """Download what of `listing` is not there yet, and verify it. Only one process at a time does."""
+    folder = where["local_dir"]
+    new = [file for file in listing if _place(source, file, folder) is None]
+    require_space(folder or constants.HF_HUB_CACHE, sum(file.size or 0 for file in new),
+                  f"downloading {source.id}", "set HF_HOME to a folder on a larger disk")
+    try:
+        return Path(snapshot_download(source.id, **where))
+    finally:
+        _verify(source, {path: _sha256(source, file) for file in new if (path := _place(source, file, folder))})
 
 
 def _source(key: str, files: Sequence[str]) -> Entry:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,11 +25,11 @@ from ..data.stats import Stats, proprio
 from ..errors import LarError
 from ..files import append_jsonl
 from ..model.policy import Policy
+from ..processes import processes
 from ..run import Run
-from ..sim.episode import EpisodeEnv
+from ..sim.episode import episode_env
 from ..sim.libero_setup import use_assets
 from ..sim.placements import evaluation_scenes
-from ..sim.workers import cores
 from .film import Film
 from .instructions import check_kinds, kinds, told
 from .swapped import read_episodes
@@ -47,9 +46,10 @@ class Trial:
 
 
 def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str, ...] = ("right",),
-             placement: str | None = None) -> list[dict]:
+             placement: str | None = None, workers: int | None = None) -> list[dict]:
     """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
 
+    workers: environments that run at the same time, one process each; None: one a core.
     Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder, and for a
     kind of instruction that no task of the run has.
     """
@@ -66,7 +66,7 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
             todo = [(trial, episodes) for trial in trials if (episodes := missing_episodes(run, trial))]
             if not todo:
                 continue
-            with vector_env(task, placement, profile) as envs:
+            with vector_env(task, placement, profile, workers) as envs:
                 for trial, episodes in todo:
                     _run_trial(run, Actor(policy, stats, profile), envs, trial, scenes, episodes)
     return episodes_of(run)
@@ -102,30 +102,35 @@ _kept: dict[tuple, AsyncVectorEnv] = {}
 
 
 @contextmanager
-def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVectorEnv]:
-    """As many EpisodeEnvs as there are cores, one process each.
+def vector_env(task: int, placement: str, profile: Profile, workers: int | None = None) -> Iterator[AsyncVectorEnv]:
+    """`workers` EpisodeEnvs, one process each; None: as many as there are cores. Never more than there are episodes.
 
     The last ones are kept for the next rollout of this process, because starting takes longer than a short episode; an
     exception closes them.
     """
-    count = min(cores(), profile.episodes_per_task)
-    key = (task, placement, profile)
+    count = min(processes(workers), profile.episodes_per_task)
+    key = (task, placement, profile, count)
     if key not in _kept:
         close_envs()
-        _kept[key] = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",
+        _kept[key] = AsyncVectorEnv([partial(episode_env, task, placement, profile)] * count, context="spawn",
                                     autoreset_mode=AutoresetMode.DISABLED)
     try:
         yield _kept[key]
     except BaseException:
-        close_envs()
+        close_envs(at_once=True)
         raise
 
 
 @atexit.register
-def close_envs() -> None:
-    """End the processes that `vector_env` has kept."""
+def close_envs(at_once: bool = False) -> None:
+    """End the processes that `vector_env` has kept; at once, in the middle of a step: they hold nothing to save."""
     while _kept:
-        _kept.popitem()[1].close()
+        envs = _kept.popitem()[1]
+        for process, pipe in zip(envs.processes, envs.parent_pipes) if at_once else ():
+            process.kill()
+            if pipe is not None:  # of an environment that raised
+                pipe.close()
+        envs.close(terminate=at_once)
 
 
 class Actor:

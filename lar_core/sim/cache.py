@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import LarError
+from ..files import produce
 
 
 def cache_folder(kind: str, *sources: Path) -> Path:
@@ -32,12 +33,15 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     except OSError as error:
         raise LarError(f"The cache folder {folder.parent} cannot be written ({error.strerror}): "
                        "set XDG_CACHE_HOME to a folder that can.") from error
-    try:
+
+    def make() -> None:
         build(temporary)
-        temporary.rename(folder)
+        if not folder.is_dir():  # otherwise another machine was faster, and its folder is as good as ours
+            temporary.rename(folder)
+    try:
+        produce(folder, f"generating {folder.name}", make)
     except OSError as error:
-        if not folder.is_dir():  # otherwise another process was faster, and its folder is as good as ours
-            raise LarError(f"Writing {folder} failed ({error.strerror}): free some space and try again.") from error
+        raise LarError(f"Writing {folder} failed ({error.strerror}): free some space and try again.") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

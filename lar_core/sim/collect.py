@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 from concurrent.futures import FIRST_COMPLETED, wait
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -17,11 +18,12 @@ from tqdm.auto import tqdm
 from ..config import Profile, RunConfig
 from ..data.demos import episode_count, merge_episodes, write_episode
 from ..errors import LarError
-from ..files import write_text
+from ..files import produce, write_text
+from ..processes import processes
 from .expert import run_expert
 from .libero_setup import task_names, use_assets
 from .placements import sample_scene
-from .workers import cores, environment, pool
+from .workers import environment, pool
 
 MOST_ATTEMPTS = 3  # times the number of demonstrations: an expert that fails more often is broken
 
@@ -36,14 +38,13 @@ def collect(config: RunConfig, data_dir: Path | str, *, workers: int | None = No
     """
     paths = demo_paths(config, data_dir)
     with tqdm(total=config.profile.demos_per_task * len(paths), unit="demo", disable=not progress) as bar:
-        for task, path in zip(config.profile.tasks, paths):
+        for index, (task, path) in enumerate(zip(config.profile.tasks, paths)):
             bar.set_description(f"demonstrations, task {task}")
-            if path.exists():
-                _check_count(path, config.profile.demos_per_task)
-                bar.update(config.profile.demos_per_task)
-            else:
-                merge_episodes(_record_parts(config.profile, task, _parts_folder(path), workers or cores(), bar), path)
-            shutil.rmtree(_parts_folder(path), ignore_errors=True)
+            produce(path, f"recording the demonstrations of task {task}",
+                    partial(_record, config.profile, task, path, workers, bar))
+            shutil.rmtree(_parts_folder(path), ignore_errors=True)  # nobody records any more what is there
+            _check_count(path, config.profile.demos_per_task)
+            bar.update((index + 1) * config.profile.demos_per_task - bar.n)  # also what another process has recorded
     return paths
 
 
@@ -53,6 +54,10 @@ def demo_paths(config: RunConfig, data_dir: Path | str) -> list[Path]:
     key = f"{profile.image_size}-{profile.wrist_size}px-noise{profile.recovery_noise:g}-n{profile.demos_per_task}"
     folder = Path(data_dir) / "demos" / f"{assets['name']}-{assets['sha256'][:8]}" / profile.placement / key
     return [folder / f"{task_names()[task]}_demo.hdf5" for task in profile.tasks]
+
+
+def _record(profile: Profile, task: int, path: Path, workers: int | None, bar: tqdm) -> None:
+    merge_episodes(_record_parts(profile, task, _parts_folder(path), processes(workers), bar), path)
 
 
 def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: tqdm) -> list[Path]:

@@ -9,8 +9,11 @@ hub otherwise; they are converted once, to the profile's sizes: resized, or rend
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -22,12 +25,13 @@ from ..data.lerobot import META, Listed, list_episodes, read_listed
 from ..data.manifest import entry
 from ..data.resize import resize_episode
 from ..errors import LarError
-from ..files import require_space
+from ..files import produce, require_space
+from ..processes import processes
 from .collect import collect
 from .env import instruction
 from .libero_setup import bddl_file, task_names, use_assets
 from .rerender import render_again
-from .workers import cores, environment, pool
+from .workers import environment, pool
 
 KEYS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # in data_manifest.yaml
 
@@ -50,7 +54,8 @@ def demonstrations(config: RunConfig, data_dir: Path | str, *, workers: int | No
     origins = _origins(profile, Path(data_dir), missing) if missing else []
     with tqdm(total=sum(map(len, origins)), unit="demo", disable=not progress, desc=f"{profile.demos} demos") as bar:
         for task, origin in zip(missing, origins):
-            _convert(profile, task, origin, paths[task], workers or cores(), bar)
+            produce(paths[task], f"converting the demonstrations of task {task}",
+                    partial(_convert, profile, task, origin, paths[task], processes(workers), bar))
     return list(paths.values())
 
 
@@ -105,26 +110,59 @@ def _refuse(profile: Profile) -> None:
 
 def _version(profile: Profile, data_dir: Path) -> str:
     """The pinned revision, or, for a folder of the user's own, a digest that changes when its files do."""
-    folder = data_dir / profile.demos
-    if not folder.is_dir():
+    folder = _own_folder(profile, data_dir)
+    if folder is None:
         return entry(KEYS[profile.demos]).pinned_revision()
-    files = sorted((str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns)
-                   for path in folder.rglob("*") if path.is_file())
+    files = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in _files(folder)]
     return "local" + hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _own_folder(profile: Profile, data_dir: Path) -> Path | None:
+    """DATA/official or DATA/lerobot, where there is one. Raises LarError for a link to a folder that is gone."""
+    folder = data_dir / profile.demos
+    if folder.is_symlink() and not folder.is_dir():
+        raise LarError(f"{folder} is a link to {os.readlink(folder)}, which is not a folder (any more): connect the drive "
+                       "that it lies on, or remove the link to use the hub's copy.")
+    return folder if folder.is_dir() else None
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file in and below `folder` with its name there, in order, also behind links to files and to folders.
+
+    Where links were followed, the name says where they led, so that a link to another file of the same size and time is
+    another name. A link that leads in a circle is followed once.
+    """
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else sorted(folders)
+        for name in sorted(files) if real not in seen else ():
+            path = Path(here, name)
+            inside = os.path.relpath(path, folder)
+            led, straight = os.path.realpath(path), os.path.join(os.path.realpath(folder.parent), folder.name, inside)
+            yield inside if led == straight else f"{inside} -> {led}", _linked(path)
+        seen.add(real)
+
+
+def _linked(path: Path) -> Path:
+    if not path.exists():
+        raise LarError(f"{path} is a link to {os.readlink(path)}, which is not there (any more): connect the drive that it "
+                       "lies on, or remove the link.")
+    return path
 
 
 def _origins(profile: Profile, data_dir: Path, tasks: list[int]) -> list[Hdf5Origin | LeRobotOrigin]:
     """What the demonstrations of `tasks` are converted from; downloads only what they need."""
-    own, key, most = data_dir / profile.demos, KEYS[profile.demos], profile.demos_per_task
+    own, key, most = _own_folder(profile, data_dir), KEYS[profile.demos], profile.demos_per_task
     version = _version(profile, data_dir)
     if profile.demos == "official":
         names = [f"libero_spatial/{task_names()[task]}_demo.hdf5" for task in tasks]
-        folder = own if own.is_dir() else download(key, names)
+        folder = own or download(key, names)
         return [Hdf5Origin(version, folder / name, most) for name in names]
-    folder = own if own.is_dir() else download(key, [META])
+    folder = own or download(key, [META])
     origins = [LeRobotOrigin(version, folder, sentence, tuple(list_episodes(folder, sentence)[:most]))
                for sentence in map(instruction, tasks)]
-    if not own.is_dir():
+    if own is None:
         download(key, sorted({listed.file for origin in origins for listed in origin.listed}))
     return origins
 

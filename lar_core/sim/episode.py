@@ -5,12 +5,22 @@ Every rollout process builds one, so nothing here may import torch: that takes l
 
 from __future__ import annotations
 
+import multiprocessing
+
 import gymnasium
 import numpy as np
 
 from ..config import Profile
+from ..processes import ignore_stops
 from .env import SpatialEnv
 from .placements import evaluation_scenes, success
+
+
+def episode_env(task: int, placement: str, profile: Profile) -> EpisodeEnv:
+    """An EpisodeEnv for gymnasium's vector of them, which builds one more in its own process, to look at."""
+    if multiprocessing.current_process().daemon:  # one of its workers
+        ignore_stops()
+    return EpisodeEnv(task, placement, profile)
 
 
 class EpisodeEnv(gymnasium.Wrapper):

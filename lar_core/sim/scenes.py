@@ -11,17 +11,19 @@ A file is written once it is whole; those that are there are kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ..config import Profile, RunConfig
-from ..files import atomic_path
+from ..files import atomic_path, produce
+from ..processes import processes
 from .env import SpatialEnv, instruction
 from .libero_setup import task_names, use_assets
 from .placements import RELATIONS, Scene, evaluation_scenes, sample_scene
-from .workers import cores, pool
+from .workers import pool
 
 HELDOUT = 10  # pictures a task
 WRIST = 0  # pre-training has one camera
@@ -58,8 +60,9 @@ def render_scenes(config: RunConfig, data_dir: Path | str, *, workers: int | Non
     paths = scene_paths(config, data_dir)
     missing = {task: path for task, path in paths.items() if not path.exists()}
     if missing:
-        with pool(min(workers or cores(), len(missing))) as executor:
-            jobs = [executor.submit(_render, config.profile, task, path) for task, path in missing.items()]
+        with pool(min(processes(workers), len(missing))) as executor:
+            jobs = [executor.submit(produce, path, f"rendering scenes of task {task}",
+                                    partial(_render, config.profile, task, path)) for task, path in missing.items()]
             for job in tqdm(jobs, unit="task", desc="rendering scenes"):
                 job.result()
     return [_read(task, path) for task, path in paths.items()]

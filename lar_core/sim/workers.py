@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 
 from ..errors import LarError
-from ..processes import end_with_parent
+from ..processes import end_with_parent, ignore_stops
 from .env import SpatialEnv
 
 
@@ -38,11 +36,6 @@ def environment(task: int, image_size: int, wrist_size: int) -> SpatialEnv:
     return SpatialEnv(task, image_size=image_size, wrist_size=wrist_size, segmentation=True)
 
 
-def cores() -> int:
-    """How many processes can run at the same time."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    ignore_stops()
     end_with_parent()
