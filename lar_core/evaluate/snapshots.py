@@ -71,7 +71,8 @@ def _watch(run: Run, policy: Policy, batch: dict, done: threading.Event) -> None
 
 @torch.no_grad()
 def _keep(run: Run, step: int, policy: Policy, batch: dict) -> None:
-    panels = reconstruction_panels(policy, policy.reconstruct(batch, policy.encode(batch), Draws(0)))
+    encoding, draws = policy.encode(batch), Draws(0)
+    panels = reconstruction_panels(policy, policy.reconstruct(batch, encoding, policy.mask(batch, encoding, draws), draws))
     with atomic_path(_path(run, step)) as temporary:
         np.savez_compressed(temporary, panels=panels)
 
