@@ -71,7 +71,7 @@ from lar_core.evaluate.probes import reconstruction_panels
 from lar_core.view.figures import reconstruction_panels as draw
 
 if policy.decoder is not None:
-    mask = policy.mask(batch, encoding, Draws(0))
+    mask = policy.mask(batch, encoding.saliency, Draws(0))
     show(draw(reconstruction_panels(policy, policy.reconstruct(batch, encoding, mask, Draws(0)))))
 
 # %% [markdown]

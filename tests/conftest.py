@@ -38,7 +38,7 @@ def policy_of(backbone_folder):
 def reconstruct(policy, batch, encoding=None):
     """What the policy makes of the patches that it masks, by one seed's draws."""
     encoding, draws = encoding or policy.encode(batch), Draws(0)
-    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding, draws), draws)
+    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
 
 
 @pytest.fixture

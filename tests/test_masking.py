@@ -167,7 +167,7 @@ def test_frame_difference_masks_the_patches_that_changed_most(policy_of, batch):
     batch["previous"][:, :, 40:48, 48:] ^= 255  # patch 11 in its lower half, patch 0 in one pixel
     batch["previous"][:, :, 0, 0] ^= 255
     policy = policy_of("motion_mask", mask_ratio=3 / 16)
-    mask = policy.mask(batch, policy.encode(batch), Draws(0))
+    mask = policy.mask(batch, policy.encode(batch).saliency, Draws(0))
     assert [row.nonzero().flatten().tolist() for row in mask] == [[0, 4, 11]] * 2
 
 

@@ -160,8 +160,8 @@ def test_the_mask_is_what_the_teacher_looks_at_and_gradients_still_reach_the_stu
         for tensor in other.trained().values():
             tensor.add_(0.1 * torch.randn_like(tensor))
     policy.teacher = Teacher(other)
-    mask = policy.mask(batch, policy.encode(batch), Draws(0))
-    assert torch.equal(mask, other.mask(batch, other.encode(batch), Draws(0)))
+    mask = policy.mask(batch, policy.saliency(batch, policy.encode(batch)), Draws(0))
+    assert torch.equal(mask, other.mask(batch, other.encode(batch).saliency, Draws(0)))
     policy(batch, Draws(0))["recon"].backward()
     assert weight(policy).grad.abs().sum() > 0
 

@@ -39,7 +39,7 @@ def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
 
 def _reconstruct(policy: Policy, batch: dict, draws: Draws) -> Denoising:
     encoding = policy.encode(batch)
-    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding, draws), draws)
+    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
 
 
 def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:

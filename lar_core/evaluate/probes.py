@@ -77,7 +77,8 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
                   "saliency": encoding.saliency,
                   "loss": sample_losses(policy, answer, batch)}
         if policy.condition.reconstructor == "mae":
-            values |= _recon_losses(policy.reconstruct(batch, encoding, policy.mask(batch, encoding, draws), draws))
+            mask = policy.mask(batch, encoding.saliency, draws)
+            values |= _recon_losses(policy.reconstruct(batch, encoding, mask, draws))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
@@ -180,7 +181,7 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
         arrays["saliency_regions"] = batch["regions"].cpu().numpy()
     if policy.decoder is not None:
         draws = Draws(0)
-        recon = policy.reconstruct(batch, encoding, policy.mask(batch, encoding, draws), draws)
+        recon = policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
         arrays["panels"] = reconstruction_panels(policy, recon)
     with atomic_path(run.path / "gallery.npz") as temporary:
         np.savez_compressed(temporary, **arrays)

@@ -72,7 +72,8 @@ def _watch(run: Run, policy: Policy, batch: dict, done: threading.Event) -> None
 @torch.no_grad()
 def _keep(run: Run, step: int, policy: Policy, batch: dict) -> None:
     encoding, draws = policy.encode(batch), Draws(0)
-    panels = reconstruction_panels(policy, policy.reconstruct(batch, encoding, policy.mask(batch, encoding, draws), draws))
+    mask = policy.mask(batch, encoding.saliency, draws)
+    panels = reconstruction_panels(policy, policy.reconstruct(batch, encoding, mask, draws))
     with atomic_path(_path(run, step)) as temporary:
         np.savez_compressed(temporary, panels=panels)
 

@@ -73,23 +73,27 @@ class Policy(nn.Module):
         itself, `action`, `recon` (0 without a decoder) and the regularisers that are on.
         """
         draws, regularised = draws or Draws(0), bool(self.condition.regularisers)
-        seen = self.look(batch)
-        encoding = self.encode(batch, seen, saliency=self.decoder is not None or regularised, differentiable=regularised)
+        reads = self.decoder is not None or regularised  # whether anything asks where the instruction looks
+        seen = self.look(batch)  # states (B, P + L, D) of image and text, at the layer where the head's tokens join
+        encoding = self.encode(batch, seen, saliency=reads, differentiable=regularised)  # final states, and attention
         action = self.head.loss(self.head(encoding), batch["actions"], batch["action_pad"], batch.get("valid"))
         losses, mask = {"action": action, "recon": torch.zeros_like(action)}, None
         if self.decoder is not None:
-            mask = self.mask(batch, encoding, draws)
+            saliency = self.saliency(batch, encoding)  # (B, P)
+            mask = self.mask(batch, saliency, draws)  # (B, P), True = masked
             losses["recon"] = self.reconstruct(batch, encoding, mask, draws).loss
         if regularised:
             losses |= self.regularise(batch, encoding, mask, draws)
         return {"loss": sum(weight * losses[name] for name, weight in self.weights.items()), **losses}
 
-    def see(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
-        """uint8 pixels -> [-1, 1]; patches where hidden (B, P) is True, and all that a blind policy gets, are grey (0)."""
-        images = normalise_pixels(images)
-        if hidden is not None:
-            images = images.masked_fill(pixel_mask(hidden, images.shape[-1]), 0.0)
-        return torch.zeros_like(images) if self.condition.blind else images
+    @torch.no_grad()
+    def act(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
+        seen, prefix = self.look(batch), self.prefix(batch)
+        past = DynamicCache() if self.head.writes else None
+        encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
+                                       layers=self.head.reads_layers)
+        return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
         """What the layers below `join` make of the pixels and words, or what the feature cache has kept of it.
@@ -113,14 +117,52 @@ class Policy(nn.Module):
         return self.backbone.upper(seen, self.prefix(batch, saliency), suffix, saliency=saliency,
                                    differentiable=differentiable, layers=self.head.reads_layers)
 
-    @torch.no_grad()
-    def act(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
-        seen, prefix = self.look(batch), self.prefix(batch)
-        past = DynamicCache() if self.head.writes else None
-        encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
-                                       layers=self.head.reads_layers)
-        return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
+    def saliency(self, batch: dict, encoding: Encoding) -> Tensor:
+        """Where the instruction looks, (B, P): in the eyes of the policy itself, or of its teacher if it has one."""
+        return encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
+
+    def mask(self, batch: dict, saliency: Tensor, draws: Draws, source: str | None = None) -> Tensor:
+        """Choose the patches to reconstruct: (B, P) bool on the mask's grid, True = masked.
+
+        source: another mask source than the condition's.
+        """
+        return make_mask(source or self.condition.mask_source, saliency=area_resample(saliency, self.grid),
+                         coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
+                         ratio=batch.get("mask_ratio", self.condition.mask_ratio))
+
+    def reconstruct(self, batch: dict, encoding: Encoding, mask: Tensor, draws: Draws) -> Reconstruction | Denoising:
+        """Fill in what `mask` hides, or denoise the region around it."""
+        if self.condition.mask_input:
+            encoding = self.encode(batch, self.look(batch, hidden=mask), saliency=False)
+        states = area_resample(encoding.patches, self.grid)  # (B, P, D), on the mask's grid
+        if self.condition.reconstructor == "diffusion":
+            is_gaze = self.condition.mask_source == "gaze"
+            boxes = object_boxes(batch["regions"][:, 0]) if is_gaze else densest_boxes(mask)
+            return self.decoder(self.see(batch["images"]), mask, boxes, states, draws)
+        pixels = self.target_pixels(batch["images"])
+        target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
+        return Reconstruction(mask, self.decoder(states, mask), target, pixels)
+
+    def regularise(self, batch: dict, encoding: Encoding, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:
+        """The regularisers that are on, by name."""
+        given = Given(self.backbone, batch, encoding.saliency, self.condition.mask_ratio,
+                      mask if self.condition.mask_input else None, draws, partial(self.see_again, batch))
+        return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
+
+    def see(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """uint8 pixels -> [-1, 1]; patches where hidden (B, P) is True, and all that a blind policy gets, are grey (0)."""
+        images = normalise_pixels(images)
+        if hidden is not None:
+            images = images.masked_fill(pixel_mask(hidden, images.shape[-1]), 0.0)
+        return torch.zeros_like(images) if self.condition.blind else images
+
+    def see_again(self, batch: dict, prefixes: Sequence[Prefix], *, hidden: Tensor | None = None,
+                  saliency: bool = True) -> list[Encoding]:
+        """One more pass over the batch's images for each of `prefixes`, as `regularisers.Given` has it."""
+        images = self.see(batch["images"], hidden)
+        features = self.backbone.image_features(images)
+        return [self.backbone.upper(self.backbone.lower(images, prefix, features=features), prefix, saliency=saliency,
+                                    differentiable=True) for prefix in prefixes]
 
     def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
@@ -134,16 +176,6 @@ class Policy(nn.Module):
         """Where a prompt that names nothing looks: saliency (B, P)."""
         generic = self.backbone.tokenise([GENERIC] * len(images))
         return self.backbone.upper(self.backbone.lower(self.see(images), generic), generic).saliency
-
-    def mask(self, batch: dict, encoding: Encoding, draws: Draws, source: str | None = None) -> Tensor:
-        """Choose the patches to reconstruct: (B, P) bool on the mask's grid, True = masked.
-
-        source: another mask source than the condition's.
-        """
-        saliency = encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
-        return make_mask(source or self.condition.mask_source, saliency=area_resample(saliency, self.grid),
-                         coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
-                         ratio=batch.get("mask_ratio", self.condition.mask_ratio))
 
     def coverage(self, batch: dict) -> Tensor | None:
         """Share of each mask-grid patch (B, P) that the named object covers; None without segmentation."""
@@ -159,19 +191,6 @@ class Policy(nn.Module):
         change = (batch["images"].float() - batch["previous"].float()).abs().mean(dim=1)  # (B, H, W)
         return area_resample(change.flatten(1), self.grid)
 
-    def reconstruct(self, batch: dict, encoding: Encoding, mask: Tensor, draws: Draws) -> Reconstruction | Denoising:
-        """Fill in what `mask` hides, or denoise the region around it."""
-        if self.condition.mask_input:
-            encoding = self.encode(batch, self.look(batch, hidden=mask), saliency=False)
-        states = area_resample(encoding.patches, self.grid)  # (B, P, D), on the mask's grid
-        if self.condition.reconstructor == "diffusion":
-            is_gaze = self.condition.mask_source == "gaze"
-            boxes = object_boxes(batch["regions"][:, 0]) if is_gaze else densest_boxes(mask)
-            return self.decoder(self.see(batch["images"]), mask, boxes, states, draws)
-        pixels = self.target_pixels(batch["images"])
-        target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
-        return Reconstruction(mask, self.decoder(states, mask), target, pixels)
-
     def target_pixels(self, images: Tensor) -> Tensor:
         """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""
         size = self.grid * self.patch_size
@@ -179,20 +198,6 @@ class Policy(nn.Module):
         if images.shape[-1] != size:
             images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
         return patchify(images, self.grid)
-
-    def regularise(self, batch: dict, encoding: Encoding, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:
-        """The regularisers that are on, by name."""
-        given = Given(self.backbone, batch, encoding.saliency, self.condition.mask_ratio,
-                      mask if self.condition.mask_input else None, draws, partial(self.see_again, batch))
-        return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
-
-    def see_again(self, batch: dict, prefixes: Sequence[Prefix], *, hidden: Tensor | None = None,
-                  saliency: bool = True) -> list[Encoding]:
-        """One more pass over the batch's images for each of `prefixes`, as `regularisers.Given` has it."""
-        images = self.see(batch["images"], hidden)
-        features = self.backbone.image_features(images)
-        return [self.backbone.upper(self.backbone.lower(images, prefix, features=features), prefix, saliency=saliency,
-                                    differentiable=True) for prefix in prefixes]
 
     @torch.no_grad()
     def choose_heads(self, batches: Iterable[dict]) -> list[tuple[int, int]]:

@@ -54,7 +54,7 @@ def regions(policy: Policy, batch: dict) -> np.ndarray:
 @torch.no_grad()
 def _mask(policy: Policy, batch: dict, source: str) -> Tensor:
     """(B, P) bool, True = masked, on the policy's mask grid."""
-    return policy.mask(batch, policy.encode(batch), Draws(0), source)
+    return policy.mask(batch, policy.encode(batch).saliency, Draws(0), source)
 
 
 def _image(batch: dict) -> np.ndarray:
