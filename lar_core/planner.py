@@ -25,10 +25,9 @@ from .data.manifest import load_manifest
 from .errors import LarError
 from .evaluate.instructions import kinds
 from .meter import own_bytes
-from .model.decoders import make_decoder
-from .model.head import Trunk
-from .model.heads import HEADS
+from .model.heads import Trunk
 from .model.offline import full_config, make_processor, tiny_config
+from .model.policy import count, make_decoder, make_head
 from .runtime import act_precision, device, device_name, float_dtype
 
 TEXT = 20  # tokens of an instruction, BOS and newline included
@@ -126,7 +125,7 @@ class Size:
         self.join = self.layers - top if self.profile.tune.endswith("_top") else 0
         trunk = Trunk(self.width, self.layers - self.join, vision.hidden_size)
         with torch.device("meta"):
-            head = HEADS[self.condition.head](self.condition, self.profile, trunk)
+            head = make_head(self.condition, self.profile, trunk)
         self.layer = count(vlm.language_model.layers[0])
         self.layer_linears = [module for module in vlm.language_model.layers[0].modules() if isinstance(module, nn.Linear)]
         self.embedding, self.vision = count(vlm.language_model.embed_tokens), count(vlm.vision_tower)
@@ -315,8 +314,3 @@ def _linear(inputs: int, outputs: int, precision: str, on: torch.device) -> nn.M
     if precision == "nf4":
         return bitsandbytes.nn.LinearNF4(inputs, outputs, bias=False, compute_dtype=float_dtype(precision, on)).to(on)
     return nn.Linear(inputs, outputs, bias=False, dtype=float_dtype(precision, on), device=on)
-
-
-def count(module: nn.Module) -> int:
-    """Parameters of a module."""
-    return sum(parameter.numel() for parameter in module.parameters())

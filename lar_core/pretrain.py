@@ -27,11 +27,11 @@ from .draws import Draws
 from .errors import LarError
 from .evaluate.pretraining import Heldout, centre, grounding, look, word_scores
 from .files import atomic_path, produce, write_json
-from .model.language import hide_words, word_loss
 from .model.loading import load_for
 from .model.mae import normalise_patches, reconstruction_loss
-from .model.masking import make_mask, pixel_mask
+from .model.masking import make_mask
 from .model.policy import Policy, make_policy
+from .model.regularisers import hide_words, word_loss
 from .run import DATA, Run, provenance
 from .runtime import device
 from .sim.scenes import Pictures, captions, render_scenes
@@ -97,8 +97,7 @@ class JointMasking(Policy):
         whole = backbone.tokenise(batch["instructions"])
         cut, words = hide_words(backbone, whole, draws)
         mask = make_mask("random", saliency=pixels[..., 0], coverage=None, ratio=self.condition.mask_ratio, draws=draws)
-        images = self.see(batch["images"]).masked_fill(pixel_mask(mask, backbone.image_size), 0.0)
-        encoding = backbone.upper(backbone.lower(images, cut), cut, saliency=False)
+        encoding, = self.see_again(batch, [cut], hidden=mask, saliency=False)
         losses = {"language": word_loss(backbone, encoding.text, whole, words),
                   "recon": reconstruction_loss(self.decoder(encoding.patches, mask), normalise_patches(pixels), mask)}
         return {"loss": sum(weight * losses[name] for name, weight in self.weights.items()), **losses}

@@ -32,9 +32,8 @@ from .errors import LarError
 from .files import append_jsonl, read_jsonl, write_json, write_jsonl
 from .model.loading import settle
 from .model.losses import gradient_norm
-from .model.policy import Policy, make_policy
+from .model.policy import Policy, Teacher, make_policy
 from .model.ranges import activation_ranges, too_large
-from .model.teacher import Teacher
 from .processes import Stopped, on_stop
 from .run import DATA, Run
 from .runtime import act_precision, device, float_dtype, group, mixed_precision
@@ -272,7 +271,7 @@ class Trainer:
             return
         frames = np.linspace(0, len(self.dataset) - 1, HEAD_FRAMES).round().astype(int)
         batch = self.dataset.batch(frames) | ({} if self.cache is None else self.cache.batch(frames))
-        heads = self.bare.choose_heads(to_device(batch, self.accelerator.device))
+        heads = self.bare.choose_heads([to_device(batch, self.accelerator.device)])
         self.bare.backbone.aggregation.choose(heads)
 
     def _write_checkpoint(self) -> None:
@@ -299,7 +298,8 @@ class Trainer:
 
         @torch.no_grad()
         def look(batch: dict) -> dict[str, Tensor]:
-            return policy.eval().look(to_device(batch, on))
+            seen = policy.eval().look(to_device(batch, on))
+            return {name: value for name, value in vars(seen).items() if value is not None}
 
         if self.config.condition.blind:
             features = BlindFeatures(self.dataset, look)

@@ -71,7 +71,8 @@ from lar_core.evaluate.probes import reconstruction_panels
 from lar_core.view.figures import reconstruction_panels as draw
 
 if policy.decoder is not None:
-    show(draw(reconstruction_panels(policy, policy.reconstruct(batch, encoding, Draws(0)))))
+    mask = policy.mask(batch, encoding.saliency, Draws(0))
+    show(draw(reconstruction_panels(policy, policy.reconstruct(batch, encoding, mask, Draws(0)))))
 
 # %% [markdown]
 # And the loss. Actions are 7 numbers in 256 bins each: guessing evenly costs log 256 = 5.55 nats.

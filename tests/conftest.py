@@ -12,6 +12,7 @@ import torch
 from hub_stand_in import hub  # noqa: F401  (a fixture for all tests)
 
 from lar_core.config import PROFILES, make_config
+from lar_core.draws import Draws
 from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
 from lar_core.runtime import quiet
@@ -32,6 +33,12 @@ def policy_of(backbone_folder):
     """A factory: policy_of("gaze_mask", mask_grid="essay") is an untrained micro policy of that condition."""
     return lambda condition="attention_mask", **changes: make_policy(make_config(condition, "micro", **changes),
                                                                      backbone_folder)
+
+
+def reconstruct(policy, batch, encoding=None):
+    """What the policy makes of the patches that it masks, by one seed's draws."""
+    encoding, draws = encoding or policy.encode(batch), Draws(0)
+    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
 
 
 @pytest.fixture

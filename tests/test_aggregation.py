@@ -13,8 +13,19 @@ from lar_core import config, names
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.errors import LarError
 from lar_core.evaluate.passes import PASSES, available, saliency_maps
-from lar_core.model.aggregation import AGGREGATIONS, GENERIC, content_words, divide, sinks, smooth, weigh, words
-from lar_core.model.localisation import choose_heads, elbow, spatial_entropy
+from lar_core.model.aggregation import (
+    AGGREGATIONS,
+    GENERIC,
+    choose_heads,
+    content_words,
+    divide,
+    elbow,
+    sinks,
+    smooth,
+    spatial_entropy,
+    weigh,
+    words,
+)
 from lar_core.model.saliency import mean_attention
 from lar_core.run import Run
 from lar_core.train import load_policy, train
@@ -203,7 +214,7 @@ def test_a_condition_without_a_mask_pays_for_no_generic_prompt(policy_of, batch,
 
 def test_chosen_heads_are_kept_with_the_weights(policy_of, batch, tmp_path):
     policy, other = (policy_of(aggregation="localisation_heads").eval() for _ in range(2))
-    policy.backbone.aggregation.choose(policy.choose_heads(batch))
+    policy.backbone.aggregation.choose(policy.choose_heads([batch]))
     assert 1 <= policy.backbone.aggregation.chosen.sum() <= 3
     policy.save(tmp_path / "model.safetensors")
     other.load(tmp_path / "model.safetensors")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import reconstruct
 from test_probes import demos, trained  # noqa: F401  (demos is a fixture)
 from test_results import interval, minimal
 
 from lar_core.data.dataset import load_split
-from lar_core.draws import Draws
 from lar_core.evaluate.denoising import denoising
 from lar_core.evaluate.probes import probe_heldout, reconstruction_panels
 from lar_core.evaluate.results import validate_results
@@ -38,7 +38,7 @@ def test_a_denoiser_that_reads_nothing_loses_nothing_by_another_frames_states(tm
 
 def test_panels_hide_the_region_and_put_the_sampled_one_back(policy_of, batch, monkeypatch):
     policy = policy_of("gaze_diffusion")
-    recon = policy.reconstruct(batch, policy.encode(batch), Draws(0))
+    recon = reconstruct(policy, batch)
     monkeypatch.setattr(policy.decoder, "sample", lambda states, draws: torch.ones(2, 3, 16, 16))
     original, masked, sampled, pasted = reconstruction_panels(policy, recon)[0].astype(int)
     assert np.abs(original - batch["images"][0].permute(1, 2, 0).numpy()).max() <= 1

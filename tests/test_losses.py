@@ -1,13 +1,13 @@
-"""L = L_action + lambda * L_recon."""
+"""L = L_action + lambda * L_recon; binning loses at most half a bin."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from lar_core.draws import Draws
-from lar_core.model.actions import to_bins
-from lar_core.model.losses import action_loss, gradient_norm
+from lar_core.model.losses import BINS, action_loss, bin_centres, decode, gradient_norm, to_bins
 
 
 def test_uniform_logits_cost_log_256(batch):
@@ -40,3 +40,45 @@ def test_gradient_norm_is_that_of_a_backward_pass(policy_of, batch):
     losses["loss"].backward()
     expected = torch.stack([w.grad.square().sum() for w in weights if w.grad is not None]).sum().sqrt()
     assert norm == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_round_trip_error_is_at_most_half_a_bin():
+    actions = torch.linspace(-1, 1, 10_001)[:, None].repeat(1, 7)
+    error = (bin_centres(to_bins(actions)) - actions)[:, :6].abs()
+    assert error.max() <= 1 / BINS + 1e-6
+
+
+def test_bins_are_those_of_numpy_digitize():
+    actions = torch.rand(1000, 7) * 2 - 1
+    edges = np.linspace(-1, 1, BINS + 1)
+    assert np.array_equal(to_bins(actions).numpy(), np.digitize(actions.numpy(), edges) - 1)
+
+
+def test_ends_and_outliers_stay_in_range():
+    assert to_bins(torch.tensor([-9.0, -1, 1, 9])).tolist() == [0, 0, 255, 255]
+
+
+def test_gripper_is_open_or_closed():
+    actions = torch.tensor([[0.0] * 6 + [-1], [0.0] * 6 + [1]])
+    assert bin_centres(to_bins(actions))[:, 6].tolist() == [-1, 1]
+
+
+def test_decoding_a_sharp_distribution_gives_the_bin_centre():
+    bins = torch.randint(0, BINS, (2, 3, 7))
+    logits = torch.nn.functional.one_hot(bins, BINS) * 100.0
+    assert torch.allclose(decode(logits), bin_centres(bins), atol=1e-5)
+
+
+def test_decoding_takes_the_median():
+    """Three modes of weight .3, .45 and .25: half of the mass is reached in the second."""
+    logits = torch.full((1, 1, 7, BINS), -100.0)
+    logits[..., 10], logits[..., 60], logits[..., 200] = (torch.tensor([0.3, 0.45, 0.25]).log())
+    assert torch.allclose(decode(logits), bin_centres(torch.full((1, 1, 7), 60)))
+
+
+def test_decoding_is_not_thrown_by_a_spike_beside_a_broad_mode():
+    probabilities = torch.full((BINS,), 1e-9)
+    probabilities[255] = 0.1  # where clipped commands pile up
+    probabilities[40:90] = 0.9 / 50
+    decoded = decode(probabilities.log().expand(1, 1, 7, BINS))
+    assert (decoded[..., :6] < 0).all() and (decoded[..., 6] == -1).all()

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
+from conftest import reconstruct
 
-from lar_core.draws import Draws
 from lar_core.model.mae import (
     MAEDecoder,
     denormalise_patches,
@@ -70,7 +70,7 @@ def test_hiding_the_input_keeps_the_masked_pixels_from_the_backbone(policy_of, b
     policy = policy_of("random_mask", mask_input=True)
     def prediction(pixels):
         changed = {**batch, "images": pixels}
-        return policy.reconstruct(changed, policy.encode(batch), Draws(0))
+        return reconstruct(policy, changed, policy.encode(batch))
     first = prediction(batch["images"])
     hidden = first.mask.reshape(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     second = prediction(torch.where(hidden, 255 - batch["images"], batch["images"]))
@@ -82,7 +82,7 @@ def test_without_it_the_backbone_leaks_the_masked_pixels(policy_of, batch):
     policy = policy_of("random_mask")
     def prediction(pixels):
         changed = {**batch, "images": pixels}
-        return policy.reconstruct(changed, policy.encode(changed), Draws(0))
+        return reconstruct(policy, changed)
     first = prediction(batch["images"])
     hidden = first.mask.reshape(2, 1, 4, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     assert not torch.allclose(first.prediction,

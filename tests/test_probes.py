@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import reconstruct
 from test_demos import make_episode
 
 from lar_core.config import make_config
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.draws import Draws
 from lar_core.evaluate.probes import mean_patch, neighbours, probe_heldout, reconstruction_panels
 from lar_core.run import Run
 from lar_core.train import load_policy, train
@@ -74,7 +74,7 @@ def test_a_policy_that_knows_the_action_has_no_error(tmp_path, demos, monkeypatc
 
 def test_panels_are_original_masked_reconstructed_and_pasted(policy_of, batch):
     policy = policy_of("random_mask", recon_target="raw")
-    recon = policy.reconstruct(batch, policy.encode(batch), Draws(0))
+    recon = reconstruct(policy, batch)
     recon.prediction = recon.pixels + 0.0
     original, masked, reconstructed, pasted = reconstruction_panels(policy, recon)[0]
     assert np.abs(original.astype(int) - batch["images"][0].permute(1, 2, 0).numpy()).max() <= 1

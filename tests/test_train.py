@@ -245,7 +245,7 @@ def test_more_is_masked_at_the_end_than_at_the_beginning_where_the_mask_grows(ne
     counts = []
     for step in (0, 39):
         batch, draws = trainer.batch(step)
-        counts.append(trainer.bare.reconstruct(batch, trainer.bare.encode(batch), draws).mask.sum(1).tolist())
+        counts.append(trainer.bare.mask(batch, trainer.bare.encode(batch).saliency, draws).sum(1).tolist())
     assert counts == [[2] * 4, [12] * 4]  # of 16 patches: 15 and 75 %
 
 

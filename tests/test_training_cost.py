@@ -10,7 +10,7 @@ from lar_core.config import CONDITIONS, make_config
 from lar_core.evaluate import training_cost
 from lar_core.evaluate.results import validate_results
 from lar_core.evaluate.training_cost import ARMS, BASE, compare_training, measure_training
-from lar_core.model.decoders import count
+from lar_core.model.policy import count
 from lar_core.run import Run
 from lar_core.view.report import cost_rows
 from lar_core.view.report import summary_table

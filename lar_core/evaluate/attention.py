@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter
 
 from ..data.demos import Episode
 from ..errors import LarError, unknown
+from ..model import aggregation
 from ..model.backbone import Backbone
 from ..model.masking import count_masked, mask_top
 from ..model.policy import Policy
@@ -177,11 +177,8 @@ def _places(kind: str, places: Sequence[int] | None, default: Sequence[int], cou
 
 
 def smooth(saliency: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur saliency (P,) by a Gaussian of `sigma` patches; what would leave the picture is reflected at its border."""
-    if sigma == 0:
-        return saliency
-    grid = round(saliency.size**0.5)
-    return gaussian_filter(saliency.reshape(grid, grid), sigma, mode="reflect").ravel()
+    """`aggregation.smooth` of one map (P,)."""
+    return saliency if sigma == 0 else aggregation.smooth(torch.tensor(saliency)[None], sigma)[0].numpy()
 
 
 def look(attention: Attention, choice: Choice, coverage: np.ndarray | None = None) -> View:

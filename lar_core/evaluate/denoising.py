@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ..data.dataset import DemoDataset
 from ..draws import Draws
-from ..model.crops import paste
-from ..model.diffusion import Denoising
+from ..model.diffusion import Denoising, paste
 from ..model.policy import Policy
 from ..train import to_device
 from .statistics import over_episodes
@@ -29,13 +28,18 @@ def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
     for start in range(0, len(frames), BATCH):
         part = slice(start, start + BATCH)
         batch, other = (to_device(dataset.batch(rows[part]), policy.device) for rows in (frames, others))
-        recon, foreign = (policy.reconstruct(rows, policy.encode(rows), Draws(start)) for rows in (batch, other))
+        recon, foreign = (_reconstruct(policy, rows, Draws(start)) for rows in (batch, other))
         own.append(recon.errors)
         swapped.append(policy.decoder.errors(foreign.states, recon.noised))
     loss, other_frame = (torch.cat(parts).cpu().numpy() for parts in (own, swapped))
     episode = dataset.episode[frames]
     return {"frames": len(frames), "episodes": len(np.unique(episode)), "loss": over_episodes(loss, episode),
             "other_frame": over_episodes(other_frame, episode), "increase": over_episodes(other_frame - loss, episode)}
+
+
+def _reconstruct(policy: Policy, batch: dict, draws: Draws) -> Denoising:
+    encoding = policy.encode(batch)
+    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
 
 
 def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:

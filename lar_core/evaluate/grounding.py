@@ -8,16 +8,19 @@ Every metric is NaN for a frame in which the object cannot be seen; average with
 from __future__ import annotations
 
 import numpy as np
+import torch
 from scipy.ndimage import maximum_filter
 from scipy.stats import hypergeom
 from sklearn.metrics import roc_auc_score
+
+from ..model.masking import count_masked, mask_top, overlap
 
 MIN_COVERAGE = 0.2
 
 
 def patch_coverage(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Pool object masks (B, H, W) of 0/1 by area to (B, P); a pixel on a patch border is shared out exactly."""
-    rows, columns = (_overlap(cells, pixels) for cells, pixels in zip(grid, mask.shape[1:]))
+    rows, columns = (overlap(pixels, cells, torch.float64).numpy() for cells, pixels in zip(grid, mask.shape[1:]))
     return (rows @ mask.astype(float) @ columns.T).reshape(len(mask), -1)
 
 
@@ -32,12 +35,8 @@ def object_patches(coverage: np.ndarray) -> np.ndarray:
 
 
 def top_patches(saliency: np.ndarray, ratio: float = 0.25) -> np.ndarray:
-    """The round(ratio * P) most salient patches, (B, P) bool; among equal ones the first."""
-    k = max(1, round(ratio * saliency.shape[1]))
-    order = np.argsort(-saliency, axis=1, kind="stable")
-    top = np.zeros(saliency.shape, dtype=bool)
-    np.put_along_axis(top, order[:, :k], True, axis=1)
-    return top
+    """The most salient patches, (B, P) bool, as many as would be masked; among equal ones the first."""
+    return mask_top(torch.tensor(saliency), count_masked(saliency.shape[1], ratio)).numpy()
 
 
 def aos(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> np.ndarray:
@@ -52,7 +51,7 @@ def aos(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> np.n
 def aos_best(coverage: np.ndarray, ratio: float = 0.25) -> np.ndarray:
     """The largest AOS that any saliency could have, (B,): min(k, m) / max(k, m)."""
     own = object_patches(coverage)
-    k, m = max(1, round(ratio * own.shape[1])), own.sum(1)
+    k, m = count_masked(own.shape[1], ratio), own.sum(1)
     return _where_seen(np.minimum(k, m) / np.maximum(k, m), own)
 
 
@@ -60,7 +59,7 @@ def aos_uniform(coverage: np.ndarray, ratio: float = 0.25) -> np.ndarray:
     """Expected AOS, (B,), of saliency that is the same everywhere: k patches drawn at random, all draws weighed."""
     own = object_patches(coverage)
     P, m = own.shape[1], own.sum(1)
-    k = max(1, round(ratio * P))
+    k = count_masked(P, ratio)
     hits = np.arange(k + 1)
     chance = hypergeom.pmf(hits[None, :], P, m[:, None], k)  # probability of so many hits
     return _where_seen((chance * hits / np.maximum(1, k + m[:, None] - hits)).sum(1), own)
@@ -109,13 +108,6 @@ def auc(saliency: np.ndarray, coverage: np.ndarray) -> np.ndarray:
     own = object_patches(coverage)
     return np.array([roc_auc_score(truth, score) if 0 < truth.sum() < len(truth) else np.nan
                      for truth, score in zip(own, saliency)])
-
-
-def _overlap(cells: int, pixels: int) -> np.ndarray:
-    """(cells, pixels): which share of each cell each pixel of a line takes up; every row sums to 1."""
-    edges, starts = np.arange(cells + 1) * pixels / cells, np.arange(pixels)
-    shared = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
-    return shared.clip(0) * cells / pixels
 
 
 def _where_seen(values: np.ndarray, own: np.ndarray) -> np.ndarray:

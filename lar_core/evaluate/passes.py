@@ -16,7 +16,7 @@ from torch import Tensor
 from ..draws import Draws
 from ..model.aggregation import AGGREGATIONS, GENERIC
 from ..model.backbone import Encoding
-from ..model.masking import area_resample, count_masked, mask_top, pixel_mask
+from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import mean_attention
 
@@ -46,12 +46,10 @@ def saliency_maps(policy: Policy, images: Tensor, instructions: Sequence[str], n
 
 
 def read(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Tensor | None = None):
-    """The prefix alone through the backbone -> (Encoding with attention, Prefix); hidden (B, 1, H, W) becomes grey."""
+    """The prefix alone through the backbone -> (Encoding with attention, Prefix); hidden (B, P) becomes grey."""
     backbone = policy.backbone
     prefix = backbone.tokenise(list(instructions))
-    pixels = policy.see(images.to(policy.device))
-    if hidden is not None:
-        pixels = pixels.masked_fill(hidden, 0.0)
+    pixels = policy.see(images.to(policy.device), hidden)
     return backbone.upper(backbone.lower(pixels, prefix), prefix), prefix
 
 
@@ -61,7 +59,7 @@ def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> T
     for _ in range(MASKS):
         scores = draws.uniform(len(images), policy.backbone.patches).to(policy.device)
         hidden = mask_top(scores, count_masked(scores.shape[1], HIDDEN))
-        saliency = _mean(read(policy, images, instructions, pixel_mask(hidden, policy.backbone.image_size))[0])
+        saliency = _mean(read(policy, images, instructions, hidden)[0])
         total, seen = total + saliency.masked_fill(hidden, 0.0), seen + (~hidden).float()
     mean = total / seen.clamp_min(1)
     return mean / mean.sum(dim=1, keepdim=True)

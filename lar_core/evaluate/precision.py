@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.backbone import Backbone
+from ..model.backbone import Backbone, normalise_pixels
 from ..model.loading import load_backbone, parameter_table
 from ..runtime import device
 from .costs import milliseconds
@@ -68,7 +68,7 @@ def logits(backbone: Backbone, image: np.ndarray, sentence: str) -> Tensor:
 def saliency(backbone: Backbone, image: np.ndarray, sentence: str) -> np.ndarray:
     """Where the sentence looks, (P,), summing to 1."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(backbone.vlm.device)
-    return backbone.encode(pixels.float() / 127.5 - 1, [sentence]).saliency[0].float().cpu().numpy()
+    return backbone.encode(normalise_pixels(pixels), [sentence]).saliency[0].float().cpu().numpy()
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..data.dataset import channels_first
 from ..draws import Draws
-from ..model.backbone import Backbone
-from ..model.language import hide_words, word_logits
+from ..model.backbone import Backbone, normalise_pixels
+from ..model.regularisers import hide_words, word_logits
 from ..sim.scenes import Pictures
 from .attention import score
 from .grounding import centre_map, patch_coverage
@@ -87,8 +87,8 @@ def _guessed(backbone: Backbone, heldout: Heldout, blank: bool = False) -> dict 
     for images, sentences in _parts(backbone, heldout):
         whole = backbone.tokenise(sentences)
         cut, hidden = hide_words(backbone, whole, draws)
-        states = backbone.lower(torch.zeros_like(images) if blank else images, cut)
-        guesses = word_logits(backbone, backbone.upper(states, cut, saliency=False).text, hidden).argmax(-1)
+        seen = backbone.lower(torch.zeros_like(images) if blank else images, cut)
+        guesses = word_logits(backbone, backbone.upper(seen, cut, saliency=False).text, hidden).argmax(-1)
         right = torch.zeros(hidden.shape, device=hidden.device)
         right[hidden] = (guesses == whole.ids[:, backbone.patches:][hidden]).float()
         shares += (right.sum(1) / hidden.sum(1)).tolist()
@@ -99,7 +99,7 @@ def _parts(backbone: Backbone, heldout: Heldout) -> Iterator[tuple[Tensor, list[
     """Images (B, 3, H, W) in [-1, 1] and their instructions, BATCH at a time."""
     for start in range(0, len(heldout.images), BATCH):
         images = channels_first(heldout.images[start : start + BATCH]).to(backbone.vlm.device)
-        yield images.float() / 127.5 - 1, heldout.instructions[start : start + BATCH]
+        yield normalise_pixels(images), heldout.instructions[start : start + BATCH]
 
 
 def _mean(values: Sequence[float]) -> dict | None:

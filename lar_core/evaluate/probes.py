@@ -6,7 +6,6 @@ Intervals are bootstrapped over episodes, because the frames of one episode are 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,19 +16,18 @@ from ..data.demos import read_origin
 from ..data.stats import Stats
 from ..draws import Draws
 from ..files import atomic_path, write_json
-from ..model.mae import denormalise_patches, reconstruction_loss, unpatchify
+from ..model.diffusion import Denoising
+from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
-from ..model.policy import Policy, Reconstruction
+from ..model.policy import Policy
 from ..run import Run
 from ..train import make_dataset, to_device
 from . import grounding
+from .denoising import denoising, denoising_panels
 from .heatmaps import METRICS, Truth, score
 from .saliency_rows import aggregation_rows, robustness_rows, truth_of
 from .shortcut import sample_losses, shortcut
 from .statistics import over_episodes
-
-if TYPE_CHECKING:
-    from ..model.diffusion import Denoising
 
 BATCH = 32
 GALLERY = 6  # pictures
@@ -79,7 +77,8 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
                   "saliency": encoding.saliency,
                   "loss": sample_losses(policy, answer, batch)}
         if policy.condition.reconstructor == "mae":
-            values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
+            mask = policy.mask(batch, encoding.saliency, draws)
+            values |= _recon_losses(policy.reconstruct(batch, encoding, mask, draws))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
@@ -88,7 +87,6 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
 def _denoising(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> dict | None:
     if policy.condition.reconstructor != "diffusion":
         return None
-    from .denoising import denoising  # which imports diffusers
     return denoising(policy, heldout, frames)
 
 
@@ -182,7 +180,8 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
     if "regions" in batch:
         arrays["saliency_regions"] = batch["regions"].cpu().numpy()
     if policy.decoder is not None:
-        recon = policy.reconstruct(batch, encoding, Draws(0))
+        draws = Draws(0)
+        recon = policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
         arrays["panels"] = reconstruction_panels(policy, recon)
     with atomic_path(run.path / "gallery.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
@@ -191,7 +190,6 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
 def reconstruction_panels(policy: Policy, recon: Reconstruction | Denoising) -> np.ndarray:
     """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8."""
     if policy.condition.reconstructor == "diffusion":
-        from .denoising import denoising_panels
         panels = denoising_panels(policy, recon)
     else:
         panels = _patch_panels(policy, recon)

@@ -12,12 +12,11 @@ import torch
 
 from ..data.dataset import DemoDataset
 from ..files import write_json
-from ..model.localisation import choose_heads
 from ..model.policy import Policy
 from ..run import Run
-from ..train import HEAD_FRAMES
+from ..train import HEAD_FRAMES, to_device
 from .heatmaps import Truth, score
-from .passes import available, read, saliency_maps
+from .passes import available, saliency_maps
 from .robustness import SPLITS, Frames
 from .statistics import over_episodes
 
@@ -81,7 +80,7 @@ def localisation_heads(run: Run, policy: Policy, train: DemoDataset) -> list[tup
     if kept := kept_heads(run, policy):
         return kept
     frames = np.linspace(0, len(train) - 1, HEAD_FRAMES).round().astype(int)
-    places = choose_heads(np.concatenate([_by_head(policy, train, part) for part in np.array_split(frames, 4)]))
+    places = policy.choose_heads(to_device(train.batch(part), policy.device) for part in np.array_split(frames, 4))
     first = policy.backbone.tapped[0]
     write_json(run.path / KEPT_HEADS, [{"layer": layer + first, "head": head} for layer, head in places])
     return places
@@ -93,15 +92,6 @@ def kept_heads(run: Run, policy: Policy) -> list[tuple[int, int]] | None:
     if not path.exists():
         return None
     return [(place["layer"] - first, place["head"]) for place in json.loads(path.read_text(encoding="utf-8"))]
-
-
-@torch.no_grad()
-def _by_head(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> np.ndarray:
-    """Attention (F, N, H, P), mean over the instruction's words."""
-    batch = dataset.batch(frames)
-    encoding, prefix = read(policy, batch["images"], batch["instructions"])
-    own = prefix.instruction.float()
-    return torch.einsum("bnhlp,bl->bnhp", encoding.attention, own / own.sum(dim=1, keepdim=True)).cpu().numpy()
 
 
 def _objects(dataset: DemoDataset, frames: np.ndarray) -> np.ndarray:

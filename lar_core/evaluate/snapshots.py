@@ -71,7 +71,9 @@ def _watch(run: Run, policy: Policy, batch: dict, done: threading.Event) -> None
 
 @torch.no_grad()
 def _keep(run: Run, step: int, policy: Policy, batch: dict) -> None:
-    panels = reconstruction_panels(policy, policy.reconstruct(batch, policy.encode(batch), Draws(0)))
+    encoding, draws = policy.encode(batch), Draws(0)
+    mask = policy.mask(batch, encoding.saliency, draws)
+    panels = reconstruction_panels(policy, policy.reconstruct(batch, encoding, mask, draws))
     with atomic_path(_path(run, step)) as temporary:
         np.savez_compressed(temporary, panels=panels)
 

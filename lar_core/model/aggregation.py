@@ -7,7 +7,7 @@
 | `content_words` | only words that are not stop words (scikit-learn's list) are asked | |
 | `sink_removal` | patches that every token looks at, BOS and newline too, count nothing | Kang et al. 2025a |
 | `relative` | divided by the map of a generic prompt: one more pass | Zhang et al. 2025 |
-| `localisation_heads` | only the few heads that `localisation.choose_heads` chose | Kang et al. 2025b |
+| `localisation_heads` | only the few heads that `choose_heads` chose | Kang et al. 2025b |
 | `learned_gate` | heads are weighted, and the weights learn | |
 | `smooth` | blurred by a Gaussian of one patch | |
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, label
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -31,6 +31,7 @@ from .saliency import mean_attention
 GENERIC = "write a general description of the image"  # the prompt of Zhang et al.
 SINK = 4.0  # times a token's mean attention: a patch that gets more from every token is a sink
 SMOOTHING = 1.0  # patches, standard deviation
+LOCALISING = 3  # how many heads localise
 
 
 class Aggregation(nn.Module):
@@ -43,6 +44,7 @@ class Aggregation(nn.Module):
 
     def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
+        self.read, self.tokenizer = (layers, heads), tokenizer
 
     def forward(self, attention: Tensor, prefix) -> Tensor:
         """attention (B, N, H, L, P) and its tokens (a `Prefix`) -> saliency (B, P), rows summing to 1."""
@@ -50,10 +52,6 @@ class Aggregation(nn.Module):
 
 
 class ContentWords(Aggregation):
-    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(layers=layers, heads=heads, tokenizer=tokenizer)
-        self.tokenizer = tokenizer
-
     def forward(self, attention: Tensor, prefix) -> Tensor:
         text = prefix.ids[:, -prefix.instruction.shape[1]:]
         return mean_attention(attention, content_words(text, prefix.instruction, self.tokenizer))
@@ -77,9 +75,9 @@ class Relative(Aggregation):
 class LocalisationHeads(Aggregation):
     """`chosen` (N, H) is 1 for the heads that count; all are 1 until `choose` is called."""
 
-    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(layers=layers, heads=heads, tokenizer=tokenizer)
-        self.register_buffer("chosen", torch.ones(layers, heads))
+    def __init__(self, **read):
+        super().__init__(**read)
+        self.register_buffer("chosen", torch.ones(self.read))
 
     def choose(self, places: list[tuple[int, int]]) -> None:
         """places: (layer, head), counted from the first layer that is read."""
@@ -94,9 +92,9 @@ class LocalisationHeads(Aggregation):
 class LearnedGate(Aggregation):
     """Weights softmax(gate) of all heads, equal at first. They learn from whatever loss is put on the saliency."""
 
-    def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
-        super().__init__(layers=layers, heads=heads, tokenizer=tokenizer)
-        self.gate = nn.Parameter(torch.zeros(layers, heads))
+    def __init__(self, **read):
+        super().__init__(**read)
+        self.gate = nn.Parameter(torch.zeros(self.read))
 
     def forward(self, attention: Tensor, prefix) -> Tensor:
         return weigh(attention, prefix.instruction, self.gate.flatten().softmax(dim=0).view_as(self.gate))
@@ -105,12 +103,6 @@ class LearnedGate(Aggregation):
 class Smooth(Aggregation):
     def forward(self, attention: Tensor, prefix) -> Tensor:
         return smooth(mean_attention(attention, prefix.instruction), SMOOTHING)
-
-
-AGGREGATIONS: dict[str, type[Aggregation]] = {
-    "mean": Aggregation, "content_words": ContentWords, "sink_removal": SinkRemoval, "relative": Relative,
-    "localisation_heads": LocalisationHeads, "learned_gate": LearnedGate, "smooth": Smooth,
-}
 
 
 def content_words(text: Tensor, instruction: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -168,3 +160,43 @@ def smooth(saliency: Tensor, sigma: float) -> Tensor:
     matrix = torch.from_numpy(blur).to(saliency)
     square = matrix @ saliency.unflatten(1, (grid, grid)) @ matrix.T
     return square.flatten(1) / square.sum(dim=(1, 2))[:, None]
+
+
+def choose_heads(attention: np.ndarray, count: int = LOCALISING) -> list[tuple[int, int]]:
+    """Which heads localise: those that look at the image at all, and at one place of it. Up to `count`, best first.
+
+    attention (F, N, H, P) of F frames, mean over instruction words -> (layer, head). After Kang et al. 2025b: keep the
+    heads whose attention to the image lies above the elbow of the sorted values, and of these the three whose maps have
+    the lowest spatial entropy. They rank the entropies in every picture and count; here they are averaged over pictures.
+    """
+    mass = attention.sum(axis=-1).mean(axis=0)  # (N, H), share of the attention that goes to the image
+    entropy = np.array([[np.mean([spatial_entropy(frame) for frame in attention[:, layer, head]])
+                         for head in range(mass.shape[1])] for layer in range(mass.shape[0])])
+    candidates = np.argwhere(mass >= elbow(mass.ravel()))
+    order = sorted((entropy[layer, head], layer, head) for layer, head in candidates.tolist())
+    return [(layer, head) for _, layer, head in order[:count]]
+
+
+def elbow(values: np.ndarray) -> float:
+    """The smallest value above the bend, where the sorted values are farthest from the line between their ends."""
+    falling = np.sort(values)[::-1]
+    line = np.linspace(falling[0], falling[-1], len(falling))
+    bend = int(np.abs(falling - line).argmax())
+    below = falling[bend] < line[bend]  # the foot of the slope, which is not above it
+    return float(falling[bend - 1] if below else falling[bend])
+
+
+def spatial_entropy(saliency: np.ndarray) -> float:
+    """Entropy in nats of how a map (P,) spreads over connected areas above its mean: 0 = all in one area."""
+    grid = round(saliency.size**0.5)
+    areas, count = label((saliency > saliency.mean()).reshape(grid, grid), structure=np.ones((3, 3)))
+    if count == 0:
+        return float(np.log(saliency.size))  # a flat map is in no place at all
+    share = np.bincount(areas.ravel())[1:] / (areas > 0).sum()
+    return float(-(share * np.log(share)).sum())
+
+
+AGGREGATIONS: dict[str, type[Aggregation]] = {
+    "mean": Aggregation, "content_words": ContentWords, "sink_removal": SinkRemoval, "relative": Relative,
+    "localisation_heads": LocalisationHeads, "learned_gate": LearnedGate, "smooth": Smooth,
+}

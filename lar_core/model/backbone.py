@@ -9,6 +9,7 @@ alone, through weights that never change, so that those states can be computed o
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,20 @@ LONGEST = 256  # tokens of an instruction; PaliGemma was trained on texts of 128
 
 
 @dataclass
+class Seen:
+    """What the layers below `join` make of the images and words.
+
+    states (B, P + L, D): image and text tokens at the input of layer `join`; wrist_tokens (B, W, D): the wrist camera's
+    tokens, for the head's suffix, None without one; vision (B, P + W, V): what the vision tower alone makes of both
+    cameras' images, None where not asked for.
+    """
+
+    states: Tensor
+    wrist_tokens: Tensor | None = None
+    vision: Tensor | None = None
+
+
+@dataclass
 class Encoding:
     """What one forward pass gives.
 
@@ -31,7 +46,7 @@ class Encoding:
     newline included; instruction_mask (B, L) bool, True = a token of the instruction itself; suffix (B, S, D): final
     states of the head's tokens; attention (B, N, H, L, P) and saliency (B, P), rows summing to 1, or None when not
     asked for. Where a head asks for them: layers, the states (B, P + L + S, D) behind each layer from `join` on, the
-    last ones normalised; vision (B, P + W, V), what the vision tower makes of both cameras' images.
+    last ones normalised; vision (B, P + W, V) as in Seen.
     """
 
     patches: Tensor
@@ -124,16 +139,12 @@ class Backbone(nn.Module):
         device = self.vlm.device
         return Prefix(ids.to(device), mask.to(device), instruction.to(device))
 
-    def image_tokens(self, images: Tensor) -> Tensor:
-        """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> projected tokens (B, P', D)."""
-        return self.project(self.image_features(images))
-
     def project(self, features: Tensor) -> Tensor:
         """The vision tower's features (B, P', V) -> tokens (B, P', D), through PaliGemma's one linear layer."""
         return self.vlm.model.multi_modal_projector(features)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """images as in `image_tokens` -> what the vision tower alone makes of them (B, P', V)."""
+        """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> the vision tower's features (B, P', V)."""
         tower = self.vlm.model.vision_tower
         other_size = images.shape[-1] != self.image_size
         return tower(images.to(tower.dtype), interpolate_pos_encoding=other_size).last_hidden_state
@@ -153,34 +164,45 @@ class Backbone(nn.Module):
         prefix = self.tokenise(instructions)
         return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable)
 
-    def lower(self, images: Tensor, prefix: Prefix, features: Tensor | None = None) -> Tensor:
-        """The prefix's states (B, P + L, D) at the input of layer `join`: all that the layers below have to say.
+    def lower(self, images: Tensor, prefix: Prefix, wrist: Tensor | None = None, *, features: Tensor | None = None,
+              vision: bool = False) -> Seen:
+        """All that the layers below `join` have to say of the prefix, with the wrist camera's tokens beside it.
 
-        features: the images' `image_features`, where they are known already.
+        wrist: images (B, 3, h, w) in [-1, 1]; features: the images' `image_features`, where they are known already;
+        vision: whether to give the vision tower's features too.
         """
         self._check(images)
-        tokens = self.image_tokens(images) if features is None else self.project(features)
+        beside = None if wrist is None else self.image_features(wrist)  # (B, W, V)
+        wrist_tokens = None if beside is None else self.project(beside)  # (B, W, D)
+        features = self.image_features(images) if features is None else features  # (B, P, V)
+        tokens = self.project(features)
         text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # scaled by sqrt(D) inside
         states = torch.cat([tokens.to(text.dtype), text], dim=1)  # (B, P + L, D)
-        return self._run(states, prefix.mask, states.shape[1], range(self.join))
+        states = self._run(states, prefix.mask, states.shape[1], range(self.join))
+        both = [features] if beside is None else [features, beside]
+        return Seen(states, wrist_tokens, torch.cat(both, dim=1) if vision else None)
 
-    def upper(self, states: Tensor, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
+    def upper(self, seen: Seen, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
               differentiable: bool = False, past: DynamicCache | None = None, layers: bool = False) -> Encoding:
-        """From the states (B, P + L, D) that `lower` gave to the end, with the suffix; arguments as in `encode`.
+        """From what `lower` gave to the end, with the suffix; arguments as in `encode`.
 
         past: keys and values are put here, for `extend`. layers: whether to give every layer's states.
         """
         P, L = self.patches, prefix.instruction.shape[1]
-        states, mask = states.to(self._top_dtype), prefix.mask
+        states, mask = seen.states.to(self._top_dtype), prefix.mask
         if suffix is not None:
             states = torch.cat([states, suffix.to(states.dtype)], dim=1)  # (B, P + L + S, D)
             mask = torch.cat([mask, mask.new_ones(suffix.shape[:2])], dim=1)
-        top, every = range(self.join, self.layers), [] if layers else None
-        if not saliency:
-            return self._split(self._finish(self._run(states, mask, P + L, top, past, every)), prefix, None, every)
-        with SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable) as tap:
-            states = self._finish(self._run(states, mask, P + L, top, past, every))
-        return self._split(states, prefix, tap.attention, every)
+        tap = SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable)
+        every = [] if layers else None
+        with tap if saliency else nullcontext():
+            states = self._run(states, mask, P + L, range(self.join, self.layers), past, every)
+        states = self.vlm.model.language_model.norm(states)
+        attention = tap.attention if saliency else None  # (B, N, H, L, P)
+        return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
+                        suffix=states[:, P + L :], attention=attention,
+                        saliency=self.aggregation(attention, prefix) if saliency else None,
+                        layers=every and [*every[:-1], states], vision=seen.vision)
 
     def drop_lower(self) -> None:
         """Free the memory of everything below `join`: for training from the feature cache, which replaces it."""
@@ -195,7 +217,7 @@ class Backbone(nn.Module):
         behind = prefix.mask.new_ones(len(tokens), before - prefix.mask.shape[1] + tokens.shape[1])
         mask = torch.cat([prefix.mask, behind], dim=1)
         states = self._run(tokens.to(self._top_dtype), mask, prefix.mask.shape[1], range(self.join, self.layers), past)
-        return self._finish(states)
+        return self.vlm.model.language_model.norm(states)
 
     def _run(self, states: Tensor, mask: Tensor, prefix: int, layers: range, past: DynamicCache | None = None,
              every: list[Tensor] | None = None) -> Tensor:
@@ -217,19 +239,10 @@ class Backbone(nn.Module):
                 every.append(states)
         return states
 
-    def _finish(self, states: Tensor) -> Tensor:
-        return self.vlm.model.language_model.norm(states)
-
     @property
     def _top_dtype(self) -> torch.dtype:
         """Of the residual stream from `join` on: fp32 where the top layers' weights are kept so for training."""
         return self.vlm.model.language_model.layers[self.layers - 1].input_layernorm.weight.dtype
-
-    def _split(self, states: Tensor, prefix: Prefix, attention: Tensor | None, every: list[Tensor] | None) -> Encoding:
-        P, L = self.patches, prefix.instruction.shape[1]
-        return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
-                        suffix=states[:, P + L :], attention=attention, layers=every and [*every[:-1], states],
-                        saliency=None if attention is None else self.aggregation(attention, prefix))
 
     def _token_ids(self, instruction: str) -> list[int]:
         if instruction not in self._prefixes:
@@ -274,3 +287,8 @@ def prefix_lm_mask(valid: Tensor, prefix: int) -> Tensor:
     places = torch.arange(valid.shape[1], device=valid.device)
     order = (places[None, :] < prefix) | (places[None, :] <= places[:, None])  # (N query, N key)
     return order & valid[:, None, None, :]
+
+
+def normalise_pixels(images: Tensor) -> Tensor:
+    """uint8 pixels -> [-1, 1], as SigLIP's processor does."""
+    return images.to(torch.float32) / 127.5 - 1

@@ -1,25 +1,30 @@
 """The diffusion arm, after ReconVLA (Song et al. 2025): a small DiT that denoises the region, told by the backbone.
 
-The region is cut out and stretched (`crops`), turned into as many tokens as the image has patches, noised at random
-steps of a cosine schedule, and the denoiser must name the noise. What it knows of the scene are the backbone's
-image-token states, one a token, through adaLN-Zero (Peebles and Xie 2023): no attention to the states, so what it needs
-they must carry. Tokens are pixels, or latents of a frozen autoencoder. `diffusers` supplies schedules, step embeddings
-and autoencoder.
+The region is cut out and stretched, turned into as many tokens as the image has patches, noised at random steps of a
+cosine schedule, and the denoiser must name the noise. What it knows of the scene are the backbone's image-token states,
+one a token, through adaLN-Zero (Peebles and Xie 2023): no attention to the states, so what it needs they must carry.
+Tokens are pixels, or latents of a frozen autoencoder. `diffusers` supplies schedules, step embeddings and autoencoder; it
+takes seconds to import, so only what needs it does.
+
+Regions are boxes (B, 4): left, top, right, bottom, as shares of the image's sides, 0 to 1.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..draws import Draws
 from ..errors import LarError
 from .mae import patchify, sincos_positions, unpatchify
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 DEPTH = 3  # blocks
 STEPS = 1000  # of the schedule
@@ -27,6 +32,7 @@ DRAWS = 4  # noisy versions of each sample
 SHOWN_STEPS = 25  # of the respaced schedule by which pictures are sampled
 LATENT_PATCH = 2  # latents a token, along each side
 PIXEL_PATCH = 4  # pixels a token, along each side: 48 numbers, so that noise passes through any width; ReconVLA has 64
+PADDING = 0.25  # of the named object's own sides, added on each of them
 
 
 class Block(nn.Module):
@@ -51,6 +57,7 @@ class Denoiser(nn.Module):
     """Noisy tokens, their steps and the backbone's states -> the noise."""
 
     def __init__(self, *, grid: int, channels: int, feature_width: int, width: int, heads: int):
+        from diffusers.models.embeddings import TimestepEmbedding, Timesteps
         super().__init__()
         self.embed = nn.Linear(channels, width)
         self.states = nn.Linear(feature_width, width)
@@ -65,7 +72,7 @@ class Denoiser(nn.Module):
         """noisy (B, R, P, C), steps (B, R), states (B, P, D) -> (B, R, P, C)."""
         when = self.step(self.waves(steps.flatten())).unflatten(0, steps.shape)  # (B, R, width)
         told = self.states(states.to(self.embed.weight.dtype))[:, None] + when[:, :, None]  # (B, R, P, width)
-        told = nn.functional.silu(told).flatten(0, 1)
+        told = F.silu(told).flatten(0, 1)
         tokens = self.embed(noisy.flatten(0, 1)) + self.positions
         for block in self.blocks:
             tokens = block(tokens, told)
@@ -147,11 +154,17 @@ class DiffusionDecoder(nn.Module):
     """A denoiser, its schedule, and what it denoises."""
 
     def __init__(self, target: Pixels | Latents, *, feature_width: int, width: int, heads: int):
+        from diffusers import DDPMScheduler
         super().__init__()
         self.target = target
         self.denoiser = Denoiser(grid=target.grid, channels=target.channels, feature_width=feature_width, width=width,
                                  heads=heads)
         self.schedule = DDPMScheduler(STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="epsilon")
+
+    def forward(self, images: Tensor, mask: Tensor, boxes: Tensor, states: Tensor, draws: Draws) -> Denoising:
+        """Noise the regions in `boxes` of images (B, 3, H, W) in [-1, 1], and name the noise; states as in `errors`."""
+        noised = self.noised(crop(images, boxes, self.target.size), draws)
+        return Denoising(images, mask, boxes, states, noised, self.errors(states, noised))
 
     def noised(self, regions: Tensor, draws: Draws) -> Noised:
         """Tokens of the regions (B, 3, size, size) in [-1, 1] and random noise for them, DRAWS times."""
@@ -170,6 +183,7 @@ class DiffusionDecoder(nn.Module):
     @torch.no_grad()
     def sample(self, states: Tensor, draws: Draws, steps: int = SHOWN_STEPS) -> Tensor:
         """What the denoiser makes of pure noise, in `steps` steps of DDIM: regions (B, 3, size, size) in [-1, 1]."""
+        from diffusers import DDIMScheduler
         schedule = DDIMScheduler.from_config(self.schedule.config, clip_sample_range=self.target.limit)
         schedule.set_timesteps(steps)
         tokens = draws.normal(*states.shape[:2], self.target.channels).to(states.device)
@@ -182,11 +196,63 @@ class DiffusionDecoder(nn.Module):
 
 def load_vae(folder: Path) -> AutoencoderKL:
     """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none."""
+    from diffusers import AutoencoderKL
     try:
         return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError) as error:
         raise LarError(f"{folder} holds no autoencoder in diffusers' format ({str(error).splitlines()[0]}): correct "
                        "vae, or set recon_target=raw.") from error
+
+
+def object_boxes(pixels: Tensor) -> Tensor:
+    """The named object's pixels (B, H, W), 0/1 -> its padded boxes, cut at the border; the whole image where it is not
+    in view."""
+    rows, columns = _span(pixels.bool().any(dim=2)), _span(pixels.bool().any(dim=1))  # each (B, 2), shares
+    low, high = torch.stack([columns[:, 0], rows[:, 0]], dim=1), torch.stack([columns[:, 1], rows[:, 1]], dim=1)
+    padding = PADDING * (high - low)
+    return torch.cat([low - padding, high + padding], dim=1).clamp(0, 1)
+
+
+def densest_boxes(mask: Tensor) -> Tensor:
+    """Mask (B, P) bool, True = masked -> the boxes of about as many patches, square, that hold most masked ones."""
+    grid = round(mask.shape[1] ** 0.5)
+    side = max(1, round(float(mask[0].sum()) ** 0.5))
+    counts = F.avg_pool2d(mask.float().reshape(-1, 1, grid, grid), side, stride=1)
+    best = counts.flatten(1).argmax(dim=1)
+    corner = torch.stack([best % counts.shape[3], best // counts.shape[3]], dim=1)  # column, row
+    return torch.cat([corner, corner + side], dim=1) / grid
+
+
+def crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Cut boxes out of images (B, 3, H, W) and stretch them to (B, 3, size, size), bilinear."""
+    line = (torch.arange(size, device=images.device) + 0.5) / size
+    low, high = boxes[:, :2], boxes[:, 2:]
+    x, y = ((low[:, i, None] + line * (high - low)[:, i, None]) for i in range(2))  # (B, size), shares of the image
+    return _sample(images, x, y)
+
+
+def paste(images: Tensor, crops: Tensor, boxes: Tensor) -> Tensor:
+    """The inverse of `crop`: images (B, 3, H, W) with crops (B, 3, size, size) squeezed back into their boxes."""
+    inside = []
+    for low, high, length in ((boxes[:, 0], boxes[:, 2], images.shape[3]), (boxes[:, 1], boxes[:, 3], images.shape[2])):
+        line = (torch.arange(length, device=images.device) + 0.5) / length
+        inside.append((line - low[:, None]) / (high - low)[:, None])  # (B, W) or (B, H), shares of the box
+    x, y = inside
+    here = ((y > 0) & (y < 1))[:, None, :, None] & ((x > 0) & (x < 1))[:, None, None, :]
+    return torch.where(here, _sample(crops, x, y), images)
+
+
+def _sample(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Values of images (B, 3, H, W) at columns x (B, w) and rows y (B, h), shares of their sides: (B, 3, h, w)."""
+    places = torch.stack([x[:, None].expand(-1, y.shape[1], -1), y[:, :, None].expand(-1, -1, x.shape[1])], dim=-1)
+    return F.grid_sample(images, 2 * places - 1, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _span(seen: Tensor) -> Tensor:
+    """seen (B, n) bool -> first and last + 1 True, (B, 2), as shares of n; 0 and 1 where there is none."""
+    n, where = seen.shape[1], seen.int()
+    span = torch.stack([where.argmax(dim=1), n - where.flip(1).argmax(dim=1)], dim=1) / n
+    return torch.where(seen.any(dim=1, keepdim=True), span, torch.tensor([0.0, 1.0], device=seen.device))
 
 
 def _zeroed(linear: nn.Linear) -> nn.Linear:

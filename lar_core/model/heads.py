@@ -1,29 +1,100 @@
-"""The action heads, by name.
+"""Action heads: tokens behind the prefix (image, instruction), which see all of it and are never seen by it.
 
 `parallel` predicts the whole chunk in one pass, in the manner of OpenVLA-OFT (Kim et al. 2025) but with 256 bins and
 cross-entropy, unless action_loss says otherwise. `autoregressive` writes one token a degree of freedom, each after the
-one before, in the manner of OpenVLA (Kim et al. 2024). `bridge` and `focus` have files of their own.
+one before, in the manner of OpenVLA (Kim et al. 2024). `bridge` and `focus` are in `layerwise`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
-from ..config import Condition, Profile
-from .actions import BINS, DOF, GRIPPER, bin_centres, median_bins, to_bins
-from .backbone import Backbone, Encoding, Prefix
-from .bridge import BridgeHead
-from .focus import FocusHead
-from .head import Head, Trunk
+from .backbone import Encoding
+from .losses import BINS, DOF, GRIPPER, absolute_error, action_loss, bin_centres, clip, decode, median_bins, to_bins
+
+PROPRIO = 8  # end-effector position 3, orientation 3, fingers 2
+
+Extend = Callable[[Tensor], Tensor]  # tokens (B, S, D) that go on behind all before them -> their final states (B, S, D)
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """What a head must know of its backbone: D, the layers that its tokens run through, the vision tower's width."""
+
+    width: int
+    layers: int
+    vision_width: int
+
+
+class Head(nn.Module):
+    """The wrist camera's tokens and one proprioception token in front of the head's own.
+
+    An answer is logits (B, K, 7, 256), or with `l1` the actions (B, K, 7) themselves.
+    """
+
+    reads_layers = False  # whether it asks for the states of every layer (Encoding.layers)
+    reads_vision = False  # whether it asks for what the vision tower gives (Encoding.vision)
+    writes = False  # whether it acts by putting tokens behind those of `suffix`, one after the other
+
+    def __init__(self, trunk: Trunk, *, chunk: int, l1: bool = False, proprio: bool = True):
+        """chunk: K; l1: answer with numbers, scored by absolute error; proprio: whether the state is a token."""
+        super().__init__()
+        self.chunk, self.l1 = chunk, l1
+        self.scale = 0.02 * trunk.width**0.5  # Gemma multiplies embeddings by sqrt(width); ours start at that size
+        self.proprio = nn.Linear(PROPRIO, trunk.width) if proprio else None
+        self.norm = nn.LayerNorm(trunk.width)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens of its own the head adds."""
+        raise NotImplementedError
+
+    def senses(self, wrist: Tensor | None, proprio: Tensor) -> Tensor:
+        """Wrist tokens (B, W, D) and proprioception (B, 8), where they are on -> (B, W + 1 or fewer, D)."""
+        parts = [] if wrist is None else [wrist.to(self.norm.weight.dtype)]
+        if self.proprio is not None:
+            parts.append(self.proprio(proprio)[:, None])
+        return torch.cat(parts, dim=1) if parts else proprio.new_zeros(len(proprio), 0, self.norm.weight.shape[0])
+
+    def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
+        """Tokens behind the prefix (B, S, D). actions (B, K, 7): what a head that writes is to continue, in training."""
+        senses = self.senses(wrist, proprio)
+        return torch.cat([senses, self.queries.expand(len(senses), -1, -1)], dim=1)
+
+    def forward(self, encoding: Encoding) -> Tensor:
+        """What the backbone made of `suffix` -> the answer."""
+        raise NotImplementedError
+
+    def loss(self, answer: Tensor, actions: Tensor, padded: Tensor, valid: float | None = None) -> Tensor:
+        """L_action; arguments as in `action_loss`."""
+        return (absolute_error if self.l1 else action_loss)(answer, actions, padded, valid)
+
+    def decode(self, answer: Tensor) -> Tensor:
+        """An answer -> actions (B, K, 7) in [-1, 1], the gripper -1 or +1."""
+        return clip(answer) if self.l1 else decode(answer)
+
+    def act(self, encoding: Encoding, extend: Extend) -> Tensor:
+        """What the backbone made of `suffix` -> actions (B, K, 7) in [-1, 1]."""
+        return self.decode(self(encoding))
+
+    def _reader(self, width: int) -> nn.Linear:
+        """The last layer: from tokens of this width to one number or 256 logits a degree of freedom."""
+        return nn.Linear(width, DOF if self.l1 else DOF * BINS)
+
+    def _shaped(self, answer: Tensor) -> Tensor:
+        """(B, K, 7) stays, (B, K, 7 * 256) -> (B, K, 7, 256)."""
+        return answer if self.l1 else answer.unflatten(-1, (DOF, BINS))
 
 
 class ParallelHead(Head):
     """K learned queries, each answering for one step with all 7 degrees of freedom."""
 
-    def __init__(self, condition: Condition, profile: Profile, trunk: Trunk):
-        super().__init__(condition, profile, trunk)
+    def __init__(self, trunk: Trunk, **options):
+        super().__init__(trunk, **options)
         self.queries = nn.Parameter(torch.randn(self.chunk, trunk.width) * self.scale)
         self.logits = self._reader(trunk.width)
 
@@ -32,15 +103,17 @@ class ParallelHead(Head):
         return self.chunk
 
     def forward(self, encoding: Encoding) -> Tensor:
-        queries = encoding.suffix[:, -self.chunk:].to(self.queries.dtype)
+        queries = encoding.suffix[:, -self.chunk:].to(self.queries.dtype)  # (B, K, D)
         return self._shaped(self.logits(self.norm(queries)))
 
 
 class AutoregressiveHead(Head):
     """K x 7 tokens in order, each one of 256 bins given all before it; in training all at once (teacher forcing)."""
 
-    def __init__(self, condition: Condition, profile: Profile, trunk: Trunk):
-        super().__init__(condition, profile, trunk)
+    writes = True
+
+    def __init__(self, trunk: Trunk, **options):
+        super().__init__(trunk, **options)
         self.start = nn.Parameter(torch.randn(1, trunk.width) * self.scale)
         self.bins = nn.Embedding(BINS, trunk.width)
         self.places = nn.Parameter(torch.randn(self.tokens, trunk.width) * self.scale)  # which step, which of the seven
@@ -52,25 +125,23 @@ class AutoregressiveHead(Head):
         return self.chunk * DOF
 
     def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
+        """With `actions` a token for each of their numbers, which sees those before it; without, the first token alone."""
         senses = self.senses(wrist, proprio)
-        words = to_bins(actions if actions is not None else proprio.new_zeros(len(proprio), self.chunk, DOF))
-        before = self.bins(words.flatten(1)[:, :-1])  # (B, K * 7 - 1, D)
-        start = self.start.expand(len(senses), 1, -1)
-        return torch.cat([senses, torch.cat([start, before], dim=1) + self.places], dim=1)
+        tokens = self.start.expand(len(senses), 1, -1)
+        if actions is not None:
+            before = self.bins(to_bins(actions).flatten(1)[:, :-1])  # (B, K * 7 - 1, D)
+            tokens = torch.cat([tokens, before], dim=1)
+        return torch.cat([senses, tokens + self.places[: tokens.shape[1]]], dim=1)
 
     def forward(self, encoding: Encoding) -> Tensor:
         return self._read(encoding.suffix[:, -self.tokens:]).unflatten(1, (self.chunk, DOF))
 
-    def act(self, backbone: Backbone, prefix: Prefix, seen: dict[str, Tensor],
-            proprio: Tensor) -> tuple[Tensor, Tensor]:
-        past, senses = DynamicCache(), self.senses(seen.get("wrist_tokens"), proprio)
-        first = (self.start + self.places[:1]).expand(len(senses), 1, -1)
-        encoding = backbone.upper(seen["states"], prefix, torch.cat([senses, first], dim=1), past=past)
+    def act(self, encoding: Encoding, extend: Extend) -> Tensor:
         words = [self._write(encoding.suffix[:, -1], 0)]  # each (B,)
-        for number in range(1, len(self.places)):
-            token = self.bins(words[-1]) + self.places[number]
-            words.append(self._write(backbone.extend(token[:, None], prefix, past)[:, 0], number))
-        return bin_centres(torch.stack(words, dim=1).unflatten(1, (self.chunk, DOF))), encoding.saliency
+        for number in range(1, self.tokens):
+            token = self.bins(words[-1]) + self.places[number]  # (B, D)
+            words.append(self._write(extend(token[:, None])[:, 0], number))
+        return bin_centres(torch.stack(words, dim=1).unflatten(1, (self.chunk, DOF)))
 
     def _write(self, state: Tensor, number: int) -> Tensor:
         """The bin (B,) of token `number`; the gripper's is one of the two that demonstrations have."""
@@ -78,8 +149,8 @@ class AutoregressiveHead(Head):
         return (word >= BINS // 2) * (BINS - 1) if number % DOF == GRIPPER else word
 
     def _read(self, states: Tensor) -> Tensor:
+        """(..., D) -> logits (..., 256)."""
         return self.logits(self.norm(states.to(self.places.dtype)))
 
 
-HEADS: dict[str, type[Head]] = {"parallel": ParallelHead, "autoregressive": AutoregressiveHead, "bridge": BridgeHead,
-                                "focus": FocusHead}
+HEADS: dict[str, type[Head]] = {"parallel": ParallelHead, "autoregressive": AutoregressiveHead}  # `layerwise` adds two

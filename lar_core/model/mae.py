@@ -6,6 +6,8 @@ every patch and is judged on the masked ones only. Everywhere: mask (B, P) bool,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -24,9 +26,23 @@ class MAEDecoder(nn.Module):
         self.pixels = nn.Linear(width, 3 * patch_size**2)
 
     def forward(self, patches: Tensor, mask: Tensor) -> Tensor:
-        tokens = self.embed(patches.to(self.mask_token.dtype))
+        tokens = self.embed(patches.to(self.mask_token.dtype))  # (B, P, width)
         tokens = torch.where(mask[..., None], self.mask_token, tokens)
         return self.pixels(self.blocks(tokens + self.positions))
+
+
+@dataclass
+class Reconstruction:
+    """mask (B, P) bool, True = masked; prediction and target (B, P, 3pp); pixels (B, P, 3pp), the raw target."""
+
+    mask: Tensor
+    prediction: Tensor
+    target: Tensor
+    pixels: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return reconstruction_loss(self.prediction, self.target, self.mask)
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -39,7 +55,7 @@ def patchify(images: Tensor, grid: int) -> Tensor:
     """images (B, 3, H, W), H = W a multiple of `grid` -> pixels of each patch (B, grid*grid, 3 * (H/grid)**2)."""
     batch, channels, height, _ = images.shape
     size = height // grid
-    cells = images.reshape(batch, channels, grid, size, grid, size)
+    cells = images.reshape(batch, channels, grid, size, grid, size)  # (B, C, rows, p, columns, p)
     return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, grid * grid, size * size * channels)
 
 
@@ -47,7 +63,7 @@ def unpatchify(pixels: Tensor, grid: int, channels: int = 3) -> Tensor:
     """The inverse of `patchify`: (B, grid*grid, channels*p*p) -> (B, channels, H, W)."""
     batch = pixels.shape[0]
     size = round((pixels.shape[2] // channels) ** 0.5)
-    cells = pixels.reshape(batch, grid, grid, size, size, channels)
+    cells = pixels.reshape(batch, grid, grid, size, size, channels)  # (B, rows, columns, p, p, C)
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, channels, grid * size, grid * size)
 
 

@@ -1,21 +1,48 @@
-"""Masking: which patches the decoder must reconstruct.
+"""Masking: which patches the decoder must reconstruct. Everywhere: mask (B, P) bool, True = masked.
 
-Every source (`mask_sources`) is a score (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a
-noise vector (He et al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Everywhere: mask
-(B, P) bool, True = masked.
+A source turns `Clues` into scores (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a noise vector
+(He et al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Adding a source means adding a
+function and its line in MASK_SOURCES. What a source costs, only its own conditions pay: the frame before is read for
+`frame_difference` alone, a teacher runs for `teacher_attention` alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..draws import Draws
-from ..errors import unknown
-from .mask_sources import SOURCES, Clues
+from ..errors import LarError, unknown
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels
+HINTS = 0.1  # share of the most attended patches that hint_attention leaves visible
+
+
+def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: float,
+              draws: Draws | None = None, motion: Tensor | None = None) -> Tensor:
+    """Choose the masked patches.
+
+    Args:
+        source: a name in MASK_SOURCES.
+        saliency: (B, P), where the instruction looks; also gives shape and device.
+        coverage: (B, P) in [0, 1], share of each patch that the named object covers; only `gaze` needs it.
+        ratio: share of patches to mask.
+        draws: randomness of the sources that draw.
+        motion: (B, P), how much each patch changed since the frame before; only `frame_difference` needs it.
+    Returns:
+        mask (B, P) bool, True = masked, exactly `count_masked(P, ratio)` a sample.
+    Raises:
+        LarError: unknown source, `gaze` without segmentation, or `frame_difference` without motion.
+    """
+    if source not in MASK_SOURCES:
+        raise unknown("mask source", source, MASK_SOURCES)
+    k = count_masked(saliency.shape[1], ratio)
+    return mask_top(MASK_SOURCES[source](Clues(saliency.detach(), k, draws or Draws(0), coverage, motion)), k)
 
 
 def count_masked(patches: int, ratio: float) -> int:
@@ -30,26 +57,11 @@ def mask_top(scores: Tensor, k: int) -> Tensor:
     return mask.scatter(1, order[:, :k], True)
 
 
-def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: float,
-              draws: Draws | None = None, motion: Tensor | None = None) -> Tensor:
-    """Choose the masked patches.
-
-    Args:
-        source: a name in SOURCES.
-        saliency: (B, P), where the instruction looks; also gives shape and device.
-        coverage: (B, P) in [0, 1], share of each patch that the named object covers; only `gaze` needs it.
-        ratio: share of patches to mask.
-        draws: randomness of the sources that draw.
-        motion: (B, P), how much each patch changed since the frame before; only `frame_difference` needs it.
-    Returns:
-        mask (B, P) bool, True = masked, exactly `count_masked(P, ratio)` a sample.
-    Raises:
-        LarError: unknown source, `gaze` without segmentation, or `frame_difference` without motion.
-    """
-    if source not in SOURCES:
-        raise unknown("mask source", source, SOURCES)
-    k = count_masked(saliency.shape[1], ratio)
-    return mask_top(SOURCES[source](Clues(saliency.detach(), k, draws or Draws(0), coverage, motion)), k)
+def pixel_mask(mask: Tensor, size: int) -> Tensor:
+    """Spread mask (B, P) over pixels: (B, 1, size, size) bool, True = masked."""
+    grid = round(mask.shape[1] ** 0.5)
+    cell = torch.arange(size, device=mask.device) * grid // size  # pixel -> patch row or column
+    return mask.reshape(-1, 1, grid, grid)[:, :, cell][:, :, :, cell]
 
 
 def area_resample(values: Tensor, grid: int) -> Tensor:
@@ -60,22 +72,124 @@ def area_resample(values: Tensor, grid: int) -> Tensor:
     side = round(values.shape[1] ** 0.5)
     if side == grid:
         return values
-    overlap = _overlap(side, grid).to(values)
+    share = overlap(side, grid).to(values)
     square = values.reshape(values.shape[0], side, side, -1)  # (B, h, w, D or 1)
-    resampled = torch.einsum("ih,jw,bhwd->bijd", overlap, overlap, square)
+    resampled = torch.einsum("ih,jw,bhwd->bijd", share, share, square)
     return resampled.reshape(values.shape[0], grid * grid, *values.shape[2:])
 
 
-def _overlap(side: int, grid: int) -> Tensor:
-    """Row i, column h: the share of new cell i that old cell h covers (each row sums to 1)."""
-    new, old = torch.arange(grid + 1) / grid, torch.arange(side + 1) / side
+def overlap(side: int, grid: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(grid, side): the share of each of `grid` new cells that each of `side` old ones covers; every row sums to 1."""
+    new, old = torch.arange(grid + 1, dtype=dtype) / grid, torch.arange(side + 1, dtype=dtype) / side  # edges, 0 to 1
     left = torch.maximum(new[:-1, None], old[None, :-1])
     right = torch.minimum(new[1:, None], old[None, 1:])
     return (right - left).clamp_min(0) * grid
 
 
-def pixel_mask(mask: Tensor, size: int) -> Tensor:
-    """Spread mask (B, P) over pixels: (B, 1, size, size) bool, True = masked."""
-    grid = round(mask.shape[1] ** 0.5)
-    cell = torch.arange(size, device=mask.device) * grid // size  # pixel -> patch row or column
-    return mask.reshape(-1, 1, grid, grid)[:, :, cell][:, :, :, cell]
+@dataclass(frozen=True)
+class Clues:
+    """What a source may look at.
+
+    saliency (B, P): where the instruction looks, rows summing to 1, without gradient; k: how many patches will be
+    masked; draws: randomness; coverage (B, P): share of each patch that the named object covers, None without
+    segmentation; motion (B, P): mean change of each patch's pixels between two frames, None where it was not asked for.
+    """
+
+    saliency: Tensor
+    k: int
+    draws: Draws
+    coverage: Tensor | None = None
+    motion: Tensor | None = None
+
+
+def random(clues: Clues) -> Tensor:
+    """Uniform noise, as MAE (He et al. 2022)."""
+    return _noise(clues)
+
+
+def blue_noise(clues: Clues) -> Tensor:
+    """Noise without its low frequencies, so that masked patches lie apart; it never looks at the image.
+
+    As ColorMAE (Hinojosa et al. 2024): noise minus its Gaussian blur (sigma of one patch, wrapped around the borders).
+    """
+    grid = round(clues.saliency.shape[1] ** 0.5)
+    noise = _noise(clues).reshape(-1, 1, grid, grid)
+    line = torch.exp(-0.5 * torch.arange(-1, 2, device=noise.device) ** 2.0)
+    kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
+    blurred = F.conv2d(F.pad(noise, [1] * 4, mode="circular"), kernel)
+    return (noise - blurred).flatten(1)
+
+
+def centre(clues: Clues) -> Tensor:
+    """The patches nearest to the image's centre, in every image the same: the prior of a photographer."""
+    grid = round(clues.saliency.shape[1] ** 0.5)
+    line = torch.arange(grid, device=clues.saliency.device) - (grid - 1) / 2
+    return -torch.cartesian_prod(line, line).norm(dim=1).expand(len(clues.saliency), -1)
+
+
+def attention(clues: Clues) -> Tensor:
+    """The most attended patches: the method itself. With a teacher, `saliency` is the teacher's."""
+    return clues.saliency
+
+
+def inverse_attention(clues: Clues) -> Tensor:
+    """The least attended patches."""
+    return -clues.saliency
+
+
+def hint_attention(clues: Clues) -> Tensor:
+    """The most attended patches but for the very highest, which stay visible as hints, as AttMask (Kakogeorgiou et al.
+    2022): HINTS of k patches are left out at the top, and the k next ones are masked."""
+    hints = min(round(HINTS * clues.k), clues.saliency.shape[1] - clues.k)
+    top = clues.saliency.argsort(dim=1, descending=True, stable=True)[:, :hints]
+    return clues.saliency.scatter(1, top, -1.0)
+
+
+def sampled_attention(clues: Clues) -> Tensor:
+    """k patches drawn one after the other, without putting back, each with the probability that saliency gives it.
+
+    By the Gumbel-top-k trick (Kool et al. 2019): the k largest of log p + Gumbel noise are such a sample.
+    """
+    noise = _noise(clues).clamp(1e-7, 1 - 1e-7)
+    return clues.saliency.clamp_min(1e-12).log() - (-noise.log()).log()
+
+
+def gaze(clues: Clues) -> Tensor:
+    """The named object first, then the patches nearest to it, so that exactly k are masked whatever its size."""
+    coverage = clues.coverage
+    if coverage is None:
+        raise LarError("Mask source 'gaze' needs the segmentation of the named object, which these demonstrations do "
+                       "not have: collect them with `lar demos`, or choose another condition.")
+    grid = round(coverage.shape[1] ** 0.5)
+    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(coverage)  # (P, 2), in patches
+    weight = coverage / coverage.sum(dim=1, keepdim=True).clamp_min(1e-6)
+    middle = weight @ places  # (B, 2); an object out of view has its middle at the corner
+    distance = (places[None] - middle[:, None]).norm(dim=-1)  # (B, P)
+    return coverage - 1e-3 * distance
+
+
+def frame_difference(clues: Clues) -> Tensor:
+    """What moved most since the frame before."""
+    if clues.motion is None:
+        raise LarError("Mask source 'frame_difference' needs the frame before each image, which this batch does not "
+                       "have: make the data set with previous=True.")
+    return clues.motion
+
+
+def _noise(clues: Clues) -> Tensor:
+    return clues.draws.uniform(*clues.saliency.shape).to(clues.saliency.device)
+
+
+MASK_SOURCES: dict[str, Callable[[Clues], Tensor]] = {
+    "random": random,
+    "attention": attention,
+    "inverse_attention": inverse_attention,
+    "gaze": gaze,
+    "blue_noise": blue_noise,
+    "centre": centre,
+    "hint_attention": hint_attention,
+    "sampled_attention": sampled_attention,
+    "frame_difference": frame_difference,
+    "teacher_attention": attention,  # of the `policy.Teacher`, in the place of the policy's own
+}

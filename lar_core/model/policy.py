@@ -4,55 +4,42 @@ Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); 
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
 (B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before;
 mask_ratio, the share of patches to mask at this step; others, B sentences that name the other bowl, or None. From the
-feature cache come, instead of a run through the frozen layers, states (B, P + L, D), wrist_tokens (B, W, D) and vision
-(B, P + W, V), as `look` gives them. `valid` is the number of valid steps to divide L_action by, where several processes
-share a batch.
+feature cache come, instead of a run through the frozen layers, the fields of `backbone.Seen`. `valid` is the number of
+valid steps to divide L_action by, where several processes share a batch.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from functools import partial
+from math import lcm
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import DynamicCache
 
 from ..config import Condition, Profile, RunConfig
 from ..draws import Draws
 from ..errors import LarError
-from .aggregation import GENERIC
-from .backbone import Backbone, Encoding, Prefix
-from .crops import crop, densest_boxes, object_boxes
-from .decoders import make_decoder
-from .head import Trunk
-from .heads import HEADS
+from . import layerwise  # noqa: F401  (two of the HEADS)
+from .aggregation import GENERIC, choose_heads
+from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
+from .diffusion import Denoiser, Denoising, DiffusionDecoder, Latents, Pixels, densest_boxes, load_vae, object_boxes
+from .heads import HEADS, Head, Trunk
 from .loading import load_for
-from .localisation import choose_heads
-from .mae import normalise_patches, patchify, reconstruction_loss
+from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .regularisers import REGULARISERS, Given
-from .teacher import Teacher
 
-if TYPE_CHECKING:
-    from .diffusion import Denoising
-
-
-@dataclass
-class Reconstruction:
-    """mask (B, P) bool, True = masked; prediction and target (B, P, 3pp); pixels (B, P, 3pp), the raw target."""
-
-    mask: Tensor
-    prediction: Tensor
-    target: Tensor
-    pixels: Tensor
-
-    @property
-    def loss(self) -> Tensor:
-        return reconstruction_loss(self.prediction, self.target, self.mask)
+DECAY = 0.996  # teacher = DECAY * teacher + (1 - DECAY) * student after every step
 
 
 class Policy(nn.Module):
@@ -63,8 +50,8 @@ class Policy(nn.Module):
         self.condition, self.profile = condition, profile
         self.backbone = backbone
         backbone.aggregation = backbone.make_aggregation(condition.aggregation)
-        self.head = HEADS[condition.head](condition, profile, Trunk(backbone.width, backbone.layers - backbone.join,
-                                                                    backbone.vision_width))
+        self.head = make_head(condition, profile, Trunk(backbone.width, backbone.layers - backbone.join,
+                                                        backbone.vision_width))
         self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
         self.patch_size = ESSAY_PATCH if condition.mask_grid == "essay" else backbone.image_size // self.grid
         self.teacher: Teacher | None = None  # given by the trainer, where the condition asks for one
@@ -75,38 +62,107 @@ class Policy(nn.Module):
     def device(self) -> torch.device:
         return self.backbone.vlm.device
 
-    def forward(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
-        """Losses of a batch: `loss` = L_action + lambda * L_recon + the regularisers' weighted sum, and each part by
-        itself, `action`, `recon` (0 without a decoder) and the regularisers that are on.
-        """
-        regularised = bool(self.condition.regularisers)
-        encoding = self.encode(batch, saliency=self.decoder is not None or regularised, differentiable=regularised)
-        action = self.head.loss(self.head(encoding), batch["actions"], batch["action_pad"], batch.get("valid"))
-        losses, mask = {"action": action, "recon": torch.zeros_like(action)}, None
-        if self.decoder is not None:
-            recon = self.reconstruct(batch, encoding, draws)
-            losses["recon"], mask = recon.loss, recon.mask
-        if regularised:
-            given = Given(self, batch, encoding.saliency, mask, draws or Draws(0))
-            losses |= {name: REGULARISERS[name](given) for name in self.condition.regularisers}
-        return {"loss": sum(weight * losses[name] for name, weight in self.weights.items()), **losses}
-
     @property
     def weights(self) -> dict[str, float]:
         """What each part of the loss is multiplied by."""
         recon = {} if self.decoder is None else {"recon": self.condition.lambda_recon}
         return {"action": 1.0, **recon, **self.condition.regularisers}
 
-    def encode(self, batch: dict, *, saliency: bool = True, hidden: Tensor | None = None,
-               differentiable: bool = False) -> Encoding:
-        """Run the backbone on a batch; pixels where `hidden` (B, 1, H, W) is True are replaced by grey.
-
-        differentiable: whether a loss on the saliency reaches the weights.
+    def forward(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
+        """Losses of a batch: `loss` = L_action + lambda * L_recon + the regularisers' weighted sum, and each part by
+        itself, `action`, `recon` (0 without a decoder) and the regularisers that are on.
         """
-        prefix = self.prefix(batch, saliency)
-        seen = batch if "states" in batch else self.look(batch, hidden)
-        return self.head.encode(self.backbone, prefix, seen, batch["proprio"], batch.get("actions"), saliency=saliency,
-                                differentiable=differentiable)
+        draws, regularised = draws or Draws(0), bool(self.condition.regularisers)
+        reads = self.decoder is not None or regularised  # whether anything asks where the instruction looks
+        seen = self.look(batch)  # states (B, P + L, D) of image and text, at the layer where the head's tokens join
+        encoding = self.encode(batch, seen, saliency=reads, differentiable=regularised)  # final states, and attention
+        action = self.head.loss(self.head(encoding), batch["actions"], batch["action_pad"], batch.get("valid"))
+        losses, mask = {"action": action, "recon": torch.zeros_like(action)}, None
+        if self.decoder is not None:
+            saliency = self.saliency(batch, encoding)  # (B, P)
+            mask = self.mask(batch, saliency, draws)  # (B, P), True = masked
+            losses["recon"] = self.reconstruct(batch, encoding, mask, draws).loss
+        if regularised:
+            losses |= self.regularise(batch, encoding, mask, draws)
+        return {"loss": sum(weight * losses[name] for name, weight in self.weights.items()), **losses}
+
+    @torch.no_grad()
+    def act(self, batch: dict) -> tuple[Tensor, Tensor]:
+        """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
+        seen, prefix = self.look(batch), self.prefix(batch)
+        past = DynamicCache() if self.head.writes else None
+        encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
+                                       layers=self.head.reads_layers)
+        return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
+
+    def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
+        """What the layers below `join` make of the pixels and words, or what the feature cache has kept of it.
+
+        hidden (B, P) bool: patches of the image to grey out.
+        """
+        if "states" in batch:
+            return Seen(batch["states"], batch.get("wrist_tokens"), batch.get("vision"))
+        wrist = self.see(batch["wrist"]) if "wrist" in batch else None
+        return self.backbone.lower(self.see(batch["images"], hidden), self.backbone.tokenise(batch["instructions"]), wrist,
+                                   vision=self.head.reads_vision)
+
+    def encode(self, batch: dict, seen: Seen | None = None, *, saliency: bool = True,
+               differentiable: bool = False) -> Encoding:
+        """The layers from `join` on, with the head's tokens behind the prefix.
+
+        seen: what `look` gave, where it has looked already; the other options as in `Backbone.upper`.
+        """
+        seen = seen or self.look(batch)
+        suffix = self.head.suffix(seen.wrist_tokens, batch["proprio"], batch.get("actions"))  # (B, S, D)
+        return self.backbone.upper(seen, self.prefix(batch, saliency), suffix, saliency=saliency,
+                                   differentiable=differentiable, layers=self.head.reads_layers)
+
+    def saliency(self, batch: dict, encoding: Encoding) -> Tensor:
+        """Where the instruction looks, (B, P): in the eyes of the policy itself, or of its teacher if it has one."""
+        return encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
+
+    def mask(self, batch: dict, saliency: Tensor, draws: Draws, source: str | None = None) -> Tensor:
+        """Choose the patches to reconstruct: (B, P) bool on the mask's grid, True = masked.
+
+        source: another mask source than the condition's.
+        """
+        return make_mask(source or self.condition.mask_source, saliency=area_resample(saliency, self.grid),
+                         coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
+                         ratio=batch.get("mask_ratio", self.condition.mask_ratio))
+
+    def reconstruct(self, batch: dict, encoding: Encoding, mask: Tensor, draws: Draws) -> Reconstruction | Denoising:
+        """Fill in what `mask` hides, or denoise the region around it."""
+        if self.condition.mask_input:
+            encoding = self.encode(batch, self.look(batch, hidden=mask), saliency=False)
+        states = area_resample(encoding.patches, self.grid)  # (B, P, D), on the mask's grid
+        if self.condition.reconstructor == "diffusion":
+            is_gaze = self.condition.mask_source == "gaze"
+            boxes = object_boxes(batch["regions"][:, 0]) if is_gaze else densest_boxes(mask)
+            return self.decoder(self.see(batch["images"]), mask, boxes, states, draws)
+        pixels = self.target_pixels(batch["images"])
+        target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
+        return Reconstruction(mask, self.decoder(states, mask), target, pixels)
+
+    def regularise(self, batch: dict, encoding: Encoding, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:
+        """The regularisers that are on, by name."""
+        given = Given(self.backbone, batch, encoding.saliency, self.condition.mask_ratio,
+                      mask if self.condition.mask_input else None, draws, partial(self.see_again, batch))
+        return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
+
+    def see(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """uint8 pixels -> [-1, 1]; patches where hidden (B, P) is True, and all that a blind policy gets, are grey (0)."""
+        images = normalise_pixels(images)
+        if hidden is not None:
+            images = images.masked_fill(pixel_mask(hidden, images.shape[-1]), 0.0)
+        return torch.zeros_like(images) if self.condition.blind else images
+
+    def see_again(self, batch: dict, prefixes: Sequence[Prefix], *, hidden: Tensor | None = None,
+                  saliency: bool = True) -> list[Encoding]:
+        """One more pass over the batch's images for each of `prefixes`, as `regularisers.Given` has it."""
+        images = self.see(batch["images"], hidden)
+        features = self.backbone.image_features(images)
+        return [self.backbone.upper(self.backbone.lower(images, prefix, features=features), prefix, saliency=saliency,
+                                    differentiable=True) for prefix in prefixes]
 
     def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
@@ -120,62 +176,6 @@ class Policy(nn.Module):
         """Where a prompt that names nothing looks: saliency (B, P)."""
         generic = self.backbone.tokenise([GENERIC] * len(images))
         return self.backbone.upper(self.backbone.lower(self.see(images), generic), generic).saliency
-
-    def look(self, batch: dict, hidden: Tensor | None = None) -> dict[str, Tensor]:
-        """What the layers below `join` make of the pixels: states (B, P + L, D); wrist_tokens (B, W, D), if there is a
-        wrist camera; vision (B, P + W, V), if the head asks for it.
-        """
-        images = self.see(batch["images"])
-        if hidden is not None:
-            images = images.masked_fill(hidden, 0.0)
-        seen, wrist = {}, None
-        if "wrist" in batch:
-            wrist = self.backbone.image_features(self.see(batch["wrist"]))
-            seen["wrist_tokens"] = self.backbone.project(wrist)
-        features = self.backbone.image_features(images)
-        seen["states"] = self.backbone.lower(images, self.backbone.tokenise(batch["instructions"]), features)
-        if self.head.reads_vision:
-            seen["vision"] = features if wrist is None else torch.cat([features, wrist], dim=1)
-        return seen
-
-    def see(self, images: Tensor) -> Tensor:
-        """uint8 pixels -> [-1, 1], as SigLIP's processor does; a blind policy gets mid-grey (0) everywhere."""
-        images = images.to(torch.float32) / 127.5 - 1
-        return torch.zeros_like(images) if self.condition.blind else images
-
-    def reconstruct(self, batch: dict, encoding: Encoding, draws: Draws | None = None) -> Reconstruction | Denoising:
-        """Choose the mask and reconstruct what it hides, or the region around it."""
-        saliency = encoding.saliency if self.teacher is None else self.teacher.saliency(self, batch)
-        mask = make_mask(self.condition.mask_source, saliency=area_resample(saliency, self.grid),
-                         coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
-                         ratio=batch.get("mask_ratio", self.condition.mask_ratio))
-        if self.condition.mask_input:
-            hidden = pixel_mask(mask, self.backbone.image_size)
-            encoding = self.encode(batch, saliency=False, hidden=hidden)
-        states = area_resample(encoding.patches, self.grid)
-        if self.condition.reconstructor == "diffusion":
-            return self.denoise(batch, mask, states, draws or Draws(0))
-        prediction = self.decoder(states, mask)
-        pixels = self.target_pixels(batch["images"])
-        target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
-        return Reconstruction(mask, prediction, target, pixels)
-
-    def denoise(self, batch: dict, mask: Tensor, states: Tensor, draws: Draws) -> Denoising:
-        """Noise the region and name the noise: of the named object for `gaze`, else where most is masked."""
-        from .diffusion import Denoising
-        is_gaze = self.condition.mask_source == "gaze"
-        boxes = object_boxes(batch["regions"][:, 0]) if is_gaze else densest_boxes(mask)
-        images = self.see(batch["images"])
-        noised = self.decoder.noised(crop(images, boxes, self.decoder.target.size), draws)
-        return Denoising(images, mask, boxes, states, noised, self.decoder.errors(states, noised))
-
-    def target_pixels(self, images: Tensor) -> Tensor:
-        """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""
-        size = self.grid * self.patch_size
-        images = self.see(images)
-        if images.shape[-1] != size:
-            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-        return patchify(images, self.grid)
 
     def coverage(self, batch: dict) -> Tensor | None:
         """Share of each mask-grid patch (B, P) that the named object covers; None without segmentation."""
@@ -191,19 +191,24 @@ class Policy(nn.Module):
         change = (batch["images"].float() - batch["previous"].float()).abs().mean(dim=1)  # (B, H, W)
         return area_resample(change.flatten(1), self.grid)
 
-    @torch.no_grad()
-    def act(self, batch: dict) -> tuple[Tensor, Tensor]:
-        """Predict a chunk: normalised actions (B, K, 7) and the saliency (B, P) behind them."""
-        prefix = self.prefix(batch)
-        return self.head.act(self.backbone, prefix, self.look(batch), batch["proprio"])
+    def target_pixels(self, images: Tensor) -> Tensor:
+        """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""
+        size = self.grid * self.patch_size
+        images = self.see(images)
+        if images.shape[-1] != size:
+            images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+        return patchify(images, self.grid)
 
     @torch.no_grad()
-    def choose_heads(self, batch: dict) -> list[tuple[int, int]]:
+    def choose_heads(self, batches: Iterable[dict]) -> list[tuple[int, int]]:
         """The heads that localise best in these frames: (layer, head), counted from the first tapped layer."""
-        encoding = self.encode(batch)
-        own = encoding.instruction_mask.float()
-        attention = torch.einsum("bnhlp,bl->bnhp", encoding.attention, own / own.sum(dim=1, keepdim=True))
-        return choose_heads(attention.cpu().numpy())
+        attention = []  # (B, N, H, P) each, mean over the instruction's words
+        for batch in batches:
+            encoding = self.backbone.upper(self.look(batch), self.backbone.tokenise(batch["instructions"]))
+            own = encoding.instruction_mask.float()
+            mean = torch.einsum("bnhlp,bl->bnhp", encoding.attention, own / own.sum(dim=1, keepdim=True))
+            attention.append(mean.cpu().numpy())
+        return choose_heads(np.concatenate(attention))
 
     def trained(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name: for a tiny profile all weights, for a 3 B one a few per cent."""
@@ -230,6 +235,48 @@ class Policy(nn.Module):
                            ) from error
 
 
+class Teacher:
+    """A copy of the backbone that follows it slowly, and whose attention chooses the mask.
+
+    The mask then does not change with every step of what it trains (as in AttMask, Kakogeorgiou et al. 2022, and DINO,
+    Caron et al. 2021). The teacher belongs to training: its weights lie beside the optimiser's in the checkpoint, and a
+    trained policy does without it. weights: the exponential moving average of every tensor of the backbone that training
+    changes, by name.
+    """
+
+    def __init__(self, policy: Policy, decay: float = DECAY):
+        self._average = get_ema_multi_avg_fn(decay)
+        self.weights = {name: tensor.detach().clone() for name, tensor in policy.trained().items()
+                        if name.startswith("backbone.")}
+
+    def follow(self, policy: Policy) -> None:
+        """Come nearer to the policy's weights, after an optimiser step."""
+        student = policy.trained()
+        self._average(list(self.weights.values()), [student[name].detach() for name in self.weights], None)
+
+    @torch.no_grad()
+    def saliency(self, policy: Policy, batch: dict) -> Tensor:
+        """Where the instructions of a batch look with the teacher's weights in the policy's place: (B, P)."""
+        weights = {f"policy.{name}": tensor for name, tensor in self.weights.items()}
+        return functional_call(_Looking(policy), weights, (batch,))
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on with the weights of a checkpoint."""
+        for name, tensor in weights.items():
+            self.weights[name].copy_(tensor)
+
+
+class _Looking(nn.Module):
+    """What `functional_call` wants: a module whose forward pass is the saliency of a policy."""
+
+    def __init__(self, policy: Policy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, batch: dict) -> Tensor:
+        return self.policy.encode(batch).saliency
+
+
 def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu",
                 vae: Path | None = None, kind: type[Policy] = Policy) -> Policy:
     """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone.
@@ -240,3 +287,48 @@ def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | 
         torch.manual_seed(config.seed)
         loaded = load_for(config.profile, backbone, config.condition.saliency_layers, device)
         return kind(loaded, config.condition, config.profile, vae).to(device)
+
+
+def make_head(condition: Condition, profile: Profile, trunk: Trunk) -> Head:
+    """The untrained head; what is its own are the settings of the condition that begin with its name, as `focus_keep`."""
+    own = {name.removeprefix(f"{condition.head}_"): value for name, value in vars(condition).items()
+           if name.startswith(f"{condition.head}_")}
+    return HEADS[condition.head](trunk, chunk=profile.chunk, l1=condition.action_loss == "l1", proprio=profile.proprio,
+                                 **own)
+
+
+def make_decoder(condition: Condition, profile: Profile, *, grid: int, patch_size: int, feature_width: int,
+                 vae: Path | None = None) -> MAEDecoder | DiffusionDecoder | None:
+    """The untrained decoder of grid * grid patches, from states of width `feature_width`; None to reconstruct nothing.
+
+    vae: folder of the autoencoder, where the target is latents.
+    """
+    mae = partial(MAEDecoder, grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
+                  layers=profile.decoder_layers, heads=profile.decoder_heads)
+    if condition.reconstructor == "none":
+        return None
+    if condition.reconstructor == "mae":
+        return mae()
+    target = Latents(grid, load_vae(vae)) if condition.recon_target == "latent" else Pixels(grid)
+    width, heads = profile.denoiser_width, profile.denoiser_heads
+    if condition.matched_capacity:
+        with torch.device("meta"):
+            parameters = count(mae())
+        width, heads = matched_width(parameters, target, feature_width, profile.decoder_heads), profile.decoder_heads
+    return DiffusionDecoder(target, feature_width=feature_width, width=width, heads=heads)
+
+
+def matched_width(parameters: int, target: Pixels | Latents, feature_width: int, heads: int) -> int:
+    """The width at which a denoiser has as nearly as possible so many parameters."""
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return count(Denoiser(grid=target.grid, channels=target.channels, feature_width=feature_width, width=width,
+                                  heads=heads))
+    widths = range(lcm(4, heads), 4096, lcm(4, heads))  # positions need a multiple of 4
+    above = bisect_left(widths, parameters, key=size)
+    return min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(size(width) - parameters))
+
+
+def count(module: nn.Module) -> int:
+    """Parameters that learn."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

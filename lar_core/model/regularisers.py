@@ -6,17 +6,21 @@
 | `consistency` | the same map with different patches hidden | 2 |
 | `contrastive` | the same map in other words, another one for the other bowl's sentence | 2 |
 | `relational` | another map than without the words of relation | 1 |
-| `language` | hidden words told from the rest and the image (`language`) | 1 |
+| `language` | hidden words told from the rest and the image | 1 |
 
 Each is off (weight 0 in the condition) unless asked for, and then costs nothing. Adding one means adding a function of
 `Given`, its line in REGULARISERS, and its weight in `Condition`.
+
+Words are hidden by the tokenizer's unknown token, so that no vocabulary has to grow. `language` is masked language
+modelling as in BERT (Devlin et al. 2019), inside the backbone's bidirectional prefix and through its own language-model
+head. A word that only the image can tell ("next to the ___") makes the text look at the image, as in joint masked vision
+and language modelling (Kwon et al. 2023).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,30 +28,49 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import LarError
-from .backbone import Encoding, Prefix
-from .language import CONTENT, beside_objects, hide, hide_words, places_of, read_words, word_loss
-from .masking import count_masked, mask_top, pixel_mask
-
-if TYPE_CHECKING:
-    from .policy import Policy
+from .aggregation import words
+from .backbone import Backbone, Encoding, Prefix
+from .masking import count_masked, mask_top
 
 TEMPERATURE = 0.1  # of `contrastive`, for overlaps between 0 and 1
 HALF = 0.5**0.5  # overlap of a map of one bowl with a map of two: how like `relational` lets its two maps be
+SHARE = (0.1, 0.3)  # of a sentence's words, drawn anew for every sample
+PREFERENCE = 4.0  # times as likely to be hidden: a word of one of the three kinds below
+MOST = 64  # words of a sentence that can be hidden; fixed, so that draws do not depend on the batch's padding
+
+OBJECTS = {"bowl", "plate", "ramekin", "box", "cookie", "cookies", "drawer", "cabinet", "stove", "table"}
+COLOURS = {"black", "white", "grey", "gray", "brown", "red", "orange", "yellow", "green", "blue", "purple", "pink",
+           "wooden"}
+RELATIONS = {"on", "in", "under", "above", "below", "over", "behind", "before", "between", "beside", "next", "to", "near",
+             "left", "right", "front", "back", "from", "top", "bottom", "center", "middle", "inside"}
+CONTENT = OBJECTS | COLOURS | RELATIONS
+
+Words = list[tuple[str, list[int]]]  # a sentence's words, each with the places of its tokens in (L,)
 
 
 @dataclass(frozen=True)
 class Given:
     """What a regulariser may look at.
 
-    batch: see `policy`; saliency (B, P): where the instructions look, with its graph; mask: the patches (B, P') that
-    are reconstructed, on the mask's grid, None where nothing is; draws: randomness.
+    backbone: for its words; batch: see `policy`; saliency (B, P): where the instructions look, with its graph; ratio:
+    share of patches to mask; hidden (B, P') bool: the patches that the reconstruction hides from the backbone, None where
+    none are; draws: randomness; see_again: one more pass over the batch's images for each of some `Prefix`es, which may
+    have other words, without the head's tokens. Its options are hidden (B, P) bool, patches to grey out, and saliency,
+    whether to read it; it keeps its graph.
     """
 
-    policy: Policy
+    backbone: Backbone
     batch: dict
     saliency: Tensor
-    mask: Tensor | None
+    ratio: float
+    hidden: Tensor | None
     draws: Draws
+    see_again: Callable[..., list[Encoding]]
+
+    @property
+    def whole(self) -> Prefix:
+        """The batch's instructions as they are."""
+        return self.backbone.tokenise(self.batch["instructions"])
 
 
 def sparsity(given: Given) -> Tensor:
@@ -58,10 +81,9 @@ def sparsity(given: Given) -> Tensor:
 
 def consistency(given: Given) -> Tensor:
     """Jensen-Shannon divergence, 0 to 1, of the maps of two masks of the frame, over the patches that both leave."""
-    patches = given.saliency.shape[1]
-    k = count_masked(patches, given.policy.condition.mask_ratio)
+    k = count_masked(given.saliency.shape[1], given.ratio)
     masks = [mask_top(given.draws.uniform(*given.saliency.shape).to(given.saliency.device), k) for _ in range(2)]
-    one, other = (look(given, hidden=mask).saliency for mask in masks)
+    one, other = (given.see_again([given.whole], hidden=mask)[0].saliency for mask in masks)
     left = ~(masks[0] | masks[1])
     return divergence(_normalised(one * left), _normalised(other * left)).mean()
 
@@ -76,12 +98,10 @@ def contrastive(given: Given) -> Tensor:
     if "others" not in given.batch:
         raise LarError("The contrastive regulariser needs the sentence that names the other bowl, which this batch "
                        "does not have: make the data set with others, or set contrastive=0.")
-    backbone, others = given.policy.backbone, given.batch["others"]
-    whole = backbone.tokenise(given.batch["instructions"])
+    backbone, whole, others = given.backbone, given.whole, given.batch["others"]
     fewer, _ = hide(backbone, whole, [_filling(sentence) for sentence in read_words(backbone, whole)])
     negative = backbone.tokenise([other or own for other, own in zip(others, given.batch["instructions"])])
-    features = backbone.image_features(given.policy.see(given.batch["images"]))
-    nearer = [overlap(given.saliency, look(given, prefix, features=features).saliency) for prefix in (fewer, negative)]
+    nearer = [overlap(given.saliency, encoding.saliency) for encoding in given.see_again([fewer, negative])]
     exists = torch.tensor([other is not None for other in others], device=given.saliency.device)
     return (F.softplus((nearer[1] - nearer[0]) / TEMPERATURE) * exists).mean()
 
@@ -92,39 +112,17 @@ def relational(given: Given) -> Tensor:
     Without them the sentence says only what is looked for, not which: both bowls fit. A frame whose sentence has no
     relation counts 0.
     """
-    backbone = given.policy.backbone
-    whole = backbone.tokenise(given.batch["instructions"])
+    backbone, whole = given.backbone, given.whole
     cut, hidden = hide(backbone, whole, [beside_objects(sentence) for sentence in read_words(backbone, whole)])
-    excess = F.relu(overlap(given.saliency, look(given, cut).saliency) - HALF)
+    excess = F.relu(overlap(given.saliency, given.see_again([cut])[0].saliency) - HALF)
     return (excess * hidden.any(dim=1)).mean()
 
 
 def language(given: Given) -> Tensor:
-    """`language.word_loss`, in nats. With mask_input, the patches that are reconstructed are hidden too."""
-    backbone = given.policy.backbone
-    whole = backbone.tokenise(given.batch["instructions"])
-    cut, hidden = hide_words(backbone, whole, given.draws)
-    mask = given.mask if given.policy.condition.mask_input else None
-    return word_loss(backbone, look(given, cut, hidden=mask, saliency=False).text, whole, hidden)
-
-
-REGULARISERS: dict[str, Callable[[Given], Tensor]] = {
-    "sparsity": sparsity, "consistency": consistency, "contrastive": contrastive, "relational": relational,
-    "language": language,
-}
-
-
-def look(given: Given, prefix: Prefix | None = None, *, hidden: Tensor | None = None, features: Tensor | None = None,
-         saliency: bool = True) -> Encoding:
-    """One more pass over the batch's images, without the head's tokens; its saliency keeps its graph.
-
-    prefix: other words than the batch's; hidden (B, P): patches to grey out; features: the images', where known.
-    """
-    backbone, images = given.policy.backbone, given.policy.see(given.batch["images"])
-    if hidden is not None:
-        images = images.masked_fill(pixel_mask(hidden, backbone.image_size), 0.0)
-    prefix = prefix or backbone.tokenise(given.batch["instructions"])
-    return backbone.upper(backbone.lower(images, prefix, features), prefix, saliency=saliency, differentiable=True)
+    """`word_loss`, in nats, of words told without the patches that the reconstruction hides."""
+    cut, hidden = hide_words(given.backbone, given.whole, given.draws)
+    encoding, = given.see_again([cut], hidden=given.hidden, saliency=False)
+    return word_loss(given.backbone, encoding.text, given.whole, hidden)
 
 
 def overlap(one: Tensor, other: Tensor) -> Tensor:
@@ -147,3 +145,81 @@ def _filling(sentence: list[tuple[str, list[int]]]) -> list[int]:
 
 def _normalised(saliency: Tensor) -> Tensor:
     return saliency / saliency.sum(dim=1, keepdim=True).clamp_min(1e-12)
+
+
+def read_words(backbone: Backbone, prefix: Prefix) -> list[Words]:
+    """The words of every sentence, in lower case."""
+    text, tokenizer = prefix.ids[:, backbone.patches:].tolist(), backbone.processor.tokenizer
+    own = [[place for place, mine in enumerate(row) if mine] for row in prefix.instruction.tolist()]
+    return [[(word.lower(), group) for word, group in words(ids, places, tokenizer)] for ids, places in zip(text, own)]
+
+
+def hide(backbone: Backbone, prefix: Prefix, places: Sequence[Sequence[int]]) -> tuple[Prefix, Tensor]:
+    """Put the unknown token in some places of every sentence's text; returns the prefix and which, (B, L) bool.
+
+    A saliency map made with this prefix leaves the hidden words out of its mean.
+    """
+    hidden = torch.zeros(prefix.instruction.shape, dtype=torch.bool)
+    for row, chosen in enumerate(places):
+        hidden[row, list(chosen)] = True
+    hidden = hidden.to(prefix.ids.device)
+    image, text = prefix.ids[:, : backbone.patches], prefix.ids[:, backbone.patches:]
+    text = text.masked_fill(hidden, backbone.processor.tokenizer.unk_token_id)
+    return replace(prefix, ids=torch.cat([image, text], dim=1), instruction=prefix.instruction & ~hidden), hidden
+
+
+def hide_words(backbone: Backbone, prefix: Prefix, draws: Draws) -> tuple[Prefix, Tensor]:
+    """Hide SHARE of every sentence's words, but at least one; returns as `hide`."""
+    sentences = read_words(backbone, prefix)
+    noise = draws.uniform(len(sentences), 1 + MOST)
+    return hide(backbone, prefix, [draw(sentence, row) for sentence, row in zip(sentences, noise)])
+
+
+def draw(sentence: Words, noise: Tensor) -> list[int]:
+    """The places of the hidden tokens: words drawn without putting back (Gumbel-top-k), PREFERENCE for content.
+
+    noise (1 + MOST,) in [0, 1): the first decides how many words, the others which.
+    """
+    sentence = sentence[:MOST]
+    share = SHARE[0] + (SHARE[1] - SHARE[0]) * float(noise[0])
+    weight = torch.tensor([PREFERENCE if word in CONTENT else 1.0 for word, _ in sentence])
+    scores = weight.log() - (-noise[1 : 1 + len(sentence)].clamp(1e-7, 1 - 1e-7).log()).log()
+    chosen = scores.topk(max(1, round(share * len(sentence)))).indices.tolist()
+    return [place for number in chosen for place in sentence[number][1]]
+
+
+def places_of(sentence: Words, wanted: Callable[[str], bool]) -> list[int]:
+    """The places of all tokens of the words that are wanted."""
+    return [place for word, group in sentence if wanted(word) for place in group]
+
+
+def beside_objects(sentence: Words) -> list[int]:
+    """The places of the relation words that stand right behind an object's name: "bowl *next to* the ramekin"."""
+    found, beside = [], False
+    for word, group in sentence:
+        beside = word in OBJECTS or (beside and word in RELATIONS)
+        found += group if beside and word in RELATIONS else []
+    return found
+
+
+def word_logits(backbone: Backbone, text: Tensor, hidden: Tensor) -> Tensor:
+    """What the head makes of the hidden places alone: text (B, L, D), hidden (B, L), M of them True -> (M, V) fp32."""
+    head = backbone.vlm.lm_head
+    return head(text[hidden].to(head.weight.dtype)).float()
+
+
+def word_loss(backbone: Backbone, text: Tensor, whole: Prefix, hidden: Tensor) -> Tensor:
+    """Cross-entropy (nats) of the hidden tokens, mean over those of a sentence, then over sentences.
+
+    text (B, L, D): final states of the text with words hidden; whole: the sentences as they are.
+    """
+    targets = whole.ids[:, backbone.patches:][hidden]
+    entropy = F.cross_entropy(word_logits(backbone, text, hidden), targets, reduction="none")  # (M,)
+    share = (1 / hidden.sum(dim=1, keepdim=True)).expand(hidden.shape)[hidden]
+    return (entropy * share).sum() / len(hidden)
+
+
+REGULARISERS: dict[str, Callable[[Given], Tensor]] = {
+    "sparsity": sparsity, "consistency": consistency, "contrastive": contrastive, "relational": relational,
+    "language": language,
+}

@@ -11,11 +11,9 @@ from torch import Tensor
 
 from ..config import CONDITIONS, Condition, Profile
 from ..draws import Draws
-from ..model.crops import crop, densest_boxes, object_boxes
-from ..model.decoders import count, make_decoder
-from ..model.mask_sources import SOURCES
-from ..model.masking import area_resample, make_mask
-from ..model.policy import Policy
+from ..model.diffusion import crop, densest_boxes, object_boxes
+from ..model.masking import MASK_SOURCES
+from ..model.policy import Policy, count, make_decoder
 from .pictures import enlarge, grid, hidden
 
 SIDE = 180  # pixels of a picture
@@ -33,7 +31,7 @@ def masks(policy: Policy, batch: dict) -> np.ndarray:
 
     The teacher's mask is left out: a trained policy has no teacher any more.
     """
-    names = [name for name in SOURCES if name != "teacher_attention" and (name != "gaze" or "regions" in batch)]
+    names = [name for name in MASK_SOURCES if name != "teacher_attention" and (name != "gaze" or "regions" in batch)]
     image = enlarge(_image(batch), SIDE)
     return grid([hidden(image, _mask(policy, batch, name)[0].cpu().numpy()) for name in names], names, columns=5)
 
@@ -56,9 +54,7 @@ def regions(policy: Policy, batch: dict) -> np.ndarray:
 @torch.no_grad()
 def _mask(policy: Policy, batch: dict, source: str) -> Tensor:
     """(B, P) bool, True = masked, on the policy's mask grid."""
-    saliency = area_resample(policy.encode(batch).saliency, policy.grid)
-    return make_mask(source, saliency=saliency, coverage=policy.coverage(batch), ratio=policy.condition.mask_ratio,
-                     draws=Draws(0), motion=policy.motion(batch))
+    return policy.mask(batch, policy.encode(batch).saliency, Draws(0), source)
 
 
 def _image(batch: dict) -> np.ndarray:
