@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from lar_core.draws import Draws
 from lar_core.errors import LarError
-from lar_core.model.masking import SOURCES, area_resample, count_masked, make_mask, mask_top, pixel_mask
+from lar_core.model.masking import area_resample, count_masked, make_mask, mask_top, pixel_mask
+from lar_core.registry import MASK_SOURCES
 
 
 def draw(source, seed=0, patches=64, **arguments):
@@ -17,7 +18,7 @@ def draw(source, seed=0, patches=64, **arguments):
                                draws=Draws(seed), motion=torch.rand(5, patches), **arguments)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", MASK_SOURCES)
 @pytest.mark.parametrize("patches", [64, 196, 256])
 def test_exactly_a_quarter_is_masked_in_every_sample(source, patches):
     _, mask = draw(source, patches=patches)

@@ -17,8 +17,8 @@ from lar_core.model.backbone import Backbone
 from lar_core.model.language import beside_objects, hide, read_words
 from lar_core.model.masking import make_mask, mask_top, pixel_mask
 from lar_core.model.regularisers import HALF, Given, divergence, overlap
-from lar_core.names import REGULARISERS
 from lar_core.planner import Size
+from lar_core.registry import REGULARISERS
 from lar_core.run import Run
 from lar_core.train import load_policy, train
 

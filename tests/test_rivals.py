@@ -7,7 +7,7 @@ import pytest
 
 from lar_core.config import CONDITIONS, PROFILES
 from lar_core.model.decoders import count
-from lar_core.model.mask_sources import SOURCES
+from lar_core.registry import MASK_SOURCES
 from lar_core.view import rivals
 from lar_core.view.pictures import GAP, TITLE
 
@@ -26,7 +26,7 @@ def panels(picture: np.ndarray, columns: int) -> np.ndarray:
 
 def test_every_source_but_the_teacher_hides_a_quarter_of_the_picture(policy, batch):
     drawn = panels(rivals.masks(policy, batch), columns=5)
-    assert len(drawn) == 10 == len(SOURCES)  # the last place is white: a trained policy has no teacher
+    assert len(drawn) == 10 == len(MASK_SOURCES)  # the last place is white: a trained policy has no teacher
     grey = (drawn[:-1] == 128).all(axis=-1).mean(axis=(1, 2))
     np.testing.assert_allclose(grey, 0.25, atol=0.02)
     assert (drawn[-1] == 255).all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import safe_open
@@ -20,7 +19,7 @@ def gather_results(run: Run) -> dict:
     """Collect, validate and write `results.json` of a run and of its blind control; steps not run yet are null."""
     heldout, latency = _read(run.path / "heldout.json"), _read(run.path / "latency.json")
     episodes = read_jsonl(run.path / "rollouts.jsonl") + read_jsonl(run.control / "rollouts.jsonl")
-    config = json.loads(json.dumps(asdict(run.config)))
+    config = run.config.model_dump(mode="json")
     results = {
         "schema_version": 1,
         "run": {"name": run.config.name, "condition": run.config.condition.name, "profile": run.config.profile.name,

@@ -78,7 +78,7 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
                   "saliency": encoding.saliency,
                   "loss": sample_losses(policy, answer, batch)}
-        if policy.condition.reconstructor == "mae":
+        if policy.condition.reconstructor not in ("none", "diffusion"):
             values |= _recon_losses(policy.reconstruct(batch, encoding, draws))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)

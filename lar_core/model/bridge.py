@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import registry
 from ..config import Condition
 from .head import Trunk
-from .layerwise import KeysValues, LayerwiseHead, attend, split_heads
+from .layerwise import HEADS, KeysValues, LayerwiseHead, attend, split_heads
 
 
+@registry.HEADS.register("bridge", "a policy with a block a layer", losses=("l1", "cross_entropy"), multiple=HEADS)
 class BridgeHead(LayerwiseHead):
     """A LayerwiseHead of BridgeBlocks."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..config import Condition, Profile
+from ..registry import RECONSTRUCTORS
 from .mae import MAEDecoder
 
 if TYPE_CHECKING:
@@ -28,13 +29,24 @@ def make_decoder(condition: Condition, profile: Profile, *, grid: int, patch_siz
     """
     if condition.reconstructor == "none":
         return None
-    if condition.reconstructor == "mae":
-        return _mae(profile, grid, patch_size, feature_width)
+    return RECONSTRUCTORS[condition.reconstructor](condition, profile, grid, patch_size, feature_width, vae)
+
+
+@RECONSTRUCTORS.register("mae", "fills the masked patches in, as MAE (He et al. 2022)")
+def _mae(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
+         vae: Path | None = None) -> MAEDecoder:
+    return MAEDecoder(grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
+                      layers=profile.decoder_layers, heads=profile.decoder_heads)
+
+
+@RECONSTRUCTORS.register("diffusion", "makes the region round the mask out of noise, as ReconVLA (Song et al. 2025)")
+def _diffusion(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
+               vae: Path | None = None) -> DiffusionDecoder:
     from .diffusion import DiffusionDecoder
     target, width, heads = _target(condition, grid, vae), profile.denoiser_width, profile.denoiser_heads
     if condition.matched_capacity:
         with torch.device("meta"):
-            parameters = count(_mae(profile, grid, patch_size, feature_width))
+            parameters = count(_mae(condition, profile, grid, patch_size, feature_width))
         width, heads = matched_width(parameters, target, feature_width, profile.decoder_heads), profile.decoder_heads
     return DiffusionDecoder(target, feature_width=feature_width, width=width, heads=heads)
 
@@ -55,11 +67,6 @@ def matched_width(parameters: int, target: Pixels | Latents, feature_width: int,
 def count(module: nn.Module) -> int:
     """Parameters that learn."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-
-
-def _mae(profile: Profile, grid: int, patch_size: int, feature_width: int) -> MAEDecoder:
-    return MAEDecoder(grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
-                      layers=profile.decoder_layers, heads=profile.decoder_heads)
 
 
 def _target(condition: Condition, grid: int, vae: Path | None) -> Pixels | Latents:

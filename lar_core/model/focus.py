@@ -16,11 +16,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .. import registry
 from ..config import Condition
 from .head import Trunk
-from .layerwise import KeysValues, LayerwiseHead, attend, split_heads
+from .layerwise import HEADS, KeysValues, LayerwiseHead, attend, split_heads
 
 
+@registry.HEADS.register("focus", "the same, with three attentions", losses=("l1", "cross_entropy"), multiple=HEADS)
 class FocusHead(LayerwiseHead):
     """A LayerwiseHead of FocusBlocks."""
 

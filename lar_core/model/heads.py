@@ -1,4 +1,4 @@
-"""The action heads, by name.
+"""The action heads that read tokens of the last layer.
 
 `parallel` predicts the whole chunk in one pass, in the manner of OpenVLA-OFT (Kim et al. 2025) but with 256 bins and
 cross-entropy, unless action_loss says otherwise. `autoregressive` writes one token a degree of freedom, each after the
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ..config import Condition, Profile
+from ..registry import HEADS
 from .actions import BINS, DOF, GRIPPER, bin_centres, median_bins, to_bins
 from .backbone import Backbone, Encoding, Prefix
-from .bridge import BridgeHead
-from .focus import FocusHead
 from .head import Head, Trunk
 
 
+@HEADS.register("parallel", "all actions in one pass")
 class ParallelHead(Head):
     """K learned queries, each answering for one step with all 7 degrees of freedom."""
 
@@ -36,6 +36,7 @@ class ParallelHead(Head):
         return self._shaped(self.logits(self.norm(queries)))
 
 
+@HEADS.register("autoregressive", "one token after another", losses=("cross_entropy",))
 class AutoregressiveHead(Head):
     """K x 7 tokens in order, each one of 256 bins given all before it; in training all at once (teacher forcing)."""
 
@@ -79,7 +80,3 @@ class AutoregressiveHead(Head):
 
     def _read(self, states: Tensor) -> Tensor:
         return self.logits(self.norm(states.to(self.places.dtype)))
-
-
-HEADS: dict[str, type[Head]] = {"parallel": ParallelHead, "autoregressive": AutoregressiveHead, "bridge": BridgeHead,
-                                "focus": FocusHead}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..draws import Draws
-from ..errors import unknown
-from .mask_sources import SOURCES, Clues
+from ..registry import MASK_SOURCES
+from .mask_sources import Clues
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels
@@ -35,7 +35,7 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
     """Choose the masked patches.
 
     Args:
-        source: a name in SOURCES.
+        source: a name in MASK_SOURCES.
         saliency: (B, P), where the instruction looks; also gives shape and device.
         coverage: (B, P) in [0, 1], share of each patch that the named object covers; only `gaze` needs it.
         ratio: share of patches to mask.
@@ -46,10 +46,8 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
     Raises:
         LarError: unknown source, `gaze` without segmentation, or `frame_difference` without motion.
     """
-    if source not in SOURCES:
-        raise unknown("mask source", source, SOURCES)
     k = count_masked(saliency.shape[1], ratio)
-    return mask_top(SOURCES[source](Clues(saliency.detach(), k, draws or Draws(0), coverage, motion)), k)
+    return mask_top(MASK_SOURCES[source](Clues(saliency.detach(), k, draws or Draws(0), coverage, motion)), k)
 
 
 def area_resample(values: Tensor, grid: int) -> Tensor:

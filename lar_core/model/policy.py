@@ -24,17 +24,17 @@ from torch import Tensor, nn
 from ..config import Condition, Profile, RunConfig
 from ..draws import Draws
 from ..errors import LarError
+from ..registry import HEADS, REGULARISERS
 from .aggregation import GENERIC
 from .backbone import Backbone, Encoding, Prefix
 from .crops import crop, densest_boxes, object_boxes
 from .decoders import make_decoder
 from .head import Trunk
-from .heads import HEADS
 from .loading import load_for
 from .localisation import choose_heads
 from .mae import normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
-from .regularisers import REGULARISERS, Given
+from .regularisers import Given
 from .teacher import Teacher
 
 if TYPE_CHECKING:

@@ -1,20 +1,11 @@
 """Regularisers: losses on where the instruction looks, through the tap to the weights. All do without boxes.
 
-| name | what it asks for | passes more |
-|---|---|---|
-| `sparsity` | a map of low entropy | 0 |
-| `consistency` | the same map with different patches hidden | 2 |
-| `contrastive` | the same map in other words, another one for the other bowl's sentence | 2 |
-| `relational` | another map than without the words of relation | 1 |
-| `language` | hidden words told from the rest and the image (`language`) | 1 |
-
 Each is off (weight 0 in the condition) unless asked for, and then costs nothing. Adding one means adding a function of
-`Given`, its line in REGULARISERS, and its weight in `Condition`.
+`Given` and registering it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +15,7 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import LarError
+from ..registry import REGULARISERS
 from .backbone import Encoding, Prefix
 from .language import CONTENT, beside_objects, hide, hide_words, places_of, read_words, word_loss
 from .masking import count_masked, mask_top, pixel_mask
@@ -50,12 +42,14 @@ class Given:
     draws: Draws
 
 
+@REGULARISERS.register("sparsity", "A map of low entropy", colour="#009e73")
 def sparsity(given: Given) -> Tensor:
     """Entropy of the map, as a share of the largest possible: 0 = one patch, 1 = all alike."""
     entropy = -(given.saliency * given.saliency.clamp_min(1e-12).log()).sum(dim=1)
     return entropy.mean() / torch.tensor(given.saliency.shape[1]).log()
 
 
+@REGULARISERS.register("consistency", "The same map with different patches hidden", passes=2, colour="#cc79a7")
 def consistency(given: Given) -> Tensor:
     """Jensen-Shannon divergence, 0 to 1, of the maps of two masks of the frame, over the patches that both leave."""
     patches = given.saliency.shape[1]
@@ -66,6 +60,8 @@ def consistency(given: Given) -> Tensor:
     return divergence(_normalised(one * left), _normalised(other * left)).mean()
 
 
+@REGULARISERS.register("contrastive", "The same map in other words, another one for the other bowl's sentence",
+                       passes=2, needs_others=True, colour="#d55e00")
 def contrastive(given: Given) -> Tensor:
     """InfoNCE with one hard negative: the map is nearer to that of the same sentence without its filling words than to
     that of the sentence that names the other bowl, in the same picture.
@@ -86,6 +82,7 @@ def contrastive(given: Given) -> Tensor:
     return (F.softplus((nearer[1] - nearer[0]) / TEMPERATURE) * exists).mean()
 
 
+@REGULARISERS.register("relational", "Another map than without the words of relation", passes=1, colour="#56b4e9")
 def relational(given: Given) -> Tensor:
     """How much more than HALF the map overlaps with that of the sentence whose relation words are hidden.
 
@@ -99,6 +96,7 @@ def relational(given: Given) -> Tensor:
     return (excess * hidden.any(dim=1)).mean()
 
 
+@REGULARISERS.register("language", "Hidden words told from the rest and the image", passes=1, on_map=False, colour="#b8a800")
 def language(given: Given) -> Tensor:
     """`language.word_loss`, in nats. With mask_input, the patches that are reconstructed are hidden too."""
     backbone = given.policy.backbone
@@ -106,12 +104,6 @@ def language(given: Given) -> Tensor:
     cut, hidden = hide_words(backbone, whole, given.draws)
     mask = given.mask if given.policy.condition.mask_input else None
     return word_loss(backbone, look(given, cut, hidden=mask, saliency=False).text, whole, hidden)
-
-
-REGULARISERS: dict[str, Callable[[Given], Tensor]] = {
-    "sparsity": sparsity, "consistency": consistency, "contrastive": contrastive, "relational": relational,
-    "language": language,
-}
 
 
 def look(given: Given, prefix: Prefix | None = None, *, hidden: Tensor | None = None, features: Tensor | None = None,

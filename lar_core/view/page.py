@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from matplotlib.figure import Figure
 
+from ..registry import METRICS
+
 # `{title}` and `{body}` are filled in by `report`.
 PAGE = """<!doctype html>
 <html lang="en">
@@ -94,13 +96,9 @@ GUIDE = (
      "is still that of the scene's own instruction. A policy that listens should do worse."),
     ("Saliency", "Attention from the instruction's words to image patches, mean over the last layers and all heads; it "
      "sums to 1. In pictures, no colour = what a uniform map gives a patch, full colour = four times that."),
-    ("AOS", "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named object. "
-     "A small object cannot fill 25 %, so the highest possible value lies well below 1: read it beside the baselines."),
     ("Baselines of saliency", "Maps that do not look at the image: uniform, a Gaussian at its centre, and the mean "
      "place of the named object in the training frames. The policy is called better only where its interval lies "
      "wholly above the baseline's, which is stricter than a test at 5 %."),
-    ("Named minus other bowl", "Share of saliency on the named object minus that on the other bowl. Looking at a bowl "
-     "is not grounding; telling them apart is. 0 = no preference."),
     ("Action error", "Mean absolute error over the predicted chunk in normalised units, where each action ranges from "
      "-1 to 1. It does not predict success; beating the mean action is a gate, not a goal."),
     ("Without the image", "The action loss on held-out frames when both cameras show grey, or another frame (of another "
@@ -110,6 +108,11 @@ GUIDE = (
     ("Gradient norm in the backbone", "What each loss sends into the backbone during training. A reconstruction loss "
      "whose gradient is a small fraction of the action's can hardly change what the policy looks at."),
 )
+
+
+def metrics_guide() -> list[tuple[str, str]]:
+    """How to read the metrics of maps: (its name, the explanation) of each that has one."""
+    return [(about.label[:1].upper() + about.label[1:], about.guide) for about in map(METRICS.about, METRICS) if about.guide]
 
 
 def text(value: object) -> str:

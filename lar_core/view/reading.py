@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..config import CONDITIONS, PROFILES
 from ..evaluate.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, wilson
+from ..registry import REGULARISERS
 
 DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
 DESCRIBED, NOT_RUN = "no interval", "not run"
@@ -48,7 +49,7 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
         found += [_language(results, rollouts, placement, change) for change in _CHANGES]
     found += [_overlap(results), _preference(results), _action(results)]
     found += [_shortcut(results)] if policy != BLIND else []
-    found += [_reconstruction(results)] if reconstructor(results) == "mae" else []
+    found += [_reconstruction(results)] if reconstructor(results) not in ("none", "diffusion") else []
     return found + ([_denoising(results)] if reconstructor(results) == "diffusion" else [])
 
 
@@ -76,9 +77,12 @@ def _changes(config: dict) -> list[tuple[str, object]]:
     """Settings that differ from the presets of the same names."""
     changes = []
     for values, presets in ((config["condition"], CONDITIONS), (config["profile"], PROFILES)):
-        preset = json.loads(json.dumps(asdict(presets[values["name"]]))) if values.get("name") in presets else {}
-        values = json.loads(json.dumps(values))  # tuples as lists, as in a file
-        changes += [(name, value) for name, value in values.items() if name in preset and value != preset[name]]
+        if values.get("name") in presets:
+            preset = presets[values["name"]].model_dump(mode="json")
+            off = {name: 0.0 for name in preset if name in REGULARISERS}
+            values = off | json.loads(json.dumps(values))  # tuples as lists, as in a file
+            changes += [(name, value) for name, value in values.items()
+                        if (name in preset or name in REGULARISERS) and value != preset.get(name, 0)]
     return changes
 
 

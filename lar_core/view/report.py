@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +16,13 @@ import numpy as np
 from ..evaluate.results import load_results
 from ..evaluate.statistics import wilson
 from ..files import read_jsonl, write_text
+from ..registry import METRICS
 from ..run import Run
 from . import arms, figures, reading
-from .page import GUIDE, PAGE, picture, scroll_table, section, text
+from .page import GUIDE, PAGE, metrics_guide, picture, scroll_table, section, text
 from .saliency_table import photographs, saliency_rows
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
-_SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
 _IMAGES = {"blank": "grey images", "shuffled": "another frame's images"}
 _RUN_AS = {"right": "its own", "blank": "blank", "swapped": "another task's"}
 
@@ -66,7 +65,7 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
             others = (f"{name.replace('_', ' ')} {value['mean']:.3g}" for name, value in grounding[metric].items()
                       if name != "model" and value)
             model = grounding[metric]["model"]
-            rows.append((_SHORT[metric], f"{model['mean']:.3g}", reading.bounds(model), ", ".join(others)))
+            rows.append((METRICS.about(metric).label, f"{model['mean']:.3g}", reading.bounds(model), ", ".join(others)))
     if action := results.get("action"):
         rows.append(("held-out action error", f"{action['l1']['mean']:.3g}", reading.bounds(action["l1"]),
                      f"mean action {action['l1_mean_action']['mean']:.3g}"))
@@ -95,7 +94,7 @@ def _empty(run: Run) -> dict:
     config = run.config
     return {"schema_version": 1, "run": {"name": config.name, "condition": config.condition.name,
             "profile": config.profile.name, "seed": config.seed, "fingerprint": config.fingerprint,
-            "config": asdict(config)}}
+            "config": config.model_dump(mode="json")}}
 
 
 def _rollouts(folder: Path) -> list[dict]:
@@ -215,8 +214,8 @@ def _saliency(results: dict, gallery: dict) -> str:
         return section("Where the instruction looks", "".join(parts))
     parts.append(picture("Grounding metrics beside baselines", figures.grounding_bars, grounding))
     parts.append(scroll_table(("metric", *figures.SERIES.values()), [
-        (_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
-        for metric in figures.METRICS if grounding[metric]]))
+        (METRICS.about(metric).label, *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
+        for metric in METRICS if METRICS.about(metric).plot and grounding.get(metric)]))
     if best := (grounding["aos"] or {}).get("best"):
         parts.append(f"<p class=note>The object covers fewer patches than the top 25 %, so AOS can reach "
                      f"{reading.estimate(best)} at most.</p>")
@@ -290,7 +289,7 @@ def _latency(results: dict) -> str:
 
 def _guide(results: dict) -> str:
     caveats = "".join(f"<li>{text(sentence)}</li>" for sentence in reading.caveats(results))
-    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in GUIDE)
+    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in (*GUIDE, *metrics_guide()))
     return (section("What these numbers cannot say", f"<ul>{caveats}</ul>")
             + section("How to read this", f"<dl class=guide>{guide}</dl>"))
 

@@ -13,9 +13,9 @@ from ..config import CONDITIONS, Condition, Profile
 from ..draws import Draws
 from ..model.crops import crop, densest_boxes, object_boxes
 from ..model.decoders import count, make_decoder
-from ..model.mask_sources import SOURCES
 from ..model.masking import area_resample, make_mask
 from ..model.policy import Policy
+from ..registry import MASK_SOURCES
 from .pictures import enlarge, grid, hidden
 
 SIDE = 180  # pixels of a picture
@@ -33,7 +33,8 @@ def masks(policy: Policy, batch: dict) -> np.ndarray:
 
     The teacher's mask is left out: a trained policy has no teacher any more.
     """
-    names = [name for name in SOURCES if name != "teacher_attention" and (name != "gaze" or "regions" in batch)]
+    absent = {"teacher"} if "regions" in batch else {"teacher", "segmentation"}
+    names = [name for name in MASK_SOURCES if MASK_SOURCES.about(name).needs not in absent]
     image = enlarge(_image(batch), SIDE)
     return grid([hidden(image, _mask(policy, batch, name)[0].cpu().numpy()) for name in names], names, columns=5)
 
@@ -67,9 +68,9 @@ def _image(batch: dict) -> np.ndarray:
 
 def _changes(condition: Condition) -> str:
     """Fields that differ from the default, but for those with a column of their own."""
-    plain = Condition()
-    changed = {name: value for name, value in vars(condition).items()
-               if name not in _SHOWN and value != getattr(plain, name)}
+    plain = Condition().model_dump()
+    changed = {name: value for name, value in condition.model_dump().items()
+               if name not in _SHOWN and value != plain.get(name)}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
 
 

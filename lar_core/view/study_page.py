@@ -8,16 +8,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..evaluate.arms import FILE, STUDY
+from ..evaluate.arms import FILE, SCORES, STUDY
 from ..evaluate.contrast import LESS, MORE, NOT_DETECTED
 from ..files import write_text
+from ..registry import METRICS
 from . import figures
-from .page import PAGE, picture, scroll_table, section, text
+from .page import PAGE, metrics_guide, picture, scroll_table, section, text
 from .reading import BLIND, bounds, estimate
 
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
 _LEAD = {MORE: "More successful than the reference", LESS: "Less successful", NOT_DETECTED: "No difference detected"}
-_SCORES = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "action_l1": "held-out action error"}
 _COSTS = {"parameters": ("million parameters that learn", 1e6, ".2f"), "flops": ("GFLOP a sample", 1e9, ".3g"),
           "train_step_ms": ("ms for one training step", 1, ".0f"), "peak_bytes": ("GB of GPU memory", 1e9, ".2f"),
           "train_seconds": ("minutes of training", 60, ".1f"), "act_ms": ("ms for one policy step", 1, ".1f")}
@@ -43,9 +43,6 @@ _GUIDE = (
     ("Blind control",
      "The same recipe trained with grey images, once per seed and shared by all conditions. Whatever it solves "
      "can be solved without looking."),
-    ("AOS, named minus other bowl",
-     "Overlap of the 25 % most salient patches with the named object; share of saliency on the named object "
-     "minus that on the other bowl. Means over seeds, on held-out demonstrations."),
     ("Costs",
      "Ratios are measured in every run beside action_only, one after the other. Times alone were taken while other "
      "runs may have shared the machine. Decoders cost training alone: nothing is reconstructed at inference."),
@@ -150,8 +147,9 @@ def _differences(study: dict) -> str:
 
 
 def _scores(study: dict) -> str:
-    head = ("condition", *(part for name in _SCORES.values() for part in (name, "minus the reference's")))
-    table = [(arm["condition"], *(cell for name in _SCORES for cell in _score(arm[name]))) for arm in study["arms"]]
+    labels = [METRICS.about(name).label if name in METRICS else "held-out action error" for name in SCORES]
+    head = ("condition", *(part for label in labels for part in (label, "minus the reference's")))
+    table = [(arm["condition"], *(cell for name in SCORES for cell in _score(arm[name]))) for arm in study["arms"]]
     seeds = len(study["study"]["seeds"])
     means = f"Means over {seeds} seeds with intervals over seeds" if seeds > 1 else "One seed, so no interval"
     note = f"{means}; on held-out demonstrations."
@@ -179,7 +177,7 @@ def _costs(study: dict) -> str:
 
 def _caveats(study: dict) -> str:
     items = "".join(f"<li>{text(sentence)}</li>" for sentence in caveats(study))
-    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in _GUIDE)
+    guide = "".join(f"<dt>{text(term)}</dt><dd>{text(words)}</dd>" for term, words in (*_GUIDE, *metrics_guide()))
     return (section("What these numbers cannot say", f"<ul>{items}</ul>")
             + section("How to read this", f"<dl class=guide>{guide}</dl>"))
 
