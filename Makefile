@@ -1,5 +1,6 @@
 # make reproduce   sets everything up, then reproduces one condition from nothing to report.html
 # make test        sets everything up, then runs all tests
+# make lint        checks style (ruff) and types (mypy), in seconds
 # make notebooks   sets everything up, then executes all notebooks at the smallest size and checks what they show
 # make browser-test  the same for the widgets, in a real browser (installs Chromium where that is allowed)
 # make colab-test  the first notebook in a stand-in for Colab, killed in the middle and run again
@@ -10,7 +11,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup reproduce test notebooks browser-test colab-test bench clean
+.PHONY: setup reproduce test lint notebooks browser-test colab-test bench clean
 
 setup: $(READY)
 	@sh scripts/install_gl.sh
@@ -24,6 +25,14 @@ reproduce: setup
 
 test: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.lint
+	@$(VENV)/bin/ruff check lar_core tests scripts notebooks
+	@$(VENV)/bin/mypy
+
+$(VENV)/.lint: $(READY)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[lint]"
+	@touch $@
 
 notebooks: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/make_notebooks.py $(ARGS)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
-from .config import CONDITIONS, PROFILES, RunConfig, make_config
+from .config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfig, make_config
 from .errors import LarError
-from .names import INSTRUCTIONS, PLACEMENTS
 from .processes import on_stop, stop
+from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
 from .run import DATA, RUNS, Run
 
 STEPS: dict[str, tuple[str, str]] = {
@@ -96,7 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lar", description="LA-ReconVLA: does masking what the instruction looks at, "
                                      "and reconstructing it, make a policy act on the right object?",
                                      epilog="Start with `lar reproduce`; each step explains itself with --help.")
-    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True)
+    steps = parser.add_subparsers(dest="step", metavar="STEP", required=True, parser_class=_Step)
     for name, (short, long) in STEPS.items():
         step = steps.add_parser(name, help=short, description=f"{short[0].upper()}{short[1:]}. {long}",
                                 epilog="Fields for --set, with their meaning, are in lar_core/config.py.")
@@ -124,6 +125,26 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
                               help="evaluate on other placements than in training: official, wide, counterfactual")
     return parser
+
+
+class _Step(argparse.ArgumentParser):
+    """Its help ends with the names that settings may take; only who asks for help waits for them (torch takes seconds)."""
+
+    def format_help(self) -> str:
+        """argparse's help, and the glossary."""
+        return super().format_help() + ("" if self.prog.endswith(" study") else _glossary())
+
+
+def _glossary() -> str:
+    """What may stand behind --set, and the metrics of saliency, a line each."""
+    lines = []
+    for setting, registry in (("mask_source=", MASK_SOURCES), ("reconstructor=", RECONSTRUCTORS), ("head=", HEADS),
+                              ("aggregation=", AGGREGATIONS), ("weights of regularisers", REGULARISERS),
+                              ("metrics of saliency", METRICS)):
+        lines += ["", f"{setting}" + ("NAME" if setting.endswith("=") else "")]
+        lines += [textwrap.fill(f"  {name:<24}{registry.about(name).words}", 100, subsequent_indent=" " * 26)
+                  for name in registry]
+    return "\n".join(lines) + "\n"
 
 
 def _add_study_options(step: argparse.ArgumentParser) -> None:
@@ -156,8 +177,7 @@ def config_of(arguments: argparse.Namespace) -> RunConfig:
         name, separator, value = change.partition("=")
         if not separator:
             raise LarError(f"--set takes FIELD=VALUE, not {change!r}: for example --set samples=48000.")
-        value = yaml.safe_load(value)
-        changes[name] = tuple(value) if isinstance(value, list) else value
+        changes[name] = yaml.safe_load(value)
     if arguments.tasks:
         changes["tasks"] = tuple(arguments.tasks)
     if arguments.placement:

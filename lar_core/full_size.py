@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,7 @@ def full_size_config(**changes: object) -> RunConfig:
 
 
 def _use(config: RunConfig, folder: Path) -> Iterator[tuple[str, Reading]]:
-    profile = replace(config.profile, backbone=str(folder / "checkpoint"))
-    run = Run.open(replace(config, profile=profile), folder / "run")
+    run = Run.open(config.replace(backbone=str(folder / "checkpoint")), folder / "run")
     with meter() as reading:
         trainer = Trainer(run, noise_dataset(run.config), folder)
     yield "load", reading
@@ -77,7 +75,7 @@ def _use(config: RunConfig, folder: Path) -> Iterator[tuple[str, Reading]]:
     policy.eval()
     with meter() as reading:
         actions, _ = policy.act(to_device({name: value[:1] for name, value in batch.items()}, policy.device))
-    _check(actions.shape == (1, profile.chunk, 7) and bool(torch.isfinite(actions).all()), "act")
+    _check(actions.shape == (1, config.profile.chunk, 7) and bool(torch.isfinite(actions).all()), "act")
     yield "act", reading
 
 

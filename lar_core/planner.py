@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -28,13 +28,13 @@ from .meter import own_bytes
 from .model.heads import Trunk
 from .model.offline import full_config, make_processor, tiny_config
 from .model.policy import count, make_decoder, make_head
+from .registry import REGULARISERS
 from .runtime import act_precision, device, device_name, float_dtype
 
 TEXT = 20  # tokens of an instruction, BOS and newline included
 FRAMES = 110  # of a demonstration of LIBERO-Spatial, without no-op steps
 CUDA_CONTEXT = 500_000_000  # bytes
 ENV_STEP = 0.018  # seconds of one environment step with both images at 224 px: a 2-core Xeon, software rendering
-MORE_LOOKS = {"sparsity": 0, "consistency": 2, "contrastive": 2, "relational": 1, "language": 1}
 EPISODE_STEPS = 130  # environment steps of an average rollout, the 10 wait steps included
 
 
@@ -194,7 +194,7 @@ class Size:
     @property
     def looks(self) -> int:
         """Passes of each sample through the backbone in one step."""
-        return 1 + self.condition.mask_input + sum(MORE_LOOKS[name] for name in self.condition.regularisers)
+        return 1 + self.condition.mask_input + sum(REGULARISERS.about(name).passes for name in self.condition.regularisers)
 
     @property
     def _passes(self) -> int:
@@ -204,7 +204,7 @@ class Size:
     def _decoder(self) -> tuple[int, int]:
         """Parameters of the decoder, and the numbers that autograd keeps of each of its tokens; latents count as pixels."""
         pixels = {"recon_target": "raw"} if self.condition.recon_target == "latent" else {}
-        decoder = make_decoder(replace(self.condition, **pixels), self.profile, grid=2, patch_size=self.profile.patch_size,
+        decoder = make_decoder(self.condition.replace(**pixels), self.profile, grid=2, patch_size=self.profile.patch_size,
                                feature_width=self.width)
         if decoder is None:
             return 0, 0

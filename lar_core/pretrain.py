@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +88,7 @@ class JointMasking(Policy):
 
     @property
     def weights(self) -> dict[str, float]:
-        return {"language": self.condition.language, "recon": self.condition.lambda_recon}
+        return {"language": self.condition.regularisers["language"], "recon": self.condition.lambda_recon}
 
     def forward(self, batch: dict, draws: Draws) -> dict[str, Tensor]:
         """`loss` and its parts: `language`, nats a token, and `recon`, as in any condition."""
@@ -111,8 +110,9 @@ class Pretrainer(Trainer):
 
 def _refuse(config: RunConfig) -> None:
     condition = config.condition
-    preset = replace(CONDITIONS[CONDITION], **{name: getattr(condition, name) for name in FREE})
-    if condition != preset or condition.language == 0:
+    values = condition.model_dump()
+    preset = CONDITIONS[CONDITION].replace(**{name: values[name] for name in FREE if name in values})
+    if condition != preset or "language" not in condition.regularisers:
         raise LarError(f"Pre-training hides words and random patches, as condition {CONDITION} does: leave --condition "
                        f"out, and change nothing of it but {', '.join(FREE)} (language above 0).")
     if config.profile.tune != "all":
@@ -138,7 +138,7 @@ def _before_and_after(run: Run, scenes: Sequence[Pictures]) -> dict:
     with atomic_path(run.path / "pretraining.npz") as temporary:
         np.savez_compressed(temporary, images=heldout.images, regions=heldout.regions,
                             instructions=np.array(heldout.instructions), **maps)
-    return {"config": json.loads(json.dumps(asdict(config))), "provenance": provenance(),
+    return {"config": config.model_dump(mode="json"), "provenance": provenance(),
             "pictures": sum(len(pictures.images) for pictures in scenes), "heldout": len(heldout.images),
             **{name: grounding(maps[name], heldout) | word_scores(backbones[name], heldout) for name in maps},
             "centre": grounding(centre(heldout), heldout)}

@@ -22,7 +22,6 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
 from pathlib import Path
 
 from .config import CONDITIONS, RunConfig
@@ -119,8 +118,8 @@ class Run:
 
 def blind_twin(config: RunConfig) -> RunConfig:
     """The blind control's configuration: the same recipe and seed, trained without images."""
-    blind = replace(CONDITIONS["blind"], saliency_layers=config.condition.saliency_layers)  # what the profile allows
-    return replace(config, condition=blind)
+    layers = config.condition.saliency_layers  # what the profile allows
+    return config.replace(condition=CONDITIONS["blind"].replace(saliency_layers=layers))
 
 
 def provenance() -> dict[str, str]:
@@ -163,12 +162,12 @@ def _refuse_other(old: RunConfig, new: RunConfig, path: Path) -> None:
     if old == new:
         return
     before, after = _flat(old), _flat(new)
-    name = next(name for name in after if before[name] != after[name])
-    raise LarError(f"{path} holds a run of another configuration ({name} is {before[name]!r} there and {after[name]!r} "
-                   "now): choose another --run-dir, or the same settings as before.")
+    name = next(name for name in {**after, **before} if before.get(name, 0) != after.get(name, 0))
+    raise LarError(f"{path} holds a run of another configuration ({name} is {before.get(name, 0)!r} there and "
+                   f"{after.get(name, 0)!r} now): choose another --run-dir, or the same settings as before.")
 
 
 def _flat(config: RunConfig) -> dict[str, object]:
-    parts = asdict(config)
+    parts = config.model_dump()
     return {"seed": config.seed, **{f"{part}.{name}": value for part in ("condition", "profile")
                                     for name, value in parts[part].items()}}

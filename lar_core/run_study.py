@@ -47,7 +47,7 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
     make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
     controls = [run for (condition, _), run in runs.items() if condition == BLIND]
     others = [run for (condition, _), run in runs.items() if condition != BLIND]
-    job = partial(make_arm, placements=study.placements, data=data)
+    job = partial(make_arm, placements=study.placement, data=data)
     with _workers(workers or _default_workers(len(others))) as each:
         with tqdm(total=len(runs), unit="run", desc=study.name) as bar:
             for wave in (controls, others):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.errors import HTTPError as TransportError  # of httpx or httpx2, whichever the library stands on
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from .config import Condition, Profile, RunConfig
+from .config import RunConfig
 from .data.manifest import Entry, load_manifest
 from .data.stats import Stats
 from .errors import LarError, unknown
@@ -60,7 +59,7 @@ def export(run: Run, folder: Path | str, source: str | None = None) -> Path:
         _write_backbone(run, temporary / "backbone")
         shutil.copyfile(run.final_checkpoint / "model.safetensors", temporary / "model.safetensors")
         Stats.load(run.stats).save(temporary / "stats.json")
-        write_json(temporary / "config.json", {"format": FORMAT, **asdict(run.config), "base_model": _named(base)})
+        write_json(temporary / "config.json", {"format": FORMAT, **run.config.model_dump(), "base_model": _named(base)})
         write_text(temporary / "README.md", _card(run, base, source or folder.name))
     return folder
 
@@ -157,9 +156,7 @@ def _read_config(folder: Path) -> RunConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"format {values['format']!r}")
-        parts = {kind: {name: tuple(value) if isinstance(value, list) else value
-                        for name, value in values[kind].items()} for kind in ("condition", "profile")}
-        config = RunConfig(Condition(**parts["condition"]), Profile(**parts["profile"]), values["seed"])
+        config = RunConfig(**{part: values[part] for part in RunConfig.model_fields})
         base = values["base_model"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LarError(f"{folder} holds no policy of this version of lar_core (config.json: {_first_line(error)}): "

@@ -10,7 +10,6 @@ import math
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from .config import RunConfig
+from .config import Condition, RunConfig
 from .data.augment import shift_images
 from .data.cache import BlindFeatures, FeatureCache, weights_identity
 from .data.dataset import DemoDataset, FrameSampler, load_split
@@ -35,6 +34,7 @@ from .model.losses import gradient_norm
 from .model.policy import Policy, Teacher, make_policy
 from .model.ranges import activation_ranges, too_large
 from .processes import Stopped, on_stop
+from .registry import MASK_SOURCES, REGULARISERS
 from .run import DATA, Run
 from .runtime import act_precision, device, float_dtype, group, mixed_precision
 from .sim.placements import BOWLS, other_instruction
@@ -62,9 +62,10 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     if group().is_main_process:
         stats.save(run.stats)
     dataset = make_dataset(episodes, stats, run.config)
-    if run.config.condition.contrastive and not any(dataset.others):
-        raise LarError("No sentence names the other bowl of these demonstrations' scenes, which contrastive compares with: "
-                       "choose tasks from 1 to 9 and demonstrations that say their task, or set contrastive=0.")
+    if dataset.others is not None and not any(dataset.others):
+        asking = next(name for name in run.config.condition.regularisers if REGULARISERS.about(name).needs_others)
+        raise LarError(f"No sentence names the other bowl of these demonstrations' scenes, which {asking} compares with: "
+                       f"choose tasks from 1 to 9 and demonstrations that say their task, or set {asking}=0.")
     Trainer(run, dataset, data).finish(line)
 
 
@@ -80,17 +81,22 @@ def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats
 
 def acting(config: RunConfig, on: torch.device) -> RunConfig:
     """The configuration at the precision in which its policy acts on this device."""
-    profile = config.profile
-    precision = act_precision(profile.act_precision, profile.precision, on)
-    return replace(config, profile=replace(profile, precision=precision, checkpointing=False))
+    precision = act_precision(config.profile.act_precision, config.profile.precision, on)
+    return config.replace(precision=precision, checkpointing=False)
 
 
 def make_dataset(episodes: list[Episode], stats: Stats, config: RunConfig) -> DemoDataset:
     """The frames of `episodes` in the sizes that the profile asks for."""
     profile, condition = config.profile, config.condition
-    others = [_other_instruction(episode) for episode in episodes] if condition.contrastive else None
+    compared = any(REGULARISERS.about(name).needs_others for name in condition.regularisers)
+    others = [_other_instruction(episode) for episode in episodes] if compared else None
     return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
-                       chunk=profile.chunk, previous=condition.mask_source == "frame_difference", others=others)
+                       chunk=profile.chunk, previous=source_needs(condition) == "previous", others=others)
+
+
+def source_needs(condition: Condition) -> str:
+    """What the condition's mask source asks for beyond the policy's own saliency; "" for nothing."""
+    return "" if condition.mask_source == "none" else MASK_SOURCES.about(condition.mask_source).needs
 
 
 def _other_instruction(episode: Episode) -> str | None:
@@ -133,7 +139,7 @@ class Trainer:
             folder, vae = prepare_backbone(run), prepare_vae(run.config)
         policy = make_policy(run.config, folder, self.accelerator.device, vae, self.kind)
         self.cache = self._features(policy, folder, data) if profile.cache else None
-        if run.config.condition.mask_source == "teacher_attention":
+        if source_needs(run.config.condition) == "teacher":
             policy.teacher = Teacher(policy)
         optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=profile.weight_decay, fused=True)

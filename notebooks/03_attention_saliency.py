@@ -170,13 +170,14 @@ show(by_name(explorer.reader, image, episode.instruction, regions))
 
 # %%
 from lar_core.notebook import step
+from lar_core.registry import METRICS
 from lar_core.view.reading import estimate
-from lar_core.view.report import COLUMNS, beside_baselines
+from lar_core.view.report import beside_baselines
 
 with step(run, "saliency"):
     scores = notebook.scores(run)
 some = ("aos", "target_minus_distractor", "auc", "pointing_15px", "energy", "nss", "box_iou")
-table(("aggregation", *(COLUMNS[metric] for metric in some)),
+table(("aggregation", *(METRICS.about(metric).label for metric in some)),
       [(row["name"].replace("_", " "), *(estimate(row["metrics"][metric]) for metric in some))
        for row in scores["aggregations"]],
       words="Choosing the best row after looking is choosing a favourable accident: fix the recipe on training frames.")

@@ -59,7 +59,7 @@ run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 from lar_core.evaluate import costs
 
 head = ("action head", "p50, ms", "p95, ms", "actions a second")
-heads = costs.policy_steps(run, costs.HEADS)
+heads = costs.policy_steps(run, costs.heads())
 table(head, heads, words=f"One after another takes {heads[1][1] / heads[0][1]:.1f} times as long on this machine.")
 
 # %% [markdown]

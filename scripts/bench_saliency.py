@@ -11,7 +11,6 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from lar_core.model.offline import build_tiny
 from lar_core.runtime import device_name, quiet
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
-TRUE_WIDTH = replace(PROFILES["tiny"], image_size=224, patch_size=14, vision_width=128, vision_layers=1,
+TRUE_WIDTH = PROFILES["tiny"].replace(image_size=224, patch_size=14, vision_width=128, vision_layers=1,
                      text_width=2048, text_layers=2, attention_heads=8)
 
 

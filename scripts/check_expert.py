@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
+from lar_core.config import PLACEMENTS
 from lar_core.errors import LarError
-from lar_core.names import PLACEMENTS
 from lar_core.sim.env import SpatialEnv
 from lar_core.sim.expert import run_expert
 from lar_core.sim.placements import OTHER_SENTENCE, sample_scene

@@ -9,12 +9,11 @@ from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from test_demos import make_episode
 
-from lar_core import config, names
+from lar_core import config
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.errors import LarError
-from lar_core.evaluate.passes import PASSES, available, saliency_maps
+from lar_core.evaluate.passes import available, saliency_maps
 from lar_core.model.aggregation import (
-    AGGREGATIONS,
     GENERIC,
     choose_heads,
     content_words,
@@ -27,6 +26,7 @@ from lar_core.model.aggregation import (
     words,
 )
 from lar_core.model.saliency import mean_attention
+from lar_core.registry import AGGREGATIONS, PASSES
 from lar_core.run import Run
 from lar_core.train import load_policy, train
 
@@ -182,10 +182,6 @@ def test_the_heads_that_look_at_one_place_of_the_image_are_chosen(rng):
 # --- in the policy ---------------------------------------------------------------------------------------------------
 
 TRAINABLE = [name for name in AGGREGATIONS if name != "learned_gate"]
-
-
-def test_the_configuration_names_the_aggregations_that_there_are():
-    assert names.AGGREGATIONS == tuple(AGGREGATIONS) and names.EVALUATION_ONLY == tuple(PASSES)
 
 
 @pytest.mark.parametrize("name", TRAINABLE)

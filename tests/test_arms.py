@@ -46,7 +46,8 @@ def results(run: Run, place: int) -> dict:
 @pytest.fixture
 def made(tmp_path):
     """(study, runs, folder): three conditions with two seeds each; both seeds solve the same rollouts."""
-    study = Study("mine", ("action_only", "attention_mask"), "action_only", (0, 1), "micro", ("wide",))
+    study = Study(name="mine", conditions=("action_only", "attention_mask"), seeds=(0, 1), profile="micro",
+                  placement=("wide",))
     runs = {arm: Run.open(config, tmp_path / config.name) for arm, config in study.configs().items()}
     for (condition, seed), run in runs.items():
         save_results(run.results, results(run, seed))

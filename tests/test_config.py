@@ -1,6 +1,10 @@
 """One configuration, validated in one place."""
 
+import subprocess
+import sys
+
 import pytest
+import yaml
 
 from lar_core.config import CONDITIONS, PROFILES, RunConfig, make_config
 from lar_core.errors import LarError
@@ -26,17 +30,24 @@ def test_every_preset_is_valid_and_survives_yaml(tmp_path, condition, profile):
     ({"condition": "blind", "mask_source": "random", "reconstructor": "mae"}, "no image to reconstruct"),
     ({"execute": 9}, "between 1 and the chunk length 8"),
     ({"image_size": 100}, "multiples of the patch size"),
-    ({"samples": "many"}, "must be of type int"),
-    ({"mask_ratio": 1.0}, "between 0 and 1"),
+    ({"samples": "many"}, "must be a valid integer"),
+    ({"mask_ratio": 1.0}, "mask_ratio is 1.0, but must be less than 1"),
     ({"saliency_layers": 5}, "has 4 layers"),
     ({"condition": "gaze_diffusion", "recon_target": "normalised"}, "raw or latent"),
     ({"condition": "gaze_diffusion", "mask_source": "none"}, "a reconstructor needs a mask"),
     ({"recon_target": "latent"}, "settings of the denoiser"),
     ({"matched_capacity": True}, "settings of the denoiser"),
     ({"denoiser_width": 130}, "multiple of 4"),
-    ({"mask_ratio_start": 1.5}, "between 0 .off. and 1"),
+    ({"mask_ratio_start": 1.5}, "must be less than 1"),
     ({"condition": "action_only", "mask_ratio_start": 0.1}, "masks nothing"),
     ({"condition": "gaze_diffusion", "mask_ratio_start": 0.1}, "no mask that could grow"),
+    ({"sparsiti": 0.1}, "did you mean 'sparsity'"),
+    ({"regularisers": {"sparsiti": 0.1}}, "Unknown regulariser 'sparsiti': did you mean 'sparsity'"),
+    ({"sparsity": "much"}, "weight of sparsity is 'much'"),
+    ({"proprio": 1}, "proprio is 1, but must be a valid boolean"),
+    ({"tasks": 5}, "tasks is 5"),
+    ({"tune": None}, "Unknown tune 'None'.*lora_top"),
+    ({"aggregation": "multi_pass"}, "evaluation only"),
 ])
 def test_nonsense_is_refused_in_one_sentence(arguments, message):
     with pytest.raises(LarError, match=message):
@@ -65,3 +76,40 @@ def test_a_foreign_config_file_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(LarError, match="not a run configuration"):
         Run.open(make_config(), tmp_path)
+
+
+def test_regularisers_are_set_by_name_and_one_of_weight_0_is_off():
+    config = make_config("contrastive_attention", sparsity=0.1, contrastive=0)
+    assert config.condition.regularisers == {"sparsity": 0.1}
+    assert config == make_config("contrastive_attention", regularisers={"sparsity": 0.1})
+    assert config.condition.model_dump()["sparsity"] == 0.1
+
+
+def test_a_configuration_saved_with_every_weight_loads(tmp_path):
+    """As versions did that had a field for each."""
+    make_config("sparse_attention").save(tmp_path / "config.yaml")
+    saved = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    saved["condition"] |= {"consistency": 0.0, "contrastive": 0.0, "relational": 0.0, "language": 0.0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    assert RunConfig.load(tmp_path / "config.yaml") == make_config("sparse_attention")
+
+
+def test_a_configuration_of_another_version_is_refused_by_name(tmp_path):
+    make_config().save(tmp_path / "config.yaml")
+    (tmp_path / "config.yaml").write_text((tmp_path / "config.yaml").read_text().replace("mask_ratio:", "mask_share:"))
+    with pytest.raises(LarError, match="config.yaml is no configuration of this version: Unknown setting 'mask_share'"):
+        RunConfig.load(tmp_path / "config.yaml")
+
+
+def test_a_replaced_field_is_checked_and_the_rest_stays():
+    config = make_config("gaze_mask", samples=100)
+    assert config.replace(mask_ratio=0.5, seed=3, chunk=9) == make_config("gaze_mask", seed=3, mask_ratio=0.5, samples=100,
+                                                                          chunk=9)
+    with pytest.raises(LarError, match="between 1 and the chunk length 4"):
+        config.replace(chunk=4)
+
+
+def test_nothing_of_torch_is_needed_before_a_configuration_is_made():
+    code = ("import sys, lar_core.config, lar_core.registry as r; r.MASK_SOURCES; "
+            "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

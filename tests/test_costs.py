@@ -15,18 +15,18 @@ def run(tmp_path):
 
 
 def test_fields_of_condition_and_profile_are_changed_alike():
-    config = costs.changed(make_config(profile="micro"), mask_input=True, batch_size=4)
+    config = make_config(profile="micro").replace(mask_input=True, batch_size=4)
     assert config.condition.mask_input and config.profile.batch_size == 4
 
 
 def test_one_token_after_another_is_slower_than_all_at_once(run):
-    (_, fast, fast95, rate), (_, slow, *_), *_ = costs.policy_steps(run, costs.HEADS, repeats=5)
+    (_, fast, fast95, rate), (_, slow, *_), *_ = costs.policy_steps(run, costs.heads(), repeats=5)
     assert slow > 2 * fast and fast95 >= fast and rate == pytest.approx(8000 / fast)
 
 
 def test_heads_are_timed_whatever_head_the_run_has(tmp_path):
     run = Run.open(make_config("bridge_head", "micro"), tmp_path / "bridge")  # its L1 loss does not suit every head
-    assert [costs.changed(run.config, **changes).condition.head for changes in costs.HEADS.values()] == [
+    assert [run.config.replace(**changes).condition.head for changes in costs.heads().values()] == [
         "parallel", "autoregressive", "bridge", "focus"]
 
 

@@ -73,7 +73,7 @@ def threads(monkeypatch):
 @pytest.fixture
 def unchecked(monkeypatch):
     """The manifest without checksums, since these tests make up the contents."""
-    monkeypatch.setattr(downloading, "entry", lambda key: replace(entry(key), sha256=None))
+    monkeypatch.setattr(downloading, "entry", lambda key: entry(key).replace(sha256=None))
 
 
 def make(tmp_path, **changes):
@@ -254,7 +254,7 @@ def test_what_the_origin_cannot_serve_is_refused(tmp_path, changes, message):
 
 
 def test_a_task_that_the_manifest_does_not_list_is_refused(tmp_path, monkeypatch, hub):
-    monkeypatch.setattr(downloading, "entry", lambda key: replace(entry(key), files=(file_name(2),)))
+    monkeypatch.setattr(downloading, "entry", lambda key: entry(key).replace(files=(file_name(2),)))
     with pytest.raises(LarError, match="on_the_ramekin.* is not listed in data_manifest.yaml"):
         make(tmp_path, demos="official")
 

@@ -6,7 +6,6 @@ Regions cut out and put back: against Pillow's resampling, scipy's box filter, a
 import math
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -191,7 +190,7 @@ def test_latents_of_a_frozen_autoencoder_can_be_the_target(backbone_folder, batc
 
 def test_latents_are_diffusers_own(vae_folder):
     vae = AutoencoderKL.from_pretrained(vae_folder)
-    made = make_decoder(replace(CONDITIONS["gaze_diffusion"], recon_target="latent"), PROFILES["micro"], grid=4,
+    made = make_decoder(CONDITIONS["gaze_diffusion"].replace(recon_target="latent"), PROFILES["micro"], grid=4,
                         patch_size=16, feature_width=8, vae=vae_folder)
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     with torch.no_grad():
@@ -203,7 +202,7 @@ def test_latents_are_diffusers_own(vae_folder):
 
 def test_a_folder_without_an_autoencoder_is_named(tmp_path):
     with pytest.raises(LarError, match="no autoencoder"):
-        make_decoder(replace(CONDITIONS["gaze_diffusion"], recon_target="latent"), PROFILES["micro"], grid=4,
+        make_decoder(CONDITIONS["gaze_diffusion"].replace(recon_target="latent"), PROFILES["micro"], grid=4,
                      patch_size=16, feature_width=8, vae=tmp_path)
 
 

@@ -1,6 +1,5 @@
 """The smoke test's own path, on a slice of the architecture; the true size is `lar doctor --full-size`."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -11,7 +10,7 @@ from lar_core.full_size import full_size_config, smoke
 from lar_core.model.offline import build_tiny, full_config
 from lar_core.model.policy import Policy
 
-SLICE = replace(PROFILES["micro"], image_size=56, patch_size=14, text_layers=4)
+SLICE = PROFILES["micro"].replace(image_size=56, patch_size=14, text_layers=4)
 
 
 def build_slice(folder):

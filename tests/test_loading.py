@@ -1,6 +1,5 @@
 """8 bit, 4 bit and floats: what is quantised, what learns, and how far outputs move from fp32."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ LAYERS = 3  # of the micro profile
 def wide_folder(tmp_path_factory):
     """4 bit works on blocks of 64 weights."""
     folder = tmp_path_factory.mktemp("wide")
-    build_tiny(replace(PROFILES["micro"], text_width=128), folder)
+    build_tiny(PROFILES["micro"].replace(text_width=128), folder)
     return folder
 
 

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from conftest import reconstruct
 from scipy.ndimage import gaussian_filter
 
-from lar_core import names
 from lar_core.draws import Draws
 from lar_core.errors import LarError
-from lar_core.model.masking import MASK_SOURCES, Clues, area_resample, count_masked, make_mask, mask_top, pixel_mask
+from lar_core.model.masking import Clues, area_resample, count_masked, make_mask, mask_top, pixel_mask
+from lar_core.registry import MASK_SOURCES
 
 GRID = 16
 
@@ -105,10 +105,6 @@ def spectrum(mask):
     """Mean power (GRID, GRID) of masks without their mean, by frequency in cycles an image."""
     squares = mask.float().reshape(-1, GRID, GRID).numpy()
     return (np.abs(np.fft.fft2(squares - squares.mean(axis=(1, 2), keepdims=True))) ** 2).mean(axis=0)
-
-
-def test_every_named_source_exists():
-    assert set(MASK_SOURCES) == set(names.MASK_SOURCES) - {"none"}
 
 
 def test_blue_noise_is_noise_minus_its_gaussian_blur():

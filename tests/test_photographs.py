@@ -14,8 +14,8 @@ from lar_core.config import make_config
 from lar_core.data.grounding_sets import Phrase, Place, phrases
 from lar_core.errors import LarError
 from lar_core.evaluate.gather import gather_results
-from lar_core.evaluate.heatmaps import METRICS
 from lar_core.evaluate.photographs import photograph_rows, score_photographs
+from lar_core.registry import METRICS
 from lar_core.run import Run
 from lar_core.view.report import write_report
 

@@ -36,8 +36,8 @@ from lar_core.model.regularisers import (
     word_logits,
     word_loss,
 )
-from lar_core.names import REGULARISERS
 from lar_core.planner import Size
+from lar_core.registry import REGULARISERS
 from lar_core.run import Run
 from lar_core.sim.env import instruction
 from lar_core.train import load_policy, train

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -48,7 +47,7 @@ def other_bowl(policy: str, successes: int | None, did_not_listen: int, episodes
 def minimal(condition: str = "attention_mask", profile: str = "tiny", **changes) -> dict:
     config = make_config(condition, profile, **changes)
     return {"schema_version": 1, "run": {"name": config.name, "condition": condition, "profile": profile, "seed": 0,
-                                         "fingerprint": config.fingerprint, "config": asdict(config)}}
+                                         "fingerprint": config.fingerprint, "config": config.model_dump()}}
 
 
 def full() -> dict:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lar_core.config import CONDITIONS, PROFILES
-from lar_core.model.masking import MASK_SOURCES
 from lar_core.model.policy import count
+from lar_core.registry import MASK_SOURCES
 from lar_core.view import rivals
 from lar_core.view.pictures import GAP, TITLE
 

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,27 +104,27 @@ def envs_8():
 
 def test_an_exception_in_an_environment_is_not_a_failed_episode():
     with pytest.raises(Exception, match="7 finite numbers"), vector_env(5, "official",
-                                                                        replace(MICRO, episodes_per_task=1)) as envs:
+                                                                        MICRO.replace(episodes_per_task=1)) as envs:
         envs.reset(seed=[0])
         envs.step(np.full((1, 7), np.nan))
 
 
 def test_environments_are_kept_for_the_next_rollout_alike_and_closed_by_an_exception():
-    def processes(profile=replace(MICRO, episodes_per_task=1)):
+    def processes(profile=MICRO.replace(episodes_per_task=1)):
         with vector_env(5, "official", profile) as envs:
             return envs.processes
     first = processes()
     assert processes() is first and first[0].is_alive()
-    other = processes(replace(MICRO, episodes_per_task=1, wait_steps=3))
+    other = processes(MICRO.replace(episodes_per_task=1, wait_steps=3))
     assert other is not first and not first[0].is_alive()
-    with pytest.raises(ZeroDivisionError), vector_env(5, "official", replace(MICRO, episodes_per_task=1)):
+    with pytest.raises(ZeroDivisionError), vector_env(5, "official", MICRO.replace(episodes_per_task=1)):
         1 / 0
     assert processes() is not first
     close_envs()
 
 
 def test_a_signal_to_the_whole_job_leaves_the_environments_to_their_parent_which_ends_them():
-    with pytest.raises(Stopped), vector_env(5, "official", replace(MICRO, episodes_per_task=2), workers=1) as envs:
+    with pytest.raises(Stopped), vector_env(5, "official", MICRO.replace(episodes_per_task=2), workers=1) as envs:
         envs.reset(seed=[0])
         for number in STOPS:
             os.kill(envs.processes[0].pid, number)

@@ -84,7 +84,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_study, "make_demos", lambda *_: [])
     monkeypatch.setattr(run_study, "reproduce", reproduce)
-    study = Study("mine", ("action_only", "contrastive_attention", "random_mask"), "action_only", profile="micro")
+    study = Study(name="mine", conditions=("action_only", "contrastive_attention", "random_mask"), profile="micro")
     with pytest.raises(LarError, match="contrastive_attention-micro-s0 failed: No sentence.*finished runs are kept"):
         run_study.run_study(study, tmp_path / "runs", tmp_path / "data", workers=1)
     assert made == ["blind", "action_only", "random_mask"]
@@ -92,4 +92,4 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 
 def test_a_study_needs_a_worker():
     with pytest.raises(LarError, match="--workers is 0"):
-        run_study.run_study(Study("mine", ("action_only",), "action_only"), workers=0)
+        run_study.run_study(Study(name="mine", conditions=("action_only",)), workers=0)

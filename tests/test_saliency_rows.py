@@ -10,7 +10,6 @@ from test_demos import make_episode
 
 from lar_core.config import make_config
 from lar_core.data.stats import Stats
-from lar_core.evaluate.heatmaps import METRICS
 from lar_core.evaluate.robustness import SPLITS
 from lar_core.evaluate.saliency_rows import (
     aggregation_rows,
@@ -20,6 +19,7 @@ from lar_core.evaluate.saliency_rows import (
     row,
     truth_of,
 )
+from lar_core.registry import METRICS
 from lar_core.run import Run
 from lar_core.train import make_dataset
 

@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Literal
 
 import yaml
+from pydantic import Field, StringConstraints, model_validator
 
+from ..checked import Checked
 from ..errors import LarError, unknown
 
-KINDS = ("weights", "autoencoder", "demonstrations", "phrases", "assets", "package data")
-REPO_TYPES = ("model", "dataset", "package", "page")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has none
+Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(Checked):
     """One outside file, or one set of files of the same repository."""
 
-    key: str  # the name by which code asks for it
-    kind: str  # one of KINDS
-    id: str  # hub repository, package name, or the page to fetch it from by hand
-    repo_type: str  # one of REPO_TYPES: where `id` is to be looked up
-    purpose: str
-    licence: str
+    key: Text  # the name by which code asks for it
+    kind: Literal["weights", "autoencoder", "demonstrations", "phrases", "assets", "package data"]
+    id: Text  # hub repository, package name, or the page to fetch it from by hand
+    repo_type: Literal["model", "dataset", "package", "page"]  # where `id` is to be looked up
+    purpose: Text
+    licence: Text
     revision: str | None  # full commit of the hub repository, or version of the package; None: not pinned yet
-    size_bytes: int | None  # of all the files together; None: not known
-    files: tuple[str, ...] = ()  # paths in the repository; empty: all of it
-    sha256: dict[str, str] | None = None  # path: checksum, where known
+    size_bytes: int | None = Field(gt=0)  # of all the files together; None: not known
+    files: tuple[str, ...] = Field((), strict=False)  # paths in the repository; empty: all of it
+    sha256: dict[str, Sha256] | None = None  # path: checksum, where known
     gated: bool = False  # a licence must be accepted first, and a token is needed
     note: str = ""
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> Entry:
+        if self.revision is None and not self.note:
+            raise LarError("an entry without a revision must say why, in note.")
+        if self.revision and self.repo_type != "package" and not re.fullmatch("[0-9a-f]{40}", self.revision):
+            raise LarError(f"revision is {self.revision!r}, but must be a full commit of 40 hexadecimal digits "
+                           "(branches and tags can move).")
+        return self
 
     def pinned_revision(self) -> str:
         """The revision to download. Raises LarError if none is pinned: what is fetched could change any day."""
@@ -70,30 +80,7 @@ def _default_path() -> Path:
 
 
 def _entry(row: dict, path: Path) -> Entry:
-    foreign = set(row) - {spec.name for spec in fields(Entry)}
-    if foreign:
-        raise unknown("manifest field", sorted(foreign)[0], [spec.name for spec in fields(Entry)])
-    found = Entry(**{**row, "files": tuple(row.get("files", ()))})
-    where = f"{path}, entry {found.key}"
-    for name, choices in (("kind", KINDS), ("repo_type", REPO_TYPES)):
-        if getattr(found, name) not in choices:
-            raise LarError(f"{where}: {name} is {getattr(found, name)!r}, but must be one of: {', '.join(choices)}.")
-    for name in ("id", "purpose", "licence"):
-        if not isinstance(getattr(found, name), str) or not getattr(found, name).strip():
-            raise LarError(f"{where}: {name} is empty, but must be a text.")
-    _check_revision(found, where)
-    if found.size_bytes is not None and (type(found.size_bytes) is not int or found.size_bytes <= 0):
-        raise LarError(f"{where}: size_bytes is {found.size_bytes!r}, but must be a number of bytes, or null.")
-    for name, value in (found.sha256 or {}).items():
-        if not re.fullmatch("[0-9a-f]{64}", str(value)):
-            raise LarError(f"{where}: the sha256 of {name} must be 64 hexadecimal digits.")
-    return found
-
-
-def _check_revision(found: Entry, where: str) -> None:
-    if found.revision is None and not found.note:
-        raise LarError(f"{where}: an entry without a revision must say why, in note.")
-    is_hub = found.repo_type != "package"
-    if is_hub and found.revision is not None and not re.fullmatch("[0-9a-f]{40}", str(found.revision)):
-        raise LarError(f"{where}: revision is {found.revision!r}, but must be a full commit of 40 hexadecimal digits "
-                       "(branches and tags can move).")
+    try:
+        return Entry(**row)
+    except LarError as error:
+        raise LarError(f"{path}, entry {row.get('key')}: {error}") from error

@@ -58,10 +58,10 @@ def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -
     document = {
         "schema_version": 1,
         "study": {"name": study.name, "conditions": list(study.arms), "reference": study.reference,
-                  "seeds": list(study.seeds), "profile": study.profile, "placements": list(study.placements),
+                  "seeds": list(study.seeds), "profile": study.profile, "placements": list(study.placement),
                   "changes": json.loads(json.dumps(study.changes))},
         "provenance": _provenance(arms),
-        "arms": [_arm(condition, made, arms[study.reference], study.placements)
+        "arms": [_arm(condition, made, arms[study.reference], study.placement)
                  for condition, made in arms.items()],
         "comparisons": comparisons(study, arms),
     }
@@ -73,7 +73,7 @@ def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
     """Every arm against the reference, at every placement; all p values are corrected together."""
     others = [condition for condition in study.arms if condition != study.reference]
     contrasts = {(condition, placement): Contrast.of(*_paired(arms[condition], arms[study.reference], placement))
-                 for placement in study.placements for condition in others}
+                 for placement in study.placement for condition in others}
     corrected = holm([contrast.p for contrast in contrasts.values()])
     return [comparison((condition, study.reference), placement, contrast, p, len(contrasts))
             for ((condition, placement), contrast), p in zip(contrasts.items(), corrected)]

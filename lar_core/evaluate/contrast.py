@@ -1,7 +1,7 @@
 """Two arms of a study: how different they are, how sure one may be, and what so many rollouts could have missed.
 
 Outcomes are arrays (S, N) of bool: S training seeds, N rollouts of each, column by column from the same init states.
-Tests and effect sizes are scipy's and statsmodels'.
+Tests are scipy's.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_effectsize
 
 from .statistics import Interval, bootstrap_mean, detectable_paired, mcnemar, wilson
 
@@ -21,12 +19,16 @@ MORE, LESS, NOT_DETECTED = "more successful", "less successful", "not detected"
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p values corrected for how many were computed, by Holm's step-down method (1979); none for none."""
-    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+    values, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(scaled).clip(max=1)
+    return corrected.tolist()
 
 
 def cohens_h(rate_a: float, rate_b: float) -> float:
     """Difference of the rates' arcsine transforms, an effect size: 0.2 is called small, 0.5 medium, 0.8 large."""
-    return float(proportion_effectsize(rate_a, rate_b))
+    return float(2 * np.arcsin(np.sqrt(rate_a)) - 2 * np.arcsin(np.sqrt(rate_b)))
 
 
 def clustered_bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:

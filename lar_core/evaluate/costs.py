@@ -8,33 +8,26 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
-from ..config import RunConfig
 from ..model.policy import Policy, make_policy
+from ..registry import HEADS
 from ..run import Run
 from ..runtime import device
 from ..weights import prepare_backbone
 from .latency import one_observation, time_acting
 
-HEADS = {"parallel: all actions in one pass": {"head": "parallel", "action_loss": "cross_entropy"},
-         "autoregressive: one token after another": {"head": "autoregressive", "action_loss": "cross_entropy"},
-         "bridge: a policy with a block a layer": {"head": "bridge", "action_loss": "l1"},
-         "focus: the same, with three attentions": {"head": "focus", "action_loss": "l1"}}
+
+def heads() -> dict[str, dict]:
+    """Every action head with its usual loss, as changes of a condition."""
+    return {f"{name}: {HEADS.about(name).words}": {"head": name, "action_loss": HEADS.about(name).losses[0]}
+            for name in HEADS}
 
 
 def untrained(run: Run, **changes: object) -> Policy:
     """A policy of the run's configuration with single fields changed. Raises LarError for what cannot be."""
-    return make_policy(changed(run.config, **changes), prepare_backbone(run), device())
-
-
-def changed(config: RunConfig, **changes: object) -> RunConfig:
-    """`config` with fields of condition or profile changed."""
-    own = {name: value for name, value in changes.items() if hasattr(config.condition, name)}
-    rest = {name: value for name, value in changes.items() if name not in own}
-    return replace(config, condition=replace(config.condition, **own), profile=replace(config.profile, **rest))
+    return make_policy(run.config.replace(**changes), prepare_backbone(run), device())
 
 
 def policy_steps(run: Run, variants: dict[str, dict], repeats: int = 20) -> list[tuple[str, float, float, float]]:

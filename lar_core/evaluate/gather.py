@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from safetensors import safe_open
@@ -22,7 +21,7 @@ def gather_results(run: Run) -> dict:
     heldout, latency = _read(run.path / "heldout.json"), _read(run.path / "latency.json")
     episodes = [row for folder in (run.path, run.control)
                 for row in read_episodes(folder / "rollouts.jsonl", run.config.profile.tasks)]
-    config = json.loads(json.dumps(asdict(run.config)))
+    config = run.config.model_dump(mode="json")
     results = {
         "schema_version": 1,
         "run": {"name": run.config.name, "condition": run.config.condition.name, "profile": run.config.profile.name,

@@ -1,8 +1,8 @@
 """How well a heatmap finds an object, by every measure that the literature uses: one number a frame.
 
-`score` gives all of METRICS for saliency (B, P) and the `Truth` of the same frames. AOS, its baselines and what counts
-as an object's patches are in `grounding`. Every metric is NaN for a frame in which the object cannot be seen. A flat
-map says nothing and gets what chance gives.
+`score` gives all that are registered, for saliency (B, P) and the `Truth` of the same frames. AOS, its baselines and
+what counts as an object's patches are in `grounding`. Every metric is NaN for a frame in which the object cannot be
+seen. A flat map says nothing and gets what chance gives.
 
 NSS, AUC, CC and KL take the object for what fixations are in saliency research, after Bylinskii et al. 2019 ("What do
 different evaluation metrics tell us about saliency models?").
@@ -10,7 +10,6 @@ different evaluation metrics tell us about saliency models?").
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from scipy.stats import entropy, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
+from ..registry import METRICS
 from . import grounding
 from .regions import box_iou, box_of, pseudo_box
 
@@ -70,8 +70,41 @@ class Truth:
 
 
 def score(saliency: np.ndarray, truth: Truth) -> dict[str, np.ndarray]:
-    """Every metric of METRICS, each (B,); saliency (B, P) non-negative, rows sum to 1."""
+    """Every registered metric, each (B,); saliency (B, P) non-negative, rows sum to 1."""
     return {name: metric(saliency, truth) for name, metric in METRICS.items()}
+
+
+@METRICS.register("aos", "overlap of the top 25 % of patches with the object's", label="AOS",
+                  title="Overlap with the named object\n(AOS, IoU of the top 25 %)", guide=(
+                      "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named "
+                      "object. A small object cannot fill 25 %, so the highest possible value lies well below 1: read it "
+                      "beside the baselines."))
+def aos(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """`grounding.aos`."""
+    return grounding.aos(saliency, truth.coverage)
+
+
+@METRICS.register("target_minus_distractor", "share of saliency on the named object minus that on the other bowl",
+                  label="named minus other bowl", title="Named object minus other bowl\n(share of saliency)", guide=(
+                      "Share of saliency on the named object minus that on the other bowl. Looking at a bowl is not "
+                      "grounding; telling them apart is. 0 = no preference."))
+def target_minus_distractor(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """`grounding.target_minus_distractor`."""
+    return grounding.target_minus_distractor(saliency, truth.coverage, truth.other_coverage)
+
+
+@METRICS.register("auc", "does it rank the object's patches first? 0.5 = chance", label="AUC", chance=0.5,
+                  title="Ranking of patches\n(AUC, 0.5 = chance)")
+def auc(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """`grounding.auc`."""
+    return grounding.auc(saliency, truth.coverage)
+
+
+@METRICS.register("pointing", "is the peak in one of the object's patches?", label="pointing game", column=False,
+                  title="Peak on the named object\n(pointing game)")
+def pointing(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """`grounding.pointing`."""
+    return grounding.pointing(saliency, truth.coverage, (truth.grid, truth.grid))
 
 
 def pointing_game(saliency: np.ndarray, truth: Truth, tolerance: int) -> np.ndarray:
@@ -82,12 +115,34 @@ def pointing_game(saliency: np.ndarray, truth: Truth, tolerance: int) -> np.ndar
     return _seen((peak & (truth.distance <= tolerance)).sum(1) / peak.sum(1), truth)
 
 
+@METRICS.register("pointing_0px", "is the peak on the object, to the pixel?",
+                  label="pointing, 0 px", column=False, plot=False)
+def pointing_0px(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """The pointing game without tolerance."""
+    return pointing_game(saliency, truth, 0)
+
+
+@METRICS.register("pointing_15px", "is the peak on the object, or at most 15 pixels off?",
+                  label="pointing, 15 px", plot=False)
+def pointing_15px(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """The pointing game of Zhang et al. 2016."""
+    return pointing_game(saliency, truth, 15)
+
+
+@METRICS.register("energy", "share of saliency on the object", label="energy", plot=False)
+def energy(saliency: np.ndarray, truth: Truth) -> np.ndarray:
+    """`grounding.mass`."""
+    return grounding.mass(saliency, truth.coverage)
+
+
+@METRICS.register("soft_iou", "overlap of the map itself with the object", label="soft IoU", plot=False)
 def soft_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Sum of minima over sum of maxima of the map, scaled to a peak of 1, and the covered shares."""
     scaled = saliency / saliency.max(axis=1, keepdims=True)
     return _seen(np.minimum(scaled, truth.coverage).sum(1) / np.maximum(scaled, truth.coverage).sum(1), truth)
 
 
+@METRICS.register("best_iou", "overlap at the threshold that suits each frame best", label="best IoU", plot=False)
 def best_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """IoU with the object's patches at the threshold that suits the frame best: what thresholding could reach."""
     above = saliency[:, None, :] >= saliency[:, :, None]  # (B, threshold, P)
@@ -95,6 +150,7 @@ def best_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     return _seen(((above & own).sum(2) / (above | own).sum(2)).max(1), truth)
 
 
+@METRICS.register("box_iou", "box round the peak's region against the object's box", label="box mIoU", plot=False)
 def pseudo_box_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """IoU of the box round the peak's cluster with the box round the object; its mean is the mIoU."""
     size = truth.named.shape[1]
@@ -102,6 +158,8 @@ def pseudo_box_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
                      for one, mask in zip(saliency, truth.named)])
 
 
+@METRICS.register("nss", "standard deviations above the map's mean on the object; 0 = chance",
+                  label="NSS", chance=0.0, plot=False)
 def nss(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Normalised scanpath saliency: mean over the object's patches of the map in standard deviations from its mean."""
     spread = saliency.std(axis=1, keepdims=True)
@@ -109,6 +167,8 @@ def nss(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     return _seen((z * truth.own).sum(1) / truth.own.sum(1).clip(1), truth)
 
 
+@METRICS.register("shuffled_auc", "AUC against places of the object in other frames; 0.5 = chance",
+                  label="shuffled AUC", chance=0.5, plot=False)
 def shuffled_auc(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """AUC against the places that the objects of the *other* frames have (Zhang et al. 2008): 0.5 for any map that only
     knows where objects usually are. NaN with one frame.
@@ -126,6 +186,7 @@ def _shuffled(saliency: np.ndarray, own: np.ndarray, elsewhere: np.ndarray) -> f
     return roc_auc_score(truth, np.concatenate([hits, others]), sample_weight=weight)
 
 
+@METRICS.register("cc", "correlation with the object's place", label="CC", chance=0.0, plot=False)
 def correlation(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Pearson's correlation of map and covered shares."""
     one, two = (values - values.mean(axis=1, keepdims=True) for values in (saliency, truth.coverage))
@@ -133,12 +194,14 @@ def correlation(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     return _seen(np.where(_flat(saliency), 0, (one * two).sum(1) / np.where(scale > 0, scale, 1)), truth)
 
 
+@METRICS.register("kl", "nats from the object's place; smaller is better", label="KL", smaller=True, plot=False)
 def kl(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Kullback-Leibler divergence of the map from the object's own density, in nats: 0 = the same."""
     density = truth.coverage / truth.coverage.sum(axis=1, keepdims=True).clip(1e-12)
     return _seen(entropy(density, saliency + np.finfo(float).eps, axis=1), truth)
 
 
+@METRICS.register("spearman", "rank correlation with the object's place", label="Spearman", chance=0.0, plot=False)
 def spearman(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Rank correlation of map and covered shares."""
     pairs = zip(saliency, truth.coverage, _flat(saliency), truth.own)
@@ -146,33 +209,14 @@ def spearman(saliency: np.ndarray, truth: Truth) -> np.ndarray:
                      for one, two, flat, own in pairs])
 
 
+@METRICS.register("region_rank", "place among all objects by saliency per area; 1 = first",
+                  label="rank of the object", smaller=True, plot=False)
 def region_rank(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Place of the named object among all objects in view by saliency per area: 1 = first; ties share their places."""
     area = truth.object_coverage.sum(-1)  # (B, R)
     density = np.einsum("bp,brp->br", saliency, truth.object_coverage) / np.where(area > 0, area, 1)
     rank = rankdata(np.where(area > 0, -density.round(12), np.inf), axis=1)[:, 0]
     return _seen(rank, truth)
-
-
-METRICS: dict[str, Callable[[np.ndarray, Truth], np.ndarray]] = {
-    "aos": lambda saliency, truth: grounding.aos(saliency, truth.coverage),
-    "target_minus_distractor": lambda saliency, truth: grounding.target_minus_distractor(
-        saliency, truth.coverage, truth.other_coverage),
-    "auc": lambda saliency, truth: grounding.auc(saliency, truth.coverage),
-    "pointing": lambda saliency, truth: grounding.pointing(saliency, truth.coverage, (truth.grid, truth.grid)),
-    "pointing_0px": lambda saliency, truth: pointing_game(saliency, truth, 0),
-    "pointing_15px": lambda saliency, truth: pointing_game(saliency, truth, 15),
-    "energy": lambda saliency, truth: grounding.mass(saliency, truth.coverage),
-    "soft_iou": soft_iou,
-    "best_iou": best_iou,
-    "box_iou": pseudo_box_iou,
-    "nss": nss,
-    "shuffled_auc": shuffled_auc,
-    "cc": correlation,
-    "kl": kl,
-    "spearman": spearman,
-    "region_rank": region_rank,
-}
 
 
 def _flat(saliency: np.ndarray) -> np.ndarray:

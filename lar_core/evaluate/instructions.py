@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..config import INSTRUCTIONS
 from ..errors import LarError
-from ..names import INSTRUCTIONS
 from ..sim.env import instruction
 from ..sim.placements import OTHER_SENTENCE, RELATIONS, Scene
 

@@ -7,18 +7,19 @@ two that need several passes and are for evaluation only, PASSES: training would
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..draws import Draws
-from ..model.aggregation import AGGREGATIONS, GENERIC
+from ..model.aggregation import GENERIC
 from ..model.backbone import Encoding
 from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import mean_attention
+from ..registry import AGGREGATIONS, PASSES
 
 MASKS, HIDDEN = 8, 0.25  # how many random masks are averaged over; share of the patches that each hides
 
@@ -53,6 +54,7 @@ def read(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Te
     return backbone.upper(backbone.lower(pixels, prefix), prefix), prefix
 
 
+@PASSES.register("multi_pass")
 def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
     """The mean over MASKS passes, each with other patches hidden; a hidden patch does not count in its pass."""
     draws, total, seen = Draws(0), 0.0, 0.0
@@ -65,6 +67,7 @@ def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> T
     return mean / mean.sum(dim=1, keepdim=True)
 
 
+@PASSES.register("coarse_to_fine")
 def coarse_to_fine(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
     """Look again, at twice the resolution, at the quarter of the image that held most saliency.
 
@@ -83,16 +86,11 @@ def coarse_to_fine(policy: Policy, images: Tensor, instructions: Sequence[str]) 
     return result.flatten(1)
 
 
-PASSES: dict[str, Callable[[Policy, Tensor, Sequence[str]], Tensor]] = {
-    "coarse_to_fine": coarse_to_fine, "multi_pass": multi_pass,
-}
-
-
 def available(policy: Policy, chosen: bool = True) -> list[str]:
     """The aggregations that mean something for a policy: a gate must have been learned, and the heads that localise
     chosen (`chosen`), unless they are the policy's own.
     """
-    missing = {"learned_gate"} if chosen else {"learned_gate", "localisation_heads"}
+    missing = {name for name in AGGREGATIONS if AGGREGATIONS[name].learns} | (set() if chosen else {"localisation_heads"})
     return [name for name in (*AGGREGATIONS, *PASSES) if name not in missing - {policy.condition.aggregation}]
 
 

@@ -76,7 +76,7 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
         values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
                   "saliency": encoding.saliency,
                   "loss": sample_losses(policy, answer, batch)}
-        if policy.condition.reconstructor == "mae":
+        if policy.condition.reconstructor not in ("none", "diffusion"):
             mask = policy.mask(batch, encoding.saliency, draws)
             values |= _recon_losses(policy.reconstruct(batch, encoding, mask, draws))
         for name, value in values.items():

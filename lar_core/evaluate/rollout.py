@@ -40,7 +40,7 @@ class Trial:
     """One policy under one instruction at one task: a row of the results table."""
 
     policy: str
-    instruction: str  # one of names.INSTRUCTIONS
+    instruction: str  # one of config.INSTRUCTIONS
     placement: str
     task: int
 

@@ -11,7 +11,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "
 def measure_training(run: Run, steps: int = STEPS) -> dict:
     """Measure a training step of the run's condition and of `action_only`; writes and returns `training_cost.json`."""
     layers = run.config.condition.saliency_layers  # which action_only does not read, but which the profile must allow
-    base = replace(run.config, condition=replace(CONDITIONS[BASE], saliency_layers=layers))
+    base = run.config.replace(condition=CONDITIONS[BASE].replace(saliency_layers=layers))
     result = {"device": device_name(), "batch_size": run.config.profile.batch_size, "n": steps,
               "own": _cost(run.config, steps), "action_only": _cost(base, steps)}
     write_json(run.path / "training_cost.json", result)
@@ -46,8 +45,8 @@ def compare_training(config: RunConfig, names: Sequence[str] = ARMS, steps: int 
 
     The feature cache is left to those that can use it.
     """
-    return {name: _cost_or_none(replace(config, condition=CONDITIONS[name], profile=replace(
-        config.profile, cache=config.profile.cache and not CONDITIONS[name].sees_again)), steps) for name in names}
+    return {name: _cost_or_none(config.replace(condition=CONDITIONS[name], cache=config.profile.cache
+                                               and not CONDITIONS[name].sees_again), steps) for name in names}
 
 
 def _cost_or_none(config: RunConfig, steps: int) -> dict | None:

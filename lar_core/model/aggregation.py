@@ -1,15 +1,6 @@
 """Aggregations: the attention of every layer, head and word -> one saliency map.
 
-`mean` is the literal method. The others change one thing each, so that each has its own row in the results:
-
-| name | what it changes | after |
-|---|---|---|
-| `content_words` | only words that are not stop words (scikit-learn's list) are asked | |
-| `sink_removal` | patches that every token looks at, BOS and newline too, count nothing | Kang et al. 2025a |
-| `relative` | divided by the map of a generic prompt: one more pass | Zhang et al. 2025 |
-| `localisation_heads` | only the few heads that `choose_heads` chose | Kang et al. 2025b |
-| `learned_gate` | heads are weighted, and the weights learn | |
-| `smooth` | blurred by a Gaussian of one patch | |
+`mean` is the literal method. The others change one thing each, so that each has its own row in the results.
 
 Kang et al. 2025a, "See what you are told: visual attention sink in large multimodal models"; 2025b, "Your large
 vision-language model only needs a few attention heads for visual grounding"; Zhang et al. 2025, "MLLMs know where to
@@ -26,6 +17,7 @@ from scipy.ndimage import gaussian_filter1d, label
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from ..registry import AGGREGATIONS
 from .saliency import mean_attention
 
 GENERIC = "write a general description of the image"  # the prompt of Zhang et al.
@@ -34,6 +26,7 @@ SMOOTHING = 1.0  # patches, standard deviation
 LOCALISING = 3  # how many heads localise
 
 
+@AGGREGATIONS.register("mean", "the mean over layers, heads and words: the literal method")
 class Aggregation(nn.Module):
     """The literal mean, and what every other aggregation starts from.
 
@@ -41,6 +34,7 @@ class Aggregation(nn.Module):
     """
 
     relative = False  # whether `forward` wants `prefix.reference`
+    learns = False  # whether it has weights, which only a loss on the saliency can teach
 
     def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
@@ -51,12 +45,14 @@ class Aggregation(nn.Module):
         return mean_attention(attention, prefix.instruction)
 
 
+@AGGREGATIONS.register("content_words", "only words that are not stop words (scikit-learn's list) are asked")
 class ContentWords(Aggregation):
     def forward(self, attention: Tensor, prefix) -> Tensor:
         text = prefix.ids[:, -prefix.instruction.shape[1]:]
         return mean_attention(attention, content_words(text, prefix.instruction, self.tokenizer))
 
 
+@AGGREGATIONS.register("sink_removal", "patches that every token looks at count nothing (Kang et al. 2025a)")
 class SinkRemoval(Aggregation):
     def forward(self, attention: Tensor, prefix) -> Tensor:
         tokens = prefix.mask[:, -prefix.instruction.shape[1]:].bool()
@@ -64,6 +60,7 @@ class SinkRemoval(Aggregation):
         return mean_attention(kept, prefix.instruction)
 
 
+@AGGREGATIONS.register("relative", "divided by the map of a generic prompt: one more pass (Zhang et al. 2025)")
 class Relative(Aggregation):
     relative = True
 
@@ -72,6 +69,7 @@ class Relative(Aggregation):
         return saliency if prefix.reference is None else divide(saliency, prefix.reference)
 
 
+@AGGREGATIONS.register("localisation_heads", "only the few heads that localise best (Kang et al. 2025b)")
 class LocalisationHeads(Aggregation):
     """`chosen` (N, H) is 1 for the heads that count; all are 1 until `choose` is called."""
 
@@ -89,8 +87,11 @@ class LocalisationHeads(Aggregation):
         return weigh(attention, prefix.instruction, self.chosen)
 
 
+@AGGREGATIONS.register("learned_gate", "heads are weighted, and the weights learn")
 class LearnedGate(Aggregation):
     """Weights softmax(gate) of all heads, equal at first. They learn from whatever loss is put on the saliency."""
+
+    learns = True
 
     def __init__(self, **read):
         super().__init__(**read)
@@ -100,6 +101,7 @@ class LearnedGate(Aggregation):
         return weigh(attention, prefix.instruction, self.gate.flatten().softmax(dim=0).view_as(self.gate))
 
 
+@AGGREGATIONS.register("smooth", "blurred by a Gaussian of one patch")
 class Smooth(Aggregation):
     def forward(self, attention: Tensor, prefix) -> Tensor:
         return smooth(mean_attention(attention, prefix.instruction), SMOOTHING)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
 from ..errors import LarError
-from .aggregation import AGGREGATIONS, Aggregation
+from ..registry import AGGREGATIONS
+from .aggregation import Aggregation
 from .saliency import SaliencyTap, active_tap
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..registry import HEADS
 from .backbone import Encoding
 from .losses import BINS, DOF, GRIPPER, absolute_error, action_loss, bin_centres, clip, decode, median_bins, to_bins
 
@@ -90,6 +91,7 @@ class Head(nn.Module):
         return answer if self.l1 else answer.unflatten(-1, (DOF, BINS))
 
 
+@HEADS.register("parallel", "all actions in one pass")
 class ParallelHead(Head):
     """K learned queries, each answering for one step with all 7 degrees of freedom."""
 
@@ -107,6 +109,7 @@ class ParallelHead(Head):
         return self._shaped(self.logits(self.norm(queries)))
 
 
+@HEADS.register("autoregressive", "one token after another", losses=("cross_entropy",))
 class AutoregressiveHead(Head):
     """K x 7 tokens in order, each one of 256 bins given all before it; in training all at once (teacher forcing)."""
 
@@ -151,6 +154,3 @@ class AutoregressiveHead(Head):
     def _read(self, states: Tensor) -> Tensor:
         """(..., D) -> logits (..., 256)."""
         return self.logits(self.norm(states.to(self.places.dtype)))
-
-
-HEADS: dict[str, type[Head]] = {"parallel": ParallelHead, "autoregressive": AutoregressiveHead}  # `layerwise` adds two

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..registry import HEADS
 from .backbone import Encoding
-from .heads import HEADS, Head, Trunk
+from .heads import Head, Trunk
 
 QUERIES = 64
 WIDTH = 512  # of the policy, at most
@@ -64,6 +65,7 @@ class LayerwiseHead(Head):
         return states[:, -own:], torch.cat([states[:, :patches], states[:, behind:-own]], dim=1)
 
 
+@HEADS.register("bridge", "a policy with a block a layer", losses=("l1", "cross_entropy"), multiple=ATTENTION_HEADS)
 class BridgeHead(LayerwiseHead):
     """VLA-Adapter's Bridge Attention (Wang et al. 2025) in every block."""
 
@@ -95,6 +97,7 @@ class BridgeBlock(nn.Module):
         return self.forth(self.out(seen) + actions)
 
 
+@HEADS.register("focus", "the same, with three attentions", losses=("l1", "cross_entropy"), multiple=ATTENTION_HEADS)
 class FocusHead(LayerwiseHead):
     """FocusVLA-style (Zhang et al. 2026), after its description; its code was not public.
 
@@ -188,6 +191,3 @@ def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 def _mlp(width: int, out: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, 4 * out), nn.GELU(), nn.Linear(4 * out, out))
-
-
-HEADS.update(bridge=BridgeHead, focus=FocusHead)

@@ -2,13 +2,12 @@
 
 A source turns `Clues` into scores (B, P); the k highest-scoring patches are masked, as in MAE's sorting of a noise vector
 (He et al. 2022, appendix A.1), with saliency or segmentation in the place of noise. Adding a source means adding a
-function and its line in MASK_SOURCES. What a source costs, only its own conditions pay: the frame before is read for
+function and registering it. What a source `needs`, only its own conditions pay: the frame before is read for
 `frame_difference` alone, a teacher runs for `teacher_attention` alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..draws import Draws
-from ..errors import LarError, unknown
+from ..errors import LarError
+from ..registry import MASK_SOURCES
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels
@@ -39,8 +39,6 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
     Raises:
         LarError: unknown source, `gaze` without segmentation, or `frame_difference` without motion.
     """
-    if source not in MASK_SOURCES:
-        raise unknown("mask source", source, MASK_SOURCES)
     k = count_masked(saliency.shape[1], ratio)
     return mask_top(MASK_SOURCES[source](Clues(saliency.detach(), k, draws or Draws(0), coverage, motion)), k)
 
@@ -102,11 +100,13 @@ class Clues:
     motion: Tensor | None = None
 
 
+@MASK_SOURCES.register("random")
 def random(clues: Clues) -> Tensor:
     """Uniform noise, as MAE (He et al. 2022)."""
     return _noise(clues)
 
 
+@MASK_SOURCES.register("blue_noise")
 def blue_noise(clues: Clues) -> Tensor:
     """Noise without its low frequencies, so that masked patches lie apart; it never looks at the image.
 
@@ -120,6 +120,7 @@ def blue_noise(clues: Clues) -> Tensor:
     return (noise - blurred).flatten(1)
 
 
+@MASK_SOURCES.register("centre")
 def centre(clues: Clues) -> Tensor:
     """The patches nearest to the image's centre, in every image the same: the prior of a photographer."""
     grid = round(clues.saliency.shape[1] ** 0.5)
@@ -127,16 +128,20 @@ def centre(clues: Clues) -> Tensor:
     return -torch.cartesian_prod(line, line).norm(dim=1).expand(len(clues.saliency), -1)
 
 
+@MASK_SOURCES.register("teacher_attention", "The same by a copy of the backbone that follows it slowly.", needs="teacher")
+@MASK_SOURCES.register("attention")
 def attention(clues: Clues) -> Tensor:
     """The most attended patches: the method itself. With a teacher, `saliency` is the teacher's."""
     return clues.saliency
 
 
+@MASK_SOURCES.register("inverse_attention")
 def inverse_attention(clues: Clues) -> Tensor:
     """The least attended patches."""
     return -clues.saliency
 
 
+@MASK_SOURCES.register("hint_attention")
 def hint_attention(clues: Clues) -> Tensor:
     """The most attended patches but for the very highest, which stay visible as hints, as AttMask (Kakogeorgiou et al.
     2022): HINTS of k patches are left out at the top, and the k next ones are masked."""
@@ -145,6 +150,7 @@ def hint_attention(clues: Clues) -> Tensor:
     return clues.saliency.scatter(1, top, -1.0)
 
 
+@MASK_SOURCES.register("sampled_attention")
 def sampled_attention(clues: Clues) -> Tensor:
     """k patches drawn one after the other, without putting back, each with the probability that saliency gives it.
 
@@ -154,6 +160,7 @@ def sampled_attention(clues: Clues) -> Tensor:
     return clues.saliency.clamp_min(1e-12).log() - (-noise.log()).log()
 
 
+@MASK_SOURCES.register("gaze", needs="segmentation")
 def gaze(clues: Clues) -> Tensor:
     """The named object first, then the patches nearest to it, so that exactly k are masked whatever its size."""
     coverage = clues.coverage
@@ -169,6 +176,7 @@ def gaze(clues: Clues) -> Tensor:
     return coverage - 1e-3 * distance
 
 
+@MASK_SOURCES.register("frame_difference", needs="previous")
 def frame_difference(clues: Clues) -> Tensor:
     """What moved most since the frame before."""
     if clues.motion is None:
@@ -179,17 +187,3 @@ def frame_difference(clues: Clues) -> Tensor:
 
 def _noise(clues: Clues) -> Tensor:
     return clues.draws.uniform(*clues.saliency.shape).to(clues.saliency.device)
-
-
-MASK_SOURCES: dict[str, Callable[[Clues], Tensor]] = {
-    "random": random,
-    "attention": attention,
-    "inverse_attention": inverse_attention,
-    "gaze": gaze,
-    "blue_noise": blue_noise,
-    "centre": centre,
-    "hint_attention": hint_attention,
-    "sampled_attention": sampled_attention,
-    "frame_difference": frame_difference,
-    "teacher_attention": attention,  # of the `policy.Teacher`, in the place of the policy's own
-}

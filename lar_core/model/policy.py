@@ -29,15 +29,15 @@ from transformers import DynamicCache
 from ..config import Condition, Profile, RunConfig
 from ..draws import Draws
 from ..errors import LarError
-from . import layerwise  # noqa: F401  (two of the HEADS)
+from ..registry import HEADS, RECONSTRUCTORS, REGULARISERS
 from .aggregation import GENERIC, choose_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoiser, Denoising, DiffusionDecoder, Latents, Pixels, densest_boxes, load_vae, object_boxes
-from .heads import HEADS, Head, Trunk
+from .heads import Head, Trunk
 from .loading import load_for
 from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
-from .regularisers import REGULARISERS, Given
+from .regularisers import Given
 
 DECAY = 0.996  # teacher = DECAY * teacher + (1 - DECAY) * student after every step
 
@@ -303,17 +303,26 @@ def make_decoder(condition: Condition, profile: Profile, *, grid: int, patch_siz
 
     vae: folder of the autoencoder, where the target is latents.
     """
-    mae = partial(MAEDecoder, grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
-                  layers=profile.decoder_layers, heads=profile.decoder_heads)
     if condition.reconstructor == "none":
         return None
-    if condition.reconstructor == "mae":
-        return mae()
+    return RECONSTRUCTORS[condition.reconstructor](condition, profile, grid, patch_size, feature_width, vae)
+
+
+@RECONSTRUCTORS.register("mae", "fills the masked patches in, as MAE (He et al. 2022)")
+def _mae(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
+         vae: Path | None = None) -> MAEDecoder:
+    return MAEDecoder(grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
+                      layers=profile.decoder_layers, heads=profile.decoder_heads)
+
+
+@RECONSTRUCTORS.register("diffusion", "makes the region round the mask out of noise, as ReconVLA (Song et al. 2025)")
+def _diffusion(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
+               vae: Path | None = None) -> DiffusionDecoder:
     target = Latents(grid, load_vae(vae)) if condition.recon_target == "latent" else Pixels(grid)
     width, heads = profile.denoiser_width, profile.denoiser_heads
     if condition.matched_capacity:
         with torch.device("meta"):
-            parameters = count(mae())
+            parameters = count(_mae(condition, profile, grid, patch_size, feature_width))
         width, heads = matched_width(parameters, target, feature_width, profile.decoder_heads), profile.decoder_heads
     return DiffusionDecoder(target, feature_width=feature_width, width=width, heads=heads)
 

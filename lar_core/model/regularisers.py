@@ -1,15 +1,7 @@
 """Regularisers: losses on where the instruction looks, through the tap to the weights. All do without boxes.
 
-| name | what it asks for | passes more |
-|---|---|---|
-| `sparsity` | a map of low entropy | 0 |
-| `consistency` | the same map with different patches hidden | 2 |
-| `contrastive` | the same map in other words, another one for the other bowl's sentence | 2 |
-| `relational` | another map than without the words of relation | 1 |
-| `language` | hidden words told from the rest and the image | 1 |
-
 Each is off (weight 0 in the condition) unless asked for, and then costs nothing. Adding one means adding a function of
-`Given`, its line in REGULARISERS, and its weight in `Condition`.
+`Given` and registering it.
 
 Words are hidden by the tokenizer's unknown token, so that no vocabulary has to grow. `language` is masked language
 modelling as in BERT (Devlin et al. 2019), inside the backbone's bidirectional prefix and through its own language-model
@@ -28,6 +20,7 @@ from torch import Tensor
 
 from ..draws import Draws
 from ..errors import LarError
+from ..registry import REGULARISERS
 from .aggregation import words
 from .backbone import Backbone, Encoding, Prefix
 from .masking import count_masked, mask_top
@@ -73,12 +66,14 @@ class Given:
         return self.backbone.tokenise(self.batch["instructions"])
 
 
+@REGULARISERS.register("sparsity", "A map of low entropy", colour="#009e73")
 def sparsity(given: Given) -> Tensor:
     """Entropy of the map, as a share of the largest possible: 0 = one patch, 1 = all alike."""
     entropy = -(given.saliency * given.saliency.clamp_min(1e-12).log()).sum(dim=1)
     return entropy.mean() / torch.tensor(given.saliency.shape[1]).log()
 
 
+@REGULARISERS.register("consistency", "The same map with different patches hidden", passes=2, colour="#cc79a7")
 def consistency(given: Given) -> Tensor:
     """Jensen-Shannon divergence, 0 to 1, of the maps of two masks of the frame, over the patches that both leave."""
     k = count_masked(given.saliency.shape[1], given.ratio)
@@ -88,6 +83,8 @@ def consistency(given: Given) -> Tensor:
     return divergence(_normalised(one * left), _normalised(other * left)).mean()
 
 
+@REGULARISERS.register("contrastive", "The same map in other words, another one for the other bowl's sentence",
+                       passes=2, needs_others=True, colour="#d55e00")
 def contrastive(given: Given) -> Tensor:
     """InfoNCE with one hard negative: the map is nearer to that of the same sentence without its filling words than to
     that of the sentence that names the other bowl, in the same picture.
@@ -106,6 +103,7 @@ def contrastive(given: Given) -> Tensor:
     return (F.softplus((nearer[1] - nearer[0]) / TEMPERATURE) * exists).mean()
 
 
+@REGULARISERS.register("relational", "Another map than without the words of relation", passes=1, colour="#56b4e9")
 def relational(given: Given) -> Tensor:
     """How much more than HALF the map overlaps with that of the sentence whose relation words are hidden.
 
@@ -118,6 +116,7 @@ def relational(given: Given) -> Tensor:
     return (excess * hidden.any(dim=1)).mean()
 
 
+@REGULARISERS.register("language", "Hidden words told from the rest and the image", passes=1, on_map=False, colour="#b8a800")
 def language(given: Given) -> Tensor:
     """`word_loss`, in nats, of words told without the patches that the reconstruction hides."""
     cut, hidden = hide_words(given.backbone, given.whole, given.draws)
@@ -219,7 +218,3 @@ def word_loss(backbone: Backbone, text: Tensor, whole: Prefix, hidden: Tensor) -
     return (entropy * share).sum() / len(hidden)
 
 
-REGULARISERS: dict[str, Callable[[Given], Tensor]] = {
-    "sparsity": sparsity, "consistency": consistency, "contrastive": contrastive, "relational": relational,
-    "language": language,
-}

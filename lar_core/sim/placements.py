@@ -22,8 +22,8 @@ from importlib.resources import files
 
 import numpy as np
 
+from ..config import PLACEMENTS
 from ..errors import LarError, unknown
-from ..names import PLACEMENTS
 from .env import SpatialEnv, instruction, official_init_states
 
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")

@@ -21,11 +21,10 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluate.regions import upsample
+from ..registry import METRICS, REGULARISERS
 
 # Okabe & Ito's palette: told apart with every kind of colour vision.
 MODEL, CHANGED, CONTROL, GREY = "#0a84c6", "#e69f00", "#9aa1a9", "#737b84"
-LOSSES = {"sparsity": "#009e73", "consistency": "#cc79a7", "contrastive": "#d55e00", "relational": "#56b4e9",
-          "language": "#b8a800"}  # the same palette, its yellow darker, so that it shows on white
 TARGET, OTHER = "#00e0ff", "#ffffff"  # outlines: the named object (solid), the other bowl (dashed)
 ROUNDS = 6  # of smoothing within patches
 FULL_COLOUR = 4.0  # times a uniform map's share
@@ -33,10 +32,6 @@ _HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 2
 
 SERIES = {"model": "this policy", "uniform": "uniform map", "centre": "image centre",
           "mean_map": "where it was in training"}
-METRICS = {"aos": "Overlap with the named object\n(AOS, IoU of the top 25 %)",
-           "target_minus_distractor": "Named object minus other bowl\n(share of saliency)",
-           "auc": "Ranking of patches\n(AUC, 0.5 = chance)",
-           "pointing": "Peak on the named object\n(pointing game)"}
 PANELS = ("original", "masked", "reconstructed", "pasted")
 
 
@@ -186,12 +181,13 @@ def reconstruction_panels(panels: np.ndarray, limit: int = 4) -> Figure:
 @styled
 def training_curves(rows: Sequence[dict]) -> Figure:
     """Losses and the gradient norms they send into the backbone, from rows of metrics.jsonl; log scales."""
+    regularisers = [(name, REGULARISERS.about(name).colour, name) for name in REGULARISERS]
     plots = [("Action loss", [("action", MODEL, "")]),
              ("Reconstruction loss", [("recon", CHANGED, "")]),
-             ("Regularisers", [(name, colour, name) for name, colour in LOSSES.items()]),
+             ("Regularisers", regularisers),
              ("Gradient norm in the backbone", [("grad_action", MODEL, "action"),
                                                 ("grad_recon", CHANGED, "reconstruction"),
-                                                *((f"grad_{name}", colour, name) for name, colour in LOSSES.items())])]
+                                                *((f"grad_{name}", colour, name) for name, colour, _ in regularisers)])]
     plots = [plot for plot in plots if any(row.get(name, 0) > 0 for row in rows for name, _, _ in plot[1])] or plots[:1]
     figure = Figure(figsize=(9, 2.7), dpi=180, layout="constrained")
     for axis, (title, lines) in zip(figure.subplots(1, len(plots), squeeze=False)[0], plots):
@@ -259,7 +255,8 @@ def grounding_bars(grounding: dict) -> Figure:
 
     grounding: the section of results.json; what is null is left out.
     """
-    metrics = [name for name in METRICS if grounding.get(name) and grounding[name]["model"]]
+    metrics = [name for name in METRICS
+               if METRICS.about(name).plot and grounding.get(name) and grounding[name]["model"]]
     columns = 2 if len(metrics) > 1 else 1
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(9, 1.95 * rows), dpi=180, layout="constrained")
@@ -268,11 +265,12 @@ def grounding_bars(grounding: dict) -> Figure:
         series = {name: grounding[metric][name] for name in SERIES if grounding[metric][name]}
         for place, (name, entry) in enumerate(series.items()):
             _bar(axis, place, entry["mean"], entry["low"], entry["high"], MODEL if name == "model" else CONTROL)
-        axis.set(title=METRICS[metric], yticks=range(len(series)), yticklabels=[SERIES[name] for name in series],
+        about = METRICS.about(metric)
+        axis.set(title=about.title, yticks=range(len(series)), yticklabels=[SERIES[name] for name in series],
                  ylim=(len(series) - 0.4, -0.6))
-        axis.axvline(0.5 if metric == "auc" else 0, color=GREY, linewidth=0.8)
+        axis.axvline(about.chance or 0, color=GREY, linewidth=0.8)
         axis.xaxis.set_major_locator(MaxNLocator(5))
-        if metric == "auc":
+        if about.chance == 0.5:
             axis.set_xlim(0, 1)
         _finish_bars(axis, figure)
     for axis in list(figure.axes)[len(metrics):]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..files import write_text
+from ..registry import METRICS
 from . import reading
 
 
@@ -26,6 +27,11 @@ def fill_template(template: str, **values: object) -> str:
     return _templates().get_template(template).render(values)
 
 
+def metrics_guide() -> list[tuple[str, str]]:
+    """How to read the metrics of maps: (its name, the explanation) of each that has one."""
+    return [(about.label[:1].upper() + about.label[1:], about.guide) for about in map(METRICS.about, METRICS) if about.guide]
+
+
 def data_url(kind: str, content: bytes) -> Markup:
     """Content of a media type, such as "video/mp4", as it stands in the page itself."""
     return Markup(f"data:{kind};base64,{base64.b64encode(content).decode()}")
@@ -36,6 +42,7 @@ def _templates() -> jinja2.Environment:
     made = jinja2.Environment(loader=jinja2.PackageLoader(__package__), keep_trailing_newline=True,
                               autoescape=jinja2.select_autoescape(["html"]), finalize=_unbroken)
     made.filters |= {"png": _png, "estimate": reading.estimate, "g3": "{:.3g}".format}
+    made.globals["metrics_guide"] = metrics_guide
     return made
 
 

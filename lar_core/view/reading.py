@@ -9,14 +9,21 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..config import CONDITIONS, PROFILES
 from ..evaluate.instructions import kinds_of
-from ..evaluate.statistics import (describe_difference, detectable_unpaired, difference_unpaired, mcnemar, sign_test,
-                                   wilson)
+from ..evaluate.statistics import (
+    describe_difference,
+    detectable_unpaired,
+    difference_unpaired,
+    mcnemar,
+    sign_test,
+    wilson,
+)
+from ..registry import REGULARISERS
 from ..sim.placements import OTHER_SENTENCE
 from .rates import CHANGES, by_task, changes, pooled, rows_of, tasks_of
 
@@ -51,7 +58,7 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
                   _language(results, rollouts, placement, change) for change in changes(results, placement)]
     found += [_overlap(results), _preference(results), _action(results)]
     found += [_shortcut(results)] if policy != BLIND else []
-    found += [_reconstruction(results)] if reconstructor(results) == "mae" else []
+    found += [_reconstruction(results)] if reconstructor(results) not in ("none", "diffusion") else []
     return found + ([_denoising(results)] if reconstructor(results) == "diffusion" else [])
 
 
@@ -83,9 +90,12 @@ def _changes(config: dict) -> list[tuple[str, object]]:
     """Settings that differ from the presets of the same names."""
     changes = []
     for values, presets in ((config["condition"], CONDITIONS), (config["profile"], PROFILES)):
-        preset = json.loads(json.dumps(asdict(presets[values["name"]]))) if values.get("name") in presets else {}
-        values = json.loads(json.dumps(values))  # tuples as lists, as in a file
-        changes += [(name, value) for name, value in values.items() if name in preset and value != preset[name]]
+        if values.get("name") in presets:
+            preset = presets[values["name"]].model_dump(mode="json")
+            off = {name: 0.0 for name in preset if name in REGULARISERS}
+            values = off | json.loads(json.dumps(values))  # tuples as lists, as in a file
+            changes += [(name, value) for name, value in values.items()
+                        if (name in preset or name in REGULARISERS) and value != preset.get(name, 0)]
     return changes
 
 

@@ -8,7 +8,6 @@ itself from `templates/report.html`; here are the numbers that it shows, as rows
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -18,31 +17,15 @@ from ..evaluate.results import load_results
 from ..evaluate.statistics import wilson
 from ..evaluate.swapped import read_episodes
 from ..files import read_jsonl
+from ..registry import METRICS, AboutMetric
 from ..run import Run
 from . import figures, rates, reading
 from .page import data_url, write_page
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
-_SHORT = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "auc": "AUC", "pointing": "pointing game"}
 _IMAGES = {"blank": "grey images", "shuffled": "another frame's images"}
 _RUN_AS = {"right": "its own", "blank": "blank", "other_task": "another of its tasks'", "other_bowl": "the other bowl's",
            "foreign_task": "a task's that is not its own", "mixed": "right every second time"}
-COLUMNS = {"aos": "AOS", "target_minus_distractor": "named minus other", "auc": "AUC", "shuffled_auc": "shuffled AUC",
-           "pointing_15px": "pointing, 15 px", "energy": "energy", "soft_iou": "soft IoU", "best_iou": "best IoU",
-           "box_iou": "box mIoU", "nss": "NSS", "cc": "CC", "kl": "KL", "spearman": "Spearman",
-           "region_rank": "rank of the object"}
-MEANING = {"aos": "overlap of the top 25 % of patches with the object's", "target_minus_distractor":
-           "share of saliency on the named object minus that on the other bowl",
-           "auc": "does it rank the object's patches first? 0.5 = chance",
-           "shuffled_auc": "the same against places of the object in other frames; 0.5 = chance",
-           "pointing_15px": "is the peak on the object, or at most 15 pixels off?",
-           "energy": "share of saliency on the object", "soft_iou": "overlap of the map itself with the object",
-           "best_iou": "overlap at the threshold that suits each frame best",
-           "box_iou": "box round the peak's region against the object's box",
-           "nss": "standard deviations above the map's mean on the object; 0 = chance",
-           "cc": "correlation with the object's place", "kl": "nats from the object's place; smaller is better",
-           "spearman": "rank correlation with the object's place",
-           "region_rank": "place among all objects by saliency per area; 1 = first"}
 
 
 def write_report(run: Run) -> Path:
@@ -59,7 +42,7 @@ def write_report(run: Run) -> Path:
         headline=reading.headline(results, found), findings=[_chip(finding) for finding in found],
         caveats=reading.caveats(results), reconstructor=reading.reconstructor(results), bars=success_bars(results),
         success=_success(results), clips=list(_clips(rows)), saliency_gallery=partial(_saliency_gallery, gallery),
-        columns=tuple(COLUMNS.values()), series=tuple(figures.SERIES.values()), grounding=_grounding(results),
+        columns=columns(), series=tuple(figures.SERIES.values()), grounding=_grounding(results),
         saliency_cells=saliency_cells, shortcut=_shortcut(results), training=_training(results),
         training_cost=_training_cost(results), settings=_settings(results))
 
@@ -87,7 +70,7 @@ def _summary_rows(results: dict) -> list[tuple[str, str, str, str]]:
             others = (f"{name.replace('_', ' ')} {value['mean']:.3g}" for name, value in grounding[metric].items()
                       if name != "model" and value)
             model = grounding[metric]["model"]
-            rows.append((_SHORT[metric], f"{model['mean']:.3g}", reading.bounds(model), ", ".join(others)))
+            rows.append((METRICS.about(metric).label, f"{model['mean']:.3g}", reading.bounds(model), ", ".join(others)))
     if action := results.get("action"):
         rows.append(("held-out action error", f"{action['l1']['mean']:.3g}", reading.bounds(action["l1"]),
                      f"mean action {action['l1_mean_action']['mean']:.3g}"))
@@ -135,17 +118,23 @@ def _success_rows(results: dict) -> list[tuple[tuple, str, list[dict]]]:
     return bars
 
 
+def columns() -> list[AboutMetric]:
+    """The metrics that tables of many rows have."""
+    return [about for about in map(METRICS.about, METRICS) if about.column]
+
+
 def saliency_cells(rows: Iterable[dict]) -> list[tuple[str, ...]]:
     """Rows of saliency as a table: every aggregation's or split's metrics, the mean above its interval."""
     def cell(interval: dict | None) -> str:
         return "–" if interval is None else f"{interval['mean']:.3g}\n{reading.bounds(interval)}"
-    return [(row["name"].replace("_", " "), *(cell(row["metrics"].get(name)) for name in COLUMNS)) for row in rows]
+    return [(row["name"].replace("_", " "), *(cell(row["metrics"].get(about.name)) for about in columns()))
+            for row in rows]
 
 
 def beside_baselines(grounding: dict) -> list[tuple[str, ...]]:
     """(metric, what it asks, this policy, a uniform map, the image's centre, where the object was in training)."""
-    return [(COLUMNS[metric], asks, *(reading.estimate(grounding[metric][series]) for series in figures.SERIES))
-            for metric, asks in MEANING.items() if grounding.get(metric)]
+    return [(about.label, about.words, *(reading.estimate(grounding[about.name][series]) for series in figures.SERIES))
+            for about in columns() if grounding.get(about.name)]
 
 
 def cost_rows(costs: dict[str, dict | None], base: str) -> list[tuple[str, ...]]:
@@ -171,7 +160,7 @@ def _empty(run: Run) -> dict:
     config = run.config
     return {"schema_version": 1, "run": {"name": config.name, "condition": config.condition.name,
             "profile": config.profile.name, "seed": config.seed, "fingerprint": config.fingerprint,
-            "config": asdict(config)}}
+            "config": config.model_dump(mode="json")}}
 
 
 def _rollouts(folder: Path, tasks: Sequence[int]) -> list[dict]:
@@ -240,8 +229,8 @@ def _saliency_gallery(gallery: dict):
 
 def _grounding(results: dict) -> list[tuple]:
     grounding = results.get("grounding") or {}
-    return [(_SHORT[metric], *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
-            for metric in figures.METRICS if grounding.get(metric)]
+    return [(METRICS.about(metric).label, *(reading.estimate(grounding[metric][name]) for name in figures.SERIES))
+            for metric in METRICS if METRICS.about(metric).plot and grounding.get(metric)]
 
 
 def _shortcut(results: dict) -> list[tuple]:

@@ -12,8 +12,8 @@ from torch import Tensor
 from ..config import CONDITIONS, Condition, Profile
 from ..draws import Draws
 from ..model.diffusion import crop, densest_boxes, object_boxes
-from ..model.masking import MASK_SOURCES
 from ..model.policy import Policy, count, make_decoder
+from ..registry import MASK_SOURCES
 from .pictures import enlarge, grid, hidden
 
 SIDE = 180  # pixels of a picture
@@ -31,7 +31,8 @@ def masks(policy: Policy, batch: dict) -> np.ndarray:
 
     The teacher's mask is left out: a trained policy has no teacher any more.
     """
-    names = [name for name in MASK_SOURCES if name != "teacher_attention" and (name != "gaze" or "regions" in batch)]
+    absent = {"teacher"} if "regions" in batch else {"teacher", "segmentation"}
+    names = [name for name in MASK_SOURCES if MASK_SOURCES.about(name).needs not in absent]
     image = enlarge(_image(batch), SIDE)
     return grid([hidden(image, _mask(policy, batch, name)[0].cpu().numpy()) for name in names], names, columns=5)
 
@@ -63,9 +64,9 @@ def _image(batch: dict) -> np.ndarray:
 
 def _changes(condition: Condition) -> str:
     """Fields that differ from the default, but for those with a column of their own."""
-    plain = Condition()
-    changed = {name: value for name, value in vars(condition).items()
-               if name not in _SHOWN and value != getattr(plain, name)}
+    plain = Condition().model_dump()
+    changed = {name: value for name, value in condition.model_dump().items()
+               if name not in _SHOWN and value != plain.get(name)}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
 
 

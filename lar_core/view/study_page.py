@@ -7,8 +7,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..evaluate.arms import FILE, STUDY
+from ..evaluate.arms import FILE, SCORES, STUDY
 from ..evaluate.contrast import LESS, MORE, NOT_DETECTED
+from ..registry import METRICS
 from . import figures
 from .page import write_page
 from .rates import percent, solved
@@ -16,7 +17,6 @@ from .reading import BLIND, bounds, estimate
 
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
 _LEAD = {MORE: "More successful than the reference", LESS: "Less successful", NOT_DETECTED: "No difference detected"}
-_SCORES = {"aos": "AOS", "target_minus_distractor": "named minus other bowl", "action_l1": "held-out action error"}
 _COSTS = {"parameters": ("million parameters that learn", 1e6, ".2f"), "flops": ("GFLOP a sample", 1e9, ".3g"),
           "train_step_ms": ("ms for one training step", 1, ".0f"), "peak_bytes": ("GB of GPU memory", 1e9, ".2f"),
           "train_seconds": ("minutes of training", 60, ".1f"), "act_ms": ("ms for one policy step", 1, ".1f")}
@@ -25,14 +25,15 @@ def write_study_page(folder: Path) -> Path:
     """Write `study.html` from the folder's study.json; returns its path. Raises LarError as `load`."""
     study = STUDY.load(folder / FILE)
     rows, reference = study["comparisons"], study["study"]["reference"]
+    labels = [METRICS.about(name).label if name in METRICS else "held-out action error" for name in SCORES]
     return write_page(
         folder / "study.html", "study.html", study=study, header=_header(study), lead=[_lead(rows)],
         findings=[(_CHIPS[row["verdict"]], row["verdict"], f"{row['condition']}, {row['placement']} placements",
                    row["sentence"]) for row in rows],
         success_figure=figures.success_bars(success_bars(study)), success=_success(study),
         differences_figure=differences_figure(rows, reference), differences=_differences(rows),
-        score_head=("condition", *(part for name in _SCORES.values() for part in (name, "minus the reference's"))),
-        scores=[(arm["condition"], *(cell for name in _SCORES for cell in _score(arm[name]))) for arm in study["arms"]],
+        score_head=("condition", *(part for label in labels for part in (label, "minus the reference's"))),
+        scores=[(arm["condition"], *(cell for name in SCORES for cell in _score(arm[name]))) for arm in study["arms"]],
         cost_head=("condition", *(words for words, _, _ in _COSTS.values())), costs=_costs(study),
         caveats=list(caveats(study)))
 
