@@ -15,10 +15,10 @@ from lar_core.errors import LarError
 from lar_core.evaluate.passes import available, saliency_maps
 from lar_core.model.aggregation import (
     GENERIC,
-    choose_heads,
     content_words,
     divide,
     elbow,
+    localising_heads,
     sinks,
     smooth,
     spatial_entropy,
@@ -176,7 +176,7 @@ def test_the_heads_that_look_at_one_place_of_the_image_are_chosen(rng):
     attention[:, 0] = rng.random((10, 2, 64)) / 64  # the first layer's look everywhere
     attention[:, 2, 1] = 1e-4
     attention[:, 2, 1, 9:11] = 0.4  # one looks at one place
-    assert choose_heads(attention, 1) == [(2, 1)]
+    assert localising_heads(attention, 1) == [(2, 1)]
 
 
 # --- in the policy ---------------------------------------------------------------------------------------------------

@@ -131,7 +131,8 @@ def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
 
 def test_sparsity_is_entropy_as_a_share_of_the_largest():
     flat, peak = torch.full((1, 16), 1 / 16), torch.eye(16)[:1]
-    values = [float(regularisers.sparsity(Given(None, {}, saliency, 0.25, None, Draws(0), None))) for saliency in (flat, peak)]
+    values = [float(regularisers.sparsity(Given(None, {}, saliency, 0.25, None, Draws(0), None)))
+              for saliency in (flat, peak)]
     assert values == pytest.approx([1, 0], abs=1e-5)
 
 

@@ -47,21 +47,27 @@ class Aggregation(nn.Module):
 
 @AGGREGATIONS.register("content_words", "only words that are not stop words (scikit-learn's list) are asked")
 class ContentWords(Aggregation):
+    """Only the words that carry content are asked."""
+
     def forward(self, attention: Tensor, prefix) -> Tensor:
-        text = prefix.ids[:, -prefix.instruction.shape[1]:]
+        text = prefix.ids[:, -prefix.instruction.shape[1]:]  # (B, L)
         return mean_attention(attention, content_words(text, prefix.instruction, self.tokenizer))
 
 
 @AGGREGATIONS.register("sink_removal", "patches that every token looks at count nothing (Kang et al. 2025a)")
 class SinkRemoval(Aggregation):
+    """Patches that every token looks at count nothing."""
+
     def forward(self, attention: Tensor, prefix) -> Tensor:
-        tokens = prefix.mask[:, -prefix.instruction.shape[1]:].bool()
+        tokens = prefix.mask[:, -prefix.instruction.shape[1]:].bool()  # (B, L), True = not padding
         kept = attention.masked_fill(sinks(attention, tokens)[:, None, None, None], 0.0)
         return mean_attention(kept, prefix.instruction)
 
 
 @AGGREGATIONS.register("relative", "divided by the map of a generic prompt: one more pass (Zhang et al. 2025)")
 class Relative(Aggregation):
+    """Divided by the map of a generic prompt, which comes with the prefix; without one the plain mean."""
+
     relative = True
 
     def forward(self, attention: Tensor, prefix) -> Tensor:
@@ -103,6 +109,8 @@ class LearnedGate(Aggregation):
 
 @AGGREGATIONS.register("smooth", "blurred by a Gaussian of one patch")
 class Smooth(Aggregation):
+    """Blurred by a Gaussian of one patch."""
+
     def forward(self, attention: Tensor, prefix) -> Tensor:
         return smooth(mean_attention(attention, prefix.instruction), SMOOTHING)
 
@@ -160,11 +168,11 @@ def smooth(saliency: Tensor, sigma: float) -> Tensor:
     grid = round(saliency.shape[1] ** 0.5)
     blur = gaussian_filter1d(np.eye(grid), sigma, axis=0, mode="reflect") if sigma else np.eye(grid)
     matrix = torch.from_numpy(blur).to(saliency)
-    square = matrix @ saliency.unflatten(1, (grid, grid)) @ matrix.T
+    square = matrix @ saliency.unflatten(1, (grid, grid)) @ matrix.T  # (B, rows, columns)
     return square.flatten(1) / square.sum(dim=(1, 2))[:, None]
 
 
-def choose_heads(attention: np.ndarray, count: int = LOCALISING) -> list[tuple[int, int]]:
+def localising_heads(attention: np.ndarray, count: int = LOCALISING) -> list[tuple[int, int]]:
     """Which heads localise: those that look at the image at all, and at one place of it. Up to `count`, best first.
 
     attention (F, N, H, P) of F frames, mean over instruction words -> (layer, head). After Kang et al. 2025b: keep the

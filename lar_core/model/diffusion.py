@@ -72,8 +72,8 @@ class Denoiser(nn.Module):
         """noisy (B, R, P, C), steps (B, R), states (B, P, D) -> (B, R, P, C)."""
         when = self.step(self.waves(steps.flatten())).unflatten(0, steps.shape)  # (B, R, width)
         told = self.states(states.to(self.embed.weight.dtype))[:, None] + when[:, :, None]  # (B, R, P, width)
-        told = F.silu(told).flatten(0, 1)
-        tokens = self.embed(noisy.flatten(0, 1)) + self.positions
+        told = F.silu(told).flatten(0, 1)  # (B * R, P, width)
+        tokens = self.embed(noisy.flatten(0, 1)) + self.positions  # (B * R, P, width)
         for block in self.blocks:
             tokens = block(tokens, told)
         shift, scale = self.modulation(told).chunk(2, dim=-1)

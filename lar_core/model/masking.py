@@ -59,7 +59,7 @@ def pixel_mask(mask: Tensor, size: int) -> Tensor:
     """Spread mask (B, P) over pixels: (B, 1, size, size) bool, True = masked."""
     grid = round(mask.shape[1] ** 0.5)
     cell = torch.arange(size, device=mask.device) * grid // size  # pixel -> patch row or column
-    return mask.reshape(-1, 1, grid, grid)[:, :, cell][:, :, :, cell]
+    return mask.reshape(-1, 1, grid, grid)[:, :, cell][:, :, :, cell]  # every row of patches, then every column
 
 
 def area_resample(values: Tensor, grid: int) -> Tensor:
@@ -113,7 +113,7 @@ def blue_noise(clues: Clues) -> Tensor:
     As ColorMAE (Hinojosa et al. 2024): noise minus its Gaussian blur (sigma of one patch, wrapped around the borders).
     """
     grid = round(clues.saliency.shape[1] ** 0.5)
-    noise = _noise(clues).reshape(-1, 1, grid, grid)
+    noise = _noise(clues).reshape(-1, 1, grid, grid)  # (B, 1, rows, columns)
     line = torch.exp(-0.5 * torch.arange(-1, 2, device=noise.device) ** 2.0)
     kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
     blurred = F.conv2d(F.pad(noise, [1] * 4, mode="circular"), kernel)

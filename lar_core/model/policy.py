@@ -30,7 +30,7 @@ from ..config import Condition, Profile, RunConfig
 from ..draws import Draws
 from ..errors import LarError
 from ..registry import HEADS, RECONSTRUCTORS, REGULARISERS
-from .aggregation import GENERIC, choose_heads
+from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoiser, Denoising, DiffusionDecoder, Latents, Pixels, densest_boxes, load_vae, object_boxes
 from .heads import Head, Trunk
@@ -208,7 +208,7 @@ class Policy(nn.Module):
             own = encoding.instruction_mask.float()
             mean = torch.einsum("bnhlp,bl->bnhp", encoding.attention, own / own.sum(dim=1, keepdim=True))
             attention.append(mean.cpu().numpy())
-        return choose_heads(np.concatenate(attention))
+        return localising_heads(np.concatenate(attention))
 
     def trained(self) -> dict[str, Tensor]:
         """Every tensor that training changes, by name: for a tiny profile all weights, for a 3 B one a few per cent."""

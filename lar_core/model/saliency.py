@@ -85,9 +85,9 @@ def text_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, i
     rows = slice(image_tokens, image_tokens + text_tokens)
     batch, heads, _, width = query.shape
     groups = key.shape[1]
-    q = query[:, :, rows].float().reshape(batch, groups, heads // groups, text_tokens, width)
+    q = query[:, :, rows].float().reshape(batch, groups, heads // groups, text_tokens, width)  # (B, G, H / G, L, d)
     with torch.autocast(query.device.type, enabled=False):
-        scores = torch.einsum("bgrld,bgsd->bgrls", q, key.float()) * scaling
+        scores = torch.einsum("bgrld,bgsd->bgrls", q, key.float()) * scaling  # (B, G, H / G, L, S)
     if softcap is not None:
         scores = softcap * (scores / softcap).tanh()
     allowed = mask[:, :, rows, : key.shape[2]].unsqueeze(2)  # (B, 1, 1, L, S)
@@ -95,7 +95,7 @@ def text_rows(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, i
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     else:
         scores = scores + allowed.float()
-    attention = scores.softmax(dim=-1)[..., :image_tokens]
+    attention = scores.softmax(dim=-1)[..., :image_tokens]  # (B, G, H / G, L, P)
     return attention.reshape(batch, heads, text_tokens, image_tokens)
 
 
