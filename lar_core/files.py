@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import LarError
+from .errors import Damaged, LarError
 
 
 @contextmanager
@@ -55,6 +55,18 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: object) -> None:
     """Write `value` as indented JSON, atomically; NaN is refused because other readers would choke on it."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> dict:
+    """Read a JSON object. Raises Damaged where the content is something else; an unreadable file is its own OSError."""
+    content = Path(path).read_bytes()
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error}): delete it, and copy or download it again.") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} is damaged (it holds no JSON object): delete it, and copy or download it again.")
+    return value
 
 
 def append_jsonl(path: Path | str, row: dict) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..config import Condition, Profile, RunConfig
 from ..draws import Draws
-from ..errors import LarError
+from ..errors import Damaged, LarError
 from .aggregation import GENERIC
 from .backbone import Backbone, Encoding, Prefix
 from .crops import crop, densest_boxes, object_boxes
@@ -36,6 +36,7 @@ from .mae import normalise_patches, patchify, reconstruction_loss
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .regularisers import REGULARISERS, Given
 from .teacher import Teacher
+from .weight_files import check_trained_on, first_not_finite
 
 if TYPE_CHECKING:
     from .diffusion import Denoising
@@ -214,20 +215,28 @@ class Policy(nn.Module):
         return self.trained() | {name: buffer for name, buffer in self.named_buffers() if ".aggregation." in name}
 
     def save(self, path: Path) -> None:
-        """Write `kept` as safetensors."""
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path)
+        """Write `kept` as safetensors, whose metadata remember which backbone weights it was trained on."""
+        remembered = {"backbone": self.backbone.identity} if self.backbone.identity else {}
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path,
+                  {"format": "pt", **remembered})
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote. Raises LarError when the file is damaged or of another model."""
+        """Read what `save` wrote. Raises LarError when it is damaged, of another model, or of other backbone weights."""
         try:
+            check_trained_on(path, self.backbone.identity)
             state = load_file(path)
             if foreign := set(state) ^ set(self.kept()):
                 raise KeyError(f"{min(foreign)} is in only one of the two")
+            if wild := first_not_finite(state):
+                raise KeyError(f"{wild} holds NaN or infinity")
             self.load_state_dict(state, strict=False)
-        except (SafetensorError, KeyError, RuntimeError, OSError) as error:
-            raise LarError(f"The checkpoint {path} is damaged or belongs to another model "
-                           f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
-                           ) from error
+        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+            raise LarError(f"The checkpoint {path} could not be read ({error}): mend that cause; nothing there has to be "
+                           "deleted.") from error
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise Damaged(f"The checkpoint {path} is damaged or belongs to another model "
+                          f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
+                          ) from error
 
 
 def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu",
