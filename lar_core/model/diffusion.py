@@ -18,8 +18,10 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor, nn
 
 from ..draws import Draws
-from ..errors import LarError
+from ..errors import Damaged, LarError
+from .checks import check_loaded
 from .mae import patchify, sincos_positions, unpatchify
+from .weight_files import first_not_finite
 
 DEPTH = 3  # blocks
 STEPS = 1000  # of the schedule
@@ -181,12 +183,16 @@ class DiffusionDecoder(nn.Module):
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none."""
+    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none, or not a whole and sound one."""
     try:
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+        vae, found = AutoencoderKL.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise LarError(f"{folder} holds no autoencoder in diffusers' format ({str(error).splitlines()[0]}): correct "
                        "vae, or set recon_target=raw.") from error
+    check_loaded(found, folder, len(list(vae.parameters())))
+    if wild := first_not_finite(vae.state_dict()):
+        raise Damaged(f"{folder} holds NaN or infinity in {wild}: copy or download the autoencoder again.")
+    return vae
 
 
 def _zeroed(linear: nn.Linear) -> nn.Linear:
