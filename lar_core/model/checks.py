@@ -21,14 +21,15 @@ AGAIN = "copy the folder again from where the weights come from"
 
 
 def read_config(folder: Path) -> PaliGemmaConfig:
-    """The configuration of the PaliGemma in `folder`. Raises LarError for anything else, and for one that was quantised."""
+    """The configuration of the PaliGemma in `folder`. Raises LarError for anything else, and where it was quantised."""
     path = folder / "config.json"
     if not folder.is_dir():
         raise LarError(f"There is no folder {folder}: give the folder of a PaliGemma in transformers' format (a hub id is "
                        "downloaded only where it is the profile's backbone).")
     if (folder / "adapter_config.json").exists():
-        raise LarError(f"{folder} holds a PEFT adapter, which is no backbone by itself and would change one unseen: merge it "
-                       "into its base model (merge_and_unload), save that with save_pretrained, and give that folder.")
+        raise LarError(f"{folder} holds a PEFT adapter, which is no backbone by itself and would change one unseen: "
+                       "merge it into its base model (merge_and_unload), save that with save_pretrained, and give that "
+                       "folder.")
     if not path.exists():
         raise LarError(f"{folder} has no config.json, so it holds no model in transformers' format: {AGAIN}.")
     _check_kind(path, read_json(path))
@@ -55,15 +56,16 @@ def read_processor(folder: Path, config: PaliGemmaConfig) -> PaliGemmaProcessor:
                       f"({_first_line(error)}): copy its tokenizer and processor files again from where the weights come "
                       "from.") from error
     for wrong in (*_tokenizer_faults(processor.tokenizer, config), *_picture_faults(processor, config)):
-        raise LarError(f"The tokenizer or processor in {folder} belongs to another model than its config.json: {wrong}. Copy "
-                       "its tokenizer and processor files again from where the weights come from.")
+        raise LarError(f"The tokenizer or processor in {folder} belongs to another model than its config.json: {wrong}. "
+                       "Copy its tokenizer and processor files again from where the weights come from.")
     return processor
 
 
 def check_loaded(found: dict, folder: Path, total: int) -> None:
-    """Raise LarError unless every weight was found, known and of the right shape; `found`: transformers' loading info.
+    """Raise LarError unless every weight was found, known and of the right shape.
 
-    total: how many weights there should be. A head that shares the embedding's weights is not missing.
+    found: transformers' or diffusers' loading info, where a head that shares the embedding's weights is not missing;
+    total: how many weights there should be.
     """
     missing, unknown = (_used(found[kind]) for kind in ("missing_keys", "unexpected_keys"))
     shapes = {name: (tuple(there), tuple(wanted)) for name, there, wanted in found["mismatched_keys"]}
@@ -77,14 +79,14 @@ def check_loaded(found: dict, folder: Path, total: int) -> None:
         first = _first(shapes)
         wrong.append(f"holds {first} in the shape {shapes[first][0]}, where its config.json asks for {shapes[first][1]}")
     if wrong:
-        raise LarError(f"{folder} {', and '.join(wrong)}: its weights and its config.json (layers, widths, vocabulary) do not "
-                       f"belong together; save the whole model again with save_pretrained, or {AGAIN}.")
+        raise LarError(f"{folder} {', and '.join(wrong)}: its weights and its config.json (layers, widths, vocabulary) do "
+                       f"not belong together; save the whole model again with save_pretrained, or {AGAIN}.")
 
 
 def _check_kind(path: Path, values: dict) -> None:
     if values.get("model_type") != "paligemma":
-        raise LarError(f"{path} describes a model of type {values.get('model_type')!r}, not 'paligemma': give the folder of a "
-                       "PaliGemma (google/paligemma-3b-pt-224, or one that was tuned from it).")
+        raise LarError(f"{path} describes a model of type {values.get('model_type')!r}, not 'paligemma': give the folder of "
+                       "a PaliGemma (google/paligemma-3b-pt-224, or one that was tuned from it).")
     parts = [values, values.get("text_config"), values.get("vision_config")]
     if any(part.get("quantization_config") for part in parts if isinstance(part, dict)):
         raise LarError(f"{path.parent} was quantised by others (quantization_config in its config.json), so that the "

@@ -183,7 +183,7 @@ class DiffusionDecoder(nn.Module):
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none, or not a whole and sound one."""
+    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none, whole and sound."""
     try:
         vae, found = AutoencoderKL.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:

@@ -127,9 +127,9 @@ def check_trained_on(checkpoint: Path, identity: str | None) -> None:
     with safe_open(checkpoint, "pt") as file:
         remembered = (file.metadata() or {}).get("backbone")
     if remembered and identity and remembered != identity:
-        raise LarError(f"{checkpoint} was trained on a backbone with other weights (identity {remembered[:12]}) than the one "
-                       f"that it is to work with now ({identity[:12]}): give it the backbone that it was trained on, or "
-                       "train again in another --run-dir.")
+        raise LarError(f"{checkpoint} was trained on a backbone with other weights (identity {remembered[:12]}) than the "
+                       f"one that it is to work with now ({identity[:12]}): give it the backbone that it was trained on, "
+                       "or train again in another --run-dir.")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -157,14 +157,15 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _check_tensor(name: str, tensor: Tensor, folder: Path, limit: float) -> None:
     if tensor.dtype not in FLOATS:
-        raise LarError(f"{folder} holds {name} as {str(tensor.dtype).removeprefix('torch.')}: it was quantised by others, so "
-                       "that the profile's precision could not be had; give the original weights in floats.")
+        raise LarError(f"{folder} holds {name} as {str(tensor.dtype).removeprefix('torch.')}: it was quantised by others, "
+                       "so that the profile's precision could not be had; give the original weights in floats.")
     if not tensor.numel():
         raise Damaged(f"{folder} holds {name} without a single number: save the model again, whole, from one process.")
     low, high = (end.item() for end in torch.aminmax(tensor))  # NaN where there is one
     if not -limit <= low <= high <= limit:
-        raise Damaged(f"{folder} holds NaN, infinity, or numbers beyond {limit:.3g} in {name}: they come from a training that "
-                      "went wrong or a broken file; take an earlier or another copy, or a precision with a wider range.")
+        raise Damaged(f"{folder} holds NaN, infinity, or numbers beyond {limit:.3g} in {name}: they come from a training "
+                      "that went wrong or a broken file; take an earlier or another copy, or a precision with a wider "
+                      "range.")
     if tensor.ndim > 1 and low == high and tensor.numel() > 1:
-        raise Damaged(f"{folder} holds the same number, {low:g}, throughout {name}, as a save that went wrong leaves it: take "
-                      "another copy, or save the model again.")
+        raise Damaged(f"{folder} holds the same number, {low:g}, throughout {name}, as a save that went wrong leaves it: "
+                      "take another copy, or save the model again.")
