@@ -216,9 +216,9 @@ class Policy(nn.Module):
 
     def save(self, path: Path) -> None:
         """Write `kept` as safetensors, whose metadata remember which backbone weights it was trained on."""
-        remembered = {"backbone": self.backbone.identity} if self.backbone.identity else {}
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path,
-                  {"format": "pt", **remembered})
+        # One entry only: safetensors writes several in any order, and equal policies should be equal files.
+        remembered = {"backbone": self.backbone.identity} if self.backbone.identity else None
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path, remembered)
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises LarError when it is damaged, of another model, or of other backbone weights."""
