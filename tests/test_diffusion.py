@@ -194,9 +194,9 @@ def test_a_folder_without_an_autoencoder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("spoil, sentence", [
-    (lambda saved: {name: t for name, t in saved.items() if "decoder.conv_in" not in name}, "lacks 2 of .*decoder.conv_in.bias"),
+    (lambda saved: {name: t for name, t in saved.items() if "decoder.conv_in" not in name}, "lacks 2 of .*conv_in.bias"),
     (lambda saved: {f"module.{name}": t for name, t in saved.items()}, "lacks .*, and holds .*, module.decoder"),
-    (lambda saved: saved | {"decoder.conv_in.bias": torch.full((8,), float("nan"))}, "NaN or infinity in decoder.conv_in.bias")])
+    (lambda saved: saved | {"decoder.conv_in.bias": torch.full((8,), float("nan"))}, "NaN or infinity in decoder.conv_in")])
 def test_an_autoencoder_that_is_partly_random_is_refused(vae_folder, spoil, sentence):
     path = vae_folder / "diffusion_pytorch_model.safetensors"
     save_file(spoil(load_file(path)), path)
