@@ -14,6 +14,10 @@ class LarError(Exception):
         return [f"LarError: {self}"]
 
 
+class Damaged(LarError):
+    """What was read is wrong: only then a sentence may say that something is to be deleted."""
+
+
 def unknown(kind: str, name: object, choices: Iterable[object]) -> LarError:
     """Return (not raise) the error for a misspelt `name`, with the nearest valid choice."""
     names = [str(choice) for choice in choices]

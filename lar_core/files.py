@@ -20,7 +20,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tqdm import tqdm
 
-from .errors import LarError
+from .errors import Damaged, LarError
 
 NOTICE = 2.0  # seconds before a process that waits for another one says so
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # some network drives have none
@@ -165,6 +165,18 @@ def write_json(path: Path | str, value: object) -> None:
 def write_jsonl(path: Path | str, rows: Iterable[dict]) -> None:
     """Write JSON lines atomically, in the place of what was there."""
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def read_json(path: Path | str) -> dict:
+    """Read a JSON object. Raises Damaged where the content is something else; an unreadable file is its own OSError."""
+    content = Path(path).read_bytes()
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise Damaged(f"{path} is damaged ({error}): delete it, and copy or download it again.") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{path} is damaged (it holds no JSON object): delete it, and copy or download it again.")
+    return value
 
 
 def append_jsonl(path: Path | str, row: dict) -> None:

@@ -3,7 +3,8 @@
     config.yaml                what was asked for
     backbone/                  the untrained backbone (tiny profiles only), in transformers' own format
     stats.json                 normalisation of actions and proprioception
-    checkpoints/step_000250/   model.safetensors, trainer.pt (optimiser and step), complete only when renamed
+    checkpoints/step_000250/   model.safetensors, trainer.pt (optimiser and step), complete only when renamed; the metadata
+                               of the weights name the identity of the backbone that they were trained on
     metrics.jsonl              one line a logged training step
     rollouts.jsonl, rollouts/  one line an episode; videos
     heldout.json, gallery.npz  scores and pictures on held-out demonstrations; latency.json; training_cost.json

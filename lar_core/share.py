@@ -25,11 +25,12 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, Pal
 from .config import RunConfig
 from .data.manifest import Entry, load_manifest
 from .data.stats import Stats
-from .errors import LarError, unknown
+from .errors import Damaged, LarError, unknown
 from .evaluate.results import load_results
 from .evaluate.swapped import read_episodes
 from .files import atomic_path, write_json, write_text
 from .model.backbone import Backbone
+from .model.checks import read_config, read_processor
 from .model.loading import settle
 from .model.policy import Policy, make_policy
 from .model.saliency import ATTENTION
@@ -105,8 +106,8 @@ def from_pretrained(source: str | Path, *, revision: str | None = None,
     policy = _untrained(folder, acting(config, torch.device(device)), device)
     try:
         policy.load(folder / "model.safetensors")
-    except LarError as error:
-        raise LarError(f"The weights in {folder} are damaged or of another model: export or download them again."
+    except Damaged as error:
+        raise Damaged(f"The weights in {folder} are damaged or of another model: export or download them again."
                        ) from error
     settle(policy.backbone)
     return policy.eval(), Stats.load(folder / "stats.json")
@@ -172,20 +173,20 @@ def _untrained(folder: Path, config: RunConfig, device: torch.device | str) -> P
     """The policy around its backbone; where everything was trained, the weights that it began with are not needed."""
     if config.profile.tune != "all":
         return make_policy(config, prepare_backbone(Run(folder, config)), device, prepare_vae(config))
-    try:
-        backbone = _unloaded_backbone(folder / "backbone", config.condition.saliency_layers)
-    except (OSError, ValueError) as error:
-        raise LarError(f"{folder / 'backbone'} is damaged ({_first_line(error)}): export or download the policy again."
-                       ) from error
+    backbone = _unloaded_backbone(folder / "backbone", config.condition.saliency_layers)
     return Policy(backbone, config.condition, config.profile, prepare_vae(config)).to(device)
 
 
 def _unloaded_backbone(folder: Path, saliency_layers: int) -> Backbone:
     """As `load_backbone` makes it, but for the numbers in the weights."""
+    try:
+        config = read_config(folder)
+        processor = read_processor(folder, config)
+    except OSError as error:
+        raise LarError(f"{folder} could not be read ({error}): mend that cause; nothing there has to be deleted.") from error
     vlm = PaliGemmaForConditionalGeneration._from_config(
-        PaliGemmaConfig.from_pretrained(folder), dtype=torch.float32,
-        attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"})
-    return Backbone(vlm, PaliGemmaProcessor.from_pretrained(folder), saliency_layers)
+        config, dtype=torch.float32, attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"})
+    return Backbone(vlm, processor, saliency_layers)
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

@@ -22,12 +22,12 @@ from tqdm import tqdm
 
 from .config import Condition, RunConfig
 from .data.augment import shift_images
-from .data.cache import BlindFeatures, FeatureCache, weights_identity
+from .data.cache import BlindFeatures, FeatureCache
 from .data.dataset import DemoDataset, FrameSampler, load_split
 from .data.demos import Episode
 from .data.stats import Stats
 from .draws import Draws
-from .errors import LarError
+from .errors import Damaged, LarError
 from .files import append_jsonl, read_jsonl, write_json, write_jsonl
 from .model.loading import settle
 from .model.losses import gradient_norm
@@ -138,7 +138,7 @@ class Trainer:
         with self.accelerator.main_process_first():
             folder, vae = prepare_backbone(run), prepare_vae(run.config)
         policy = make_policy(run.config, folder, self.accelerator.device, vae, self.kind)
-        self.cache = self._features(policy, folder, data) if profile.cache else None
+        self.cache = self._features(policy, data) if profile.cache else None
         if source_needs(run.config.condition) == "teacher":
             policy.teacher = Teacher(policy)
         optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
@@ -298,7 +298,7 @@ class Trainer:
         for old in self.run.checkpoints()[:-KEEP]:
             shutil.rmtree(old)
 
-    def _features(self, policy: Policy, folder: Path, data: Path) -> FeatureCache | BlindFeatures:
+    def _features(self, policy: Policy, data: Path) -> FeatureCache | BlindFeatures:
         """The features of the frozen layers, from disk; the layers are then dropped from memory."""
         profile, on = self.config.profile, self.accelerator.device
 
@@ -310,7 +310,7 @@ class Trainer:
         if self.config.condition.blind:
             features = BlindFeatures(self.dataset, look)
         else:
-            identity = {"weights": weights_identity(folder), "precision": profile.precision,
+            identity = {"weights": policy.backbone.identity, "precision": profile.precision,
                         "floats": str(float_dtype(profile.precision, on)), "layer": policy.backbone.join}
             identity |= {"vision": True} if policy.head.reads_vision else {}
             kept = torch.float32 if profile.precision == "fp32" else torch.float16
@@ -362,6 +362,9 @@ class Trainer:
 def _load_trainer(path: Path) -> dict:
     try:
         return torch.load(path, weights_only=True)
+    except OSError as error:
+        raise LarError(f"The checkpoint {path} could not be read ({error}): mend that cause; nothing there has to be "
+                       "deleted.") from error
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise LarError(f"The checkpoint {path} is damaged ({str(error).splitlines()[0]}): delete the folder "
+        raise Damaged(f"The checkpoint {path} is damaged ({str(error).splitlines()[0]}): delete the folder "
                        f"{path.parent} to go on from the one before.") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from .config import RunConfig
 from .data.download import download
 from .data.manifest import load_manifest
-from .errors import unknown
+from .errors import LarError, unknown
 from .files import atomic_path, produce
 from .model.offline import build_tiny
 from .run import Run
@@ -34,9 +34,12 @@ def prepare_vae(config: RunConfig) -> Path | None:
 
 def find_weights(name: str) -> Path:
     """A folder as it is, or the files of the hub id `name`, downloaded where they are missing."""
-    if Path(name).is_dir():
-        return Path(name)
+    if Path(name).expanduser().is_dir():
+        return Path(name).expanduser()
     keys = {entry.id: key for key, entry in load_manifest().items() if entry.kind == "weights"}
+    if Path(name).is_absolute() or name.startswith((".", "~")) or Path(name).exists():
+        raise LarError(f"There is no folder {name}: give the folder that holds the weights (not one of its files), or a hub "
+                       "id that data_manifest.yaml lists.")
     if name not in keys:
         raise unknown("backbone", name, ["tiny", *keys])
     return download(keys[name])

@@ -14,6 +14,7 @@ from conftest import reconstruct
 from diffusers import AutoencoderKL
 from diffusers.models.attention import BasicTransformerBlock
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from scipy.ndimage import zoom
 
 from lar_core.config import CONDITIONS, PROFILES, make_config
@@ -26,6 +27,7 @@ from lar_core.model.diffusion import (
     Pixels,
     crop,
     densest_boxes,
+    load_vae,
     object_boxes,
     paste,
 )
@@ -204,6 +206,17 @@ def test_a_folder_without_an_autoencoder_is_named(tmp_path):
     with pytest.raises(LarError, match="no autoencoder"):
         make_decoder(CONDITIONS["gaze_diffusion"].replace(recon_target="latent"), PROFILES["micro"], grid=4,
                      patch_size=16, feature_width=8, vae=tmp_path)
+
+
+@pytest.mark.parametrize("spoil, sentence", [
+    (lambda saved: {name: t for name, t in saved.items() if "decoder.conv_in" not in name}, "lacks 2 of .*conv_in.bias"),
+    (lambda saved: {f"module.{name}": t for name, t in saved.items()}, "lacks .*, and holds .*, module.decoder"),
+    (lambda saved: saved | {"decoder.conv_in.bias": torch.full((8,), float("nan"))}, "NaN or infinity in decoder.conv_in")])
+def test_an_autoencoder_that_is_partly_random_is_refused(vae_folder, spoil, sentence):
+    path = vae_folder / "diffusion_pytorch_model.safetensors"
+    save_file(spoil(load_file(path)), path)
+    with pytest.raises(LarError, match=sentence):
+        load_vae(vae_folder)
 
 
 def test_other_conditions_do_not_even_import_diffusers():

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from lar_core.config import PROFILES, make_config
-from lar_core.errors import LarError
+from lar_core.errors import Damaged, LarError
+from lar_core.model import loading
 from lar_core.model.loading import LINEARS, load_backbone, parameter_table, quantised_modules, settle
 from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
@@ -135,3 +136,21 @@ def test_activation_ranges_find_the_layer_that_would_overflow_fp16(backbone_fold
 def test_the_smallest_model_acts_in_4_bit_on_any_cpu(policy_of, batch):
     policy = policy_of("action_only", precision="nf4", tune="lora_all").eval()  # rows shorter than a block of 64
     assert policy.act(batch)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("error, sentence", [
+    (PermissionError(13, "Permission denied", "model.safetensors"), "PermissionError: .*Permission denied.*mend that cause"),
+    (OSError(5, "Input/output error"), "Input/output error.*mend that cause"),
+    (ImportError("bitsandbytes is not installed"), "bitsandbytes is not installed"),
+    (RuntimeError("CUDA error: an illegal memory access"), "CUDA error: an illegal memory access"),
+    (torch.OutOfMemoryError("CUDA out of memory"), "does not fit this GPU's memory at precision 'fp32'"),
+    (MemoryError(), "does not fit this machine's memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "does not fit this machine's memory")])
+@pytest.mark.parametrize("stage", ["read_weights", "_build"])
+def test_the_true_cause_is_passed_on_and_nothing_is_to_be_deleted(backbone_folder, monkeypatch, stage, error, sentence):
+    def fail(*_):
+        raise error
+    monkeypatch.setattr(loading, stage, fail)
+    with pytest.raises(LarError, match=sentence) as caught:
+        load_backbone(backbone_folder)
+    assert "delete it" not in str(caught.value) and not isinstance(caught.value, Damaged)

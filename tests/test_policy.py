@@ -8,14 +8,15 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_train import demos, new_run  # noqa: F401  (fixtures)
 
-from lar_core.config import CONDITIONS
+from lar_core.config import CONDITIONS, PROFILES, make_config
 from lar_core.draws import Draws
-from lar_core.errors import LarError
+from lar_core.errors import Damaged, LarError
 from lar_core.model.losses import decode
-from lar_core.model.policy import Teacher
+from lar_core.model.offline import build_tiny
+from lar_core.model.policy import Teacher, make_policy
 from lar_core.run import Run
 from lar_core.train import train
 
@@ -117,6 +118,43 @@ def test_weights_of_another_model_are_refused(policy_of, tmp_path):
     policy_of("action_only").save(tmp_path / "model.safetensors")
     with pytest.raises(LarError, match="another model"):
         policy_of("attention_mask").load(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": "lora_top", "top_layers": 1, "saliency_layers": 1}])
+def test_a_policy_refuses_other_backbone_weights_than_it_was_trained_on(policy_of, tmp_path, changes):
+    build_tiny(PROFILES["micro"], tmp_path / "other", seed=1)
+    path = tmp_path / "model.safetensors"
+    policy_of(**changes).save(path)
+    policy_of("attention_mask", **changes | ({"precision": "bf16"} if changes else {})).load(path)  # the same weights
+    with pytest.raises(LarError, match="trained on a backbone with other weights .*give it the backbone") as caught:
+        make_policy(make_config("attention_mask", "micro", **changes), tmp_path / "other").load(path)
+    assert not isinstance(caught.value, Damaged)
+
+
+def test_a_policy_from_before_identities_were_remembered_still_loads(policy_of, tmp_path):
+    path, policy = tmp_path / "model.safetensors", policy_of()
+    policy.save(path)
+    save_file(load_file(path), path)
+    policy_of().load(path)
+
+
+def test_a_checkpoint_with_nan_is_damaged(policy_of, tmp_path):
+    path, policy = tmp_path / "model.safetensors", policy_of()
+    policy.head.queries.data[0] = float("nan")
+    policy.save(path)
+    with pytest.raises(Damaged, match="head.queries holds NaN or infinity"):
+        policy_of().load(path)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file"),
+                                   OSError(5, "Input/output error"), torch.OutOfMemoryError("out of memory")])
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(policy_of, tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+    monkeypatch.setattr("lar_core.model.policy.check_trained_on", fail)
+    with pytest.raises(LarError, match="could not be read.*nothing there has to be deleted") as caught:
+        policy_of().load(tmp_path / "model.safetensors")
+    assert not isinstance(caught.value, Damaged)
 
 
 def test_gaze_without_segmentation_is_refused(policy_of, batch):

@@ -14,8 +14,9 @@ from lar_core import cli
 from lar_core.config import make_config
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.manifest import load_manifest
-from lar_core.errors import LarError
+from lar_core.errors import Damaged, LarError
 from lar_core.evaluate.results import load_results
+from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
 from lar_core.run import Run
 from lar_core.share import FILES, REQUIRED, export, from_pretrained, push, upload
@@ -173,6 +174,25 @@ def test_weights_of_another_condition_are_refused(folder):
     config["condition"] |= {"mask_source": "none", "reconstructor": "none"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(LarError, match="of another model"):
+        from_pretrained(folder)
+
+
+def test_another_backbone_beside_the_weights_is_refused_as_what_it_is(run, tmp_path):
+    config = make_config(profile="micro", tune="lora_top", top_layers=1, saliency_layers=1)
+    shared = export(finished(config, tmp_path / "run", run), tmp_path / "policy")
+    build_tiny(config.profile, tmp_path / "other", seed=1)
+    shutil.copy(tmp_path / "other" / "model.safetensors", shared / "backbone")
+    with pytest.raises(LarError, match="trained on a backbone with other weights") as caught:
+        from_pretrained(shared)
+    assert not isinstance(caught.value, Damaged)
+
+
+@pytest.mark.parametrize("stage", ["read_config", "read_processor"])
+def test_a_folder_that_cannot_be_read_is_not_called_damaged(folder, monkeypatch, stage):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(f"lar_core.share.{stage}", fail)
+    with pytest.raises(LarError, match="could not be read .*Permission denied.*nothing there has to be deleted"):
         from_pretrained(folder)
 
 

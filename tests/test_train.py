@@ -13,12 +13,13 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.config import make_config
+from lar_core.config import PROFILES, make_config
 from lar_core.data.dataset import load_split
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.stats import Stats
 from lar_core.errors import LarError
 from lar_core.files import append_jsonl, read_jsonl
+from lar_core.model.offline import build_tiny
 from lar_core.processes import Stopped
 from lar_core.run import Run
 from lar_core.train import Trainer, load_policy, make_dataset, rate, train
@@ -258,6 +259,32 @@ def test_a_backbone_from_a_folder_is_used_as_it_is(new_run, demos, backbone_fold
     run = new_run("run", backbone=str(backbone_folder), samples=8)
     train(run, [demos])
     assert run.trained and not run.backbone.exists()
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": "full_top", "top_layers": 1, "saliency_layers": 1, "cache": True}])
+def test_other_backbone_weights_are_refused_when_acting_and_when_resuming(new_run, demos, tmp_path, changes):
+    """The folder keeps its name and gets other weights, as when somebody trains it on or downloads another revision."""
+    backbone = tmp_path / "backbone"
+    build_tiny(PROFILES["micro"], backbone)
+    run = new_run("run", backbone=str(backbone), samples=8, **changes)
+    train(run, [demos], tmp_path / "data")
+    load_policy(run)
+    build_tiny(PROFILES["micro"], backbone, seed=1)
+    sentence = "trained on a backbone with other weights .* give it the backbone that it was trained on"
+    with pytest.raises(LarError, match=sentence):
+        load_policy(run)
+    run.final_checkpoint.rename(run.final_checkpoint.with_name("step_000001"))
+    with pytest.raises(LarError, match=sentence):
+        train(run, [demos], tmp_path / "data")
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(new_run, demos):
+    run = new_run("run", samples=8)
+    train(run, [demos])
+    unfinished = run.final_checkpoint.rename(run.final_checkpoint.with_name("step_000001"))
+    (unfinished / "trainer.pt").unlink()
+    with pytest.raises(LarError, match="trainer.pt could not be read .*No such file.*nothing there has to be deleted"):
+        train(run, [demos])
 
 
 def test_a_hub_backbone_must_be_in_the_manifest(new_run, demos):

@@ -146,16 +146,6 @@ def _together(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: pad_sequence([row[name] for row in rows], batch_first=True) for name in rows[0]}
 
 
-def weights_identity(folder: Path) -> str:
-    """What tells these weights from others: the hub's revision, or a digest of the weight files of a folder."""
-    if folder.parent.name == "snapshots":
-        return folder.name
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        digest.update(bytes.fromhex(_sha256(path)))
-    return digest.hexdigest()
-
-
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,15 +75,15 @@ class Prefix:
 
 class Backbone(nn.Module):
     """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model;
-    `aggregation` makes one map of what they attend to.
+    `aggregation` makes one map of what they attend to. identity: which weights it was loaded with; None: not its own.
     """
 
     def __init__(self, vlm: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, saliency_layers: int = 3,
-                 join: int = 0):
+                 join: int = 0, identity: str | None = None):
         super().__init__()
         self.vlm = vlm
         self.processor = processor
-        self.join = join
+        self.join, self.identity = join, identity
         self.layers = vlm.config.text_config.num_hidden_layers
         self.tapped = tuple(range(self.layers - saliency_layers, self.layers))
         self._prefixes: dict[str, list[int]] = {}

@@ -20,8 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..draws import Draws
-from ..errors import LarError
+from ..errors import Damaged, LarError
+from .checks import check_loaded
 from .mae import patchify, sincos_positions, unpatchify
+from .weight_files import first_not_finite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -195,13 +197,17 @@ class DiffusionDecoder(nn.Module):
 
 
 def load_vae(folder: Path) -> AutoencoderKL:
-    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none."""
+    """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none, whole and sound."""
     from diffusers import AutoencoderKL
     try:
-        return AutoencoderKL.from_pretrained(folder, use_safetensors=True)
+        vae, found = AutoencoderKL.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise LarError(f"{folder} holds no autoencoder in diffusers' format ({str(error).splitlines()[0]}): correct "
                        "vae, or set recon_target=raw.") from error
+    check_loaded(found, folder, len(list(vae.parameters())))
+    if wild := first_not_finite(vae.state_dict()):
+        raise Damaged(f"{folder} holds NaN or infinity in {wild}: copy or download the autoencoder again.")
+    return vae
 
 
 def object_boxes(pixels: Tensor) -> Tensor:

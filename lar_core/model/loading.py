@@ -15,47 +15,51 @@ memory (0.1 GB a layer), and backward passes through 8 bit are slow.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import BitsAndBytesConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from ..config import Profile
 from ..errors import LarError
 from ..runtime import float_dtype
 from .backbone import Backbone
+from .checks import check_loaded, read_config, read_processor
 from .saliency import ATTENTION
+from .weight_files import check_numbers, read_weights, weights_identity
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of one Gemma layer
 _LAYER = "model.language_model.layers"
 BLOCK = 64  # weights that bitsandbytes quantises together
+ROOM = "close other programs or kernels, choose int8, nf4 or bf16, or a machine with more of it."
 
 
 def load_backbone(source: str | Path, saliency_layers: int = 3, *, precision: str = "fp32", tune: str = "all",
                   top_layers: int = 3, lora_rank: int = 16, checkpointing: bool = False,
                   device: torch.device | str = "cpu") -> Backbone:
-    """Load a backbone from a folder with transformers' own `from_pretrained`.
+    """Load a backbone from a folder with transformers' own `from_pretrained`, and check all of it.
 
-    Arguments are the fields of `Profile`. Raises LarError when the weights cannot be had or do not fit, and when other
-    modules were quantised than should be.
+    Arguments are the fields of `Profile`. Raises LarError when the weights cannot be had, are not whole and sound, or do
+    not fit, and when other modules were quantised than should be.
     """
-    try:
-        processor = PaliGemmaProcessor.from_pretrained(source)
-        vlm = _from_pretrained(source, precision, tune, top_layers, torch.device(device))
-    except (OSError, ValueError) as error:
-        raise LarError(f"The backbone {str(source)!r} could not be loaded ({str(error).splitlines()[0]}): check the "
-                       "folder, or delete it and have it made or downloaded again.") from error
-    except torch.cuda.OutOfMemoryError as error:
-        raise LarError(f"{source} does not fit this GPU's memory at precision {precision!r}: choose int8 or nf4, and "
-                       "see `lar doctor --profile t4` for what fits.") from error
+    folder, on = Path(source), torch.device(device)
+    with _true_causes(folder, precision):
+        config = read_config(folder)
+        processor, weights = read_processor(folder, config), read_weights(folder)
+        check_numbers(weights, folder, float_dtype(precision, on))
+        vlm = _build(folder, config, weights, precision, tune, top_layers, on)
+        identity = weights_identity(weights)
     _check_quantised(vlm, precision, tune, top_layers)
     _avoid_narrow_packing(vlm)
     layers = vlm.config.text_config.num_hidden_layers
     set_trainable(vlm, tune, range(layers - top_layers, layers), lora_rank)
     if checkpointing:
         vlm.gradient_checkpointing_enable({"use_reentrant": False})
-    return Backbone(vlm, processor, saliency_layers, join=layers - top_layers if tune.endswith("_top") else 0)
+    join = layers - top_layers if tune.endswith("_top") else 0
+    return Backbone(vlm, processor, saliency_layers, join, identity)
 
 
 def load_for(profile: Profile, source: str | Path, saliency_layers: int, device: torch.device | str) -> Backbone:
@@ -133,19 +137,46 @@ def _count(parameter: nn.Parameter) -> int:
     return parameter.numel() * 2 if packed else parameter.numel()
 
 
-def _from_pretrained(source: str | Path, precision: str, tune: str, top_layers: int,
-                     device: torch.device) -> PaliGemmaForConditionalGeneration:
-    dtype = float_dtype(precision, device)
-    layers = _text_layers(source)
-    config = quantisation(precision, tune, range(layers - top_layers, layers), dtype)
-    placed = {} if config is None and device.type == "cpu" else {"device_map": {"": device}}
-    return PaliGemmaForConditionalGeneration.from_pretrained(
-        source, dtype=dtype, quantization_config=config, **placed,
-        attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"})
+def _build(folder: Path, config: PaliGemmaConfig, weights: dict[str, Tensor], precision: str, tune: str, top_layers: int,
+           device: torch.device) -> PaliGemmaForConditionalGeneration:
+    """The weights are handed over instead of their folder, so that nothing but what was checked is loaded."""
+    dtype, layers = float_dtype(precision, device), config.text_config.num_hidden_layers
+    quantised = quantisation(precision, tune, range(layers - top_layers, layers), dtype)
+    placed = {} if quantised is None and device.type == "cpu" else {"device_map": {"": device}}
+    vlm, found = PaliGemmaForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=weights, dtype=dtype, quantization_config=quantised, **placed,
+        attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"}, ignore_mismatched_sizes=True,
+        output_loading_info=True)
+    found["mismatched_keys"] |= _other_shapes(vlm)
+    check_loaded(found, folder, len(list(vlm.parameters())))
+    return vlm
 
 
-def _text_layers(source: str | Path) -> int:
-    return PaliGemmaForConditionalGeneration.config_class.from_pretrained(source).text_config.num_hidden_layers
+def _other_shapes(vlm: nn.Module) -> set[tuple]:
+    """Name, shape there and shape wanted of quantised weights that do not fit, which transformers does not tell."""
+    kept = {name: vlm.get_submodule(name) for name in quantised_modules(vlm)}
+    shapes = {name: (tuple(getattr(getattr(module.weight, "quant_state", None), "shape", module.weight.shape)),
+                     (module.out_features, module.in_features)) for name, module in kept.items()}
+    return {(f"{name}.weight", there, wanted) for name, (there, wanted) in shapes.items() if there != wanted}
+
+
+@contextmanager
+def _true_causes(folder: Path, precision: str) -> Iterator[None]:
+    """Turn what may go wrong in loading into sentences, each with its own cause: nothing here says that data are damaged."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise LarError(f"{folder} does not fit this GPU's memory at precision {precision!r}: choose int8 or nf4, and "
+                       "see `lar doctor --profile t4` for what fits.") from error
+    except MemoryError as error:
+        raise LarError(f"{folder} does not fit this machine's memory at precision {precision!r}: {ROOM}") from error
+    except (OSError, ImportError, RuntimeError, ValueError) as error:
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "can't allocate memory" in str(error):
+            raise LarError(f"{folder} does not fit this machine's memory at precision {precision!r} ({cause}): {ROOM}"
+                           ) from error
+        raise LarError(f"The backbone {folder} could not be loaded ({type(error).__name__}: {cause}): mend that cause and "
+                       "try again; nothing there has to be deleted.") from error
 
 
 def _avoid_narrow_packing(vlm: PaliGemmaForConditionalGeneration) -> None:

@@ -28,7 +28,7 @@ from transformers import DynamicCache
 
 from ..config import Condition, Profile, RunConfig
 from ..draws import Draws
-from ..errors import LarError
+from ..errors import Damaged, LarError
 from ..registry import HEADS, RECONSTRUCTORS, REGULARISERS
 from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
@@ -38,6 +38,7 @@ from .loading import load_for
 from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .regularisers import Given
+from .weight_files import check_trained_on, first_not_finite
 
 DECAY = 0.996  # teacher = DECAY * teacher + (1 - DECAY) * student after every step
 
@@ -219,20 +220,28 @@ class Policy(nn.Module):
         return self.trained() | {name: buffer for name, buffer in self.named_buffers() if ".aggregation." in name}
 
     def save(self, path: Path) -> None:
-        """Write `kept` as safetensors."""
-        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path)
+        """Write `kept` as safetensors, whose metadata remember which backbone weights it was trained on."""
+        # One entry only: safetensors writes several in any order, and equal policies should be equal files.
+        remembered = {"backbone": self.backbone.identity} if self.backbone.identity else None
+        save_file({name: tensor.detach().contiguous() for name, tensor in self.kept().items()}, path, remembered)
 
     def load(self, path: Path) -> None:
-        """Read what `save` wrote. Raises LarError when the file is damaged or of another model."""
+        """Read what `save` wrote. Raises LarError when it is damaged, of another model, or of other backbone weights."""
         try:
+            check_trained_on(path, self.backbone.identity)
             state = load_file(path)
             if foreign := set(state) ^ set(self.kept()):
                 raise KeyError(f"{min(foreign)} is in only one of the two")
+            if wild := first_not_finite(state):
+                raise KeyError(f"{wild} holds NaN or infinity")
             self.load_state_dict(state, strict=False)
-        except (SafetensorError, KeyError, RuntimeError, OSError) as error:
-            raise LarError(f"The checkpoint {path} is damaged or belongs to another model "
-                           f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
-                           ) from error
+        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+            raise LarError(f"The checkpoint {path} could not be read ({error}): mend that cause; nothing there has to be "
+                           "deleted.") from error
+        except (SafetensorError, KeyError, RuntimeError) as error:
+            raise Damaged(f"The checkpoint {path} is damaged or belongs to another model "
+                          f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
+                          ) from error
 
 
 class Teacher:
