@@ -22,14 +22,15 @@ from tqdm import tqdm
 
 from ..config import Profile
 from ..data.stats import Stats, proprio
-from ..errors import LarError
+from ..errors import LarError, say_once
 from ..files import append_jsonl, read_jsonl
 from ..model.policy import Policy
 from ..run import Run
 from ..sim.env import instruction
 from ..sim.episode import EpisodeEnv
-from ..sim.libero_setup import use_assets
+from ..sim.libero_setup import prepare
 from ..sim.placements import evaluation_scenes
+from ..sim.reference import MEANING
 from ..sim.workers import cores
 from .film import Film
 
@@ -108,6 +109,7 @@ def vector_env(task: int, placement: str, profile: Profile) -> Iterator[AsyncVec
     key = (task, placement, profile)
     if key not in _kept:
         close_envs()
+        prepare()
         _kept[key] = AsyncVectorEnv([partial(EpisodeEnv, task, placement, profile)] * count, context="spawn",
                                     autoreset_mode=AutoresetMode.DISABLED)
     try:
@@ -162,6 +164,8 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
     """Run up to `num_envs` episodes side by side; surplus environments repeat the last one and are not counted."""
     began = time.perf_counter()
     padded = wave + wave[-1:] * (envs.num_envs - len(wave))
+    made = envs.get_attr("record")
+    _warn(made[0]["picture"])
     sentences = [trial.sentence(scenes[episode].instruction) for episode in padded]
     observation, _ = envs.reset(seed=padded)
     steps = np.full(len(padded), actor.profile.max_steps)
@@ -181,8 +185,14 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
             break
     seconds = (time.perf_counter() - began) / len(wave)
     return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(finished[i]),
-             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], "assets": use_assets(),
+             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], **made[i],
              "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
+
+
+def _warn(picture: dict) -> None:
+    if picture["check"] == "other":
+        say_once(f"This machine {MEANING['other']} for task {picture['task']}: success rates made here do not compare with "
+                 "others. `lar doctor` looks into it.")
 
 
 def _save_film(run: Run, trial: Trial, episode: int, film: Film) -> str | None:

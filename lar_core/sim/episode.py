@@ -11,6 +11,7 @@ import numpy as np
 from ..config import Profile
 from .env import SpatialEnv
 from .placements import evaluation_scenes, success
+from .reference import scene_record
 
 
 class EpisodeEnv(gymnasium.Wrapper):
@@ -22,6 +23,7 @@ class EpisodeEnv(gymnasium.Wrapper):
     def __init__(self, task: int, placement: str, profile: Profile):
         super().__init__(SpatialEnv(task, image_size=profile.image_size, wrist_size=profile.wrist_size))
         self.scenes = evaluation_scenes(task, placement)
+        self.record = scene_record(self.env)  # kept with every episode: assets, renderer, versions, reference picture
         self.wait_steps = profile.wait_steps
 
     def reset(self, *, seed: int, options: dict | None = None):

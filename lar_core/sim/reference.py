@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from functools import cache
 from importlib.resources import files
 
@@ -27,7 +28,7 @@ def scene_record(env: SpatialEnv) -> dict:
     """What a result of `env` was made with: assets in the scene, renderer, versions, reference picture. Ends its episode."""
     picture = reference_picture(env)
     seen = colours(picture)
-    return {"assets": env.assets, "gl": env.renderer(), "versions": versions(),
+    return {"assets": env.assets, "gl": env.renderer(), "versions": {"python": platform.python_version(), **versions()},
             "picture": {"task": env.task, "sha256": hashlib.sha256(picture.tobytes()).hexdigest(),
                         "colours": seen.tobytes().hex(), "check": check(env.assets["sha256"], env.task, seen)}}
 

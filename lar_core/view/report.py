@@ -122,6 +122,7 @@ def _header(results: dict) -> str:
     facts = {"Profile": run["profile"], "Seed": run["seed"], "Tasks": f"LIBERO-Spatial {tasks}",
              "Placements": ", ".join(reading.placements(results)), "Assets": assets.get("name", "not recorded"),
              "Demonstrations": f"{demos['source']}, images {demos['images']}" if demos else "not recorded",
+             "Rendered by": ", ".join(sorted({scene["gl"]["renderer"] for scene in made.get("scenes") or ()})) or "not recorded",
              "Commit": made.get("commit", "not recorded"),
              "Machine": made.get("device") or made.get("machine", "not recorded"),
              "Versions": versions or "not recorded"}
