@@ -66,7 +66,8 @@ def temporary_folder(name: str) -> Path:
     """
     try:
         folder = Path(tempfile.gettempdir()) / f"lar_core-{os.getuid()}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if not os.path.lexists(folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not writable(folder / name):
             folder = Path(tempfile.mkdtemp(prefix="lar_core-"))  # somebody else's: not to be trusted, nor to be written
         (folder / name).mkdir(exist_ok=True)
