@@ -108,7 +108,8 @@ def _rows(title: str, values: dict[str, float], form: str) -> None:
 def _python() -> str:
     if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
         first, last = (".".join(map(str, version)) for version in PYTHONS)
-        raise LarError(f"this is {platform.python_version()}, but {first} to {last} is needed: say make PYTHON=python{last}.")
+        raise LarError(f"this is {platform.python_version()}, but {first} to {last} is needed: say make "
+                       f"PYTHON=python{last}.")
     return platform.python_version()
 
 
@@ -166,8 +167,8 @@ def _scene() -> str:
         raise LarError(f"none can be built ({error}) {' '.join(wrong_versions())}".rstrip()) from error
     what = f"assets {made['assets']['name']!r}, sha256 {made['assets']['sha256'][:12]}, drawn by {made['gl']['renderer']}"
     if made["picture"]["check"] == "other":
-        raise LarError(f"it is built ({what}), but its picture is not the expected one: other renderers differ by little, so "
-                       f"this is another light, scene or orientation. {' '.join(wrong_versions()) or _OTHER_GL}")
+        raise LarError(f"it is built ({what}), but its picture is not the expected one: other renderers differ by little, "
+                       f"so this is another light, scene or orientation. {' '.join(wrong_versions()) or _OTHER_GL}")
     return f"{what}, reference picture {made['picture']['sha256'][:12]} ({made['picture']['check']})"
 
 

@@ -209,15 +209,17 @@ def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     numba = cache.cache_base() / "numba"
     code = "import os; from lar_core.sim import assets, libero_setup; libero_setup.setup(); " \
            "print(assets.standin_pack(), os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
-    places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path), "MPLCONFIGDIR": "",
-                                         "HOME": "/dev/null/home", "NUMBA_CACHE_DIR": str(numba)})
+    places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path),
+                                         "MPLCONFIGDIR": "", "HOME": "/dev/null/home", "NUMBA_CACHE_DIR": str(numba)})
     assert all(place.startswith(str(tmp_path)) for place in places.split())
 
 
 @pytest.mark.parametrize("variables, moved", [
     ({}, {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": None}),
-    ({"MPLCONFIGDIR": "/dev/null/mpl", "XDG_CONFIG_HOME": "/dev/null/config"}, {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": "temporary"}),
-    ({"NUMBA_CACHE_DIR": "/dev/null/numba", "XDG_CACHE_HOME": "/dev/null/cache"}, {"NUMBA_CACHE_DIR": "temporary", "MPLCONFIGDIR": None}),
+    ({"MPLCONFIGDIR": "/dev/null/mpl", "XDG_CONFIG_HOME": "/dev/null/config"},
+     {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": "temporary"}),
+    ({"NUMBA_CACHE_DIR": "/dev/null/numba", "XDG_CACHE_HOME": "/dev/null/cache"},
+     {"NUMBA_CACHE_DIR": "temporary", "MPLCONFIGDIR": None}),
     ({"NUMBA_CACHE_DIR": "."}, {"NUMBA_CACHE_DIR": ".", "MPLCONFIGDIR": None}),  # the user's own choice stays
 ])
 def test_libraries_that_insist_on_a_cache_get_one_that_can_be_written(tmp_path, monkeypatch, variables, moved):
@@ -283,8 +285,9 @@ def test_no_temporary_folder_at_all_is_a_sentence(monkeypatch):
         cache.temporary_folder("cache")
 
 
-@pytest.mark.parametrize("name, found, wrong", [("mujoco", "3.10.0", True), ("robosuite", "1.5.1", True), ("bddl", "3.6.0", True),
-                                                ("robosuite", None, True), ("libero", "0.1.0", False)])
+@pytest.mark.parametrize("name, found, wrong", [
+    ("mujoco", "3.10.0", True), ("robosuite", "1.5.1", True), ("bddl", "3.6.0", True), ("robosuite", None, True),
+    ("libero", "0.1.0", False)])
 def test_versions_are_compared_with_the_pinned_ones(monkeypatch, name, found, wrong):
     """LIBERO's repository calls the same code 0.1.0."""
     real = versions.installed
@@ -301,7 +304,8 @@ def test_a_scene_that_cannot_be_built_names_the_version_at_fault(monkeypatch):
         env.SpatialEnv(5)
 
 
-@pytest.mark.parametrize("package, words", [("", "cannot be imported .ModuleNotFoundError"), ("raise SystemExit(3)", "SystemExit: 3")])
+@pytest.mark.parametrize("package, words", [("", "cannot be imported .ModuleNotFoundError"),
+                                            ("raise SystemExit(3)", "SystemExit: 3")])
 def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, words):
     """As the repository's, which wants a package that PyPI's does not."""
     path = repository / "libero" / "envs" / "venv.py"

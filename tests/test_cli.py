@@ -1,8 +1,6 @@
 """The command line: it teaches, and refuses nonsense in one sentence with a non-zero exit code."""
 
 import errno
-import subprocess
-import sys
 
 import pytest
 

@@ -33,8 +33,8 @@ def scene(check: str = "expected") -> str:
 
 
 @pytest.mark.parametrize("broken", CHECKS)
-@pytest.mark.parametrize("fault", [LarError("This is missing: do that."), ImportError("numpy.core.multiarray"), SystemExit(1),
-                                   OSError(30, "Read-only file system"), RuntimeError("a\nb"), AssertionError()])
+@pytest.mark.parametrize("fault", [LarError("This is missing: do that."), ImportError("numpy.core.multiarray"),
+                                   SystemExit(1), OSError(30, "Read-only file system"), RuntimeError("a\nb"), AssertionError()])
 def test_one_broken_check_is_one_line_and_the_others_follow(capsys, monkeypatch, healthy, broken, fault):
     def fail():
         raise fault
@@ -71,7 +71,7 @@ def test_a_scene_that_looks_wrong_is_not_fine(monkeypatch):
         doctor._scene()
 
 
-@pytest.mark.parametrize("cause", ["the process was ended by SIGSEGV, inside a library", "ImportError: libEGL", "it did not answer"])
+@pytest.mark.parametrize("cause", ["the process was ended by SIGSEGV, inside a library", "ImportError: libEGL"])
 def test_a_scene_that_cannot_be_built_passes_the_cause_on(monkeypatch, cause):
     def fail(_):
         raise ChildError(cause)
@@ -90,7 +90,7 @@ def test_other_versions_than_the_pinned_ones_are_not_fine(monkeypatch):
 
 @pytest.mark.parametrize("needs, words", [
     (["numpy>=2", "not-there-at-all>=1"], "not-there-at-all>=1"), (["numpy<1.20"], "numpy<1.20"),
-    (['not-there-at-all; extra == "test"'], None), (["mujoco==1.0"], None)])  # extras are not needed; mujoco has a line already
+    (['not-there-at-all; extra == "test"'], None), (["mujoco==1.0"], None)])  # extras are not needed, pins are compared before
 def test_the_projects_own_requirements_are_looked_at(monkeypatch, needs, words):
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: needs)
     monkeypatch.setattr(doctor, "wrong_versions", list)
@@ -130,7 +130,8 @@ def lar(*words: str, env: dict[str, str]) -> subprocess.CompletedProcess:
 
 def test_libraries_that_crash_when_they_are_imported_are_named_and_nothing_crashes_with_them(tmp_path):
     """PyTorch with a signal, MuJoCo with an exit, psutil and transformers with an error."""
-    env = shadow(tmp_path, torch="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", mujoco="raise SystemExit('no licence')",
+    env = shadow(tmp_path, torch="import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+                 mujoco="raise SystemExit('no licence')",
                  psutil="raise ImportError('no psutil')", transformers="1 / 0")
     done = lar("doctor", env=env)
     said = done.stdout
@@ -139,7 +140,8 @@ def test_libraries_that_crash_when_they_are_imported_are_named_and_nothing_crash
 
 
 def test_the_command_itself_lacks_a_package_and_doctor_runs_all_the_same(tmp_path):
-    env = shadow(tmp_path, yaml="raise ImportError('no yaml here')", torch="raise ImportError('nor torch')", mujoco="raise ImportError('x')")
+    env = shadow(tmp_path, yaml="raise ImportError('no yaml here')", torch="raise ImportError('nor torch')",
+                 mujoco="raise ImportError('x')")
     done = lar("doctor", env=env)
     assert done.returncode == 2 and "no yaml here" in done.stderr and "nor torch" in done.stdout
     assert lar("train", env=env).stderr.startswith("lar: no yaml here") and "Traceback" not in done.stderr
@@ -149,4 +151,4 @@ def test_a_missing_gl_library_is_named_with_the_line_to_type():
     done = lar("doctor", env={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "osmesa", "PATH": "/usr/bin", "HOME": "/tmp",
                               "PYTHONPATH": "tests/no_gl"})
     assert done.returncode == 2
-    assert done.stdout.count("sudo apt-get install -y libosmesa6") + done.stdout.count("which draws here") >= 1
+    assert done.stdout.count("sudo apt-get install -y libosmesa6") == 2  # of the library alone, and of the scene

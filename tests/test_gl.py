@@ -48,7 +48,8 @@ def ask(**variables: str) -> str:
 
 
 @pytest.mark.parametrize("gpu, draws, chosen", [
-    (False, ("osmesa",), "osmesa"), (False, ("egl",), "egl"), (True, ("egl", "osmesa"), "egl"), (True, ("osmesa",), "osmesa")])
+    (False, ("osmesa",), "osmesa"), (False, ("egl",), "egl"), (True, ("egl", "osmesa"), "egl"),
+    (True, ("osmesa",), "osmesa")])
 def test_egl_comes_first_beside_a_gpu_and_the_other_library_takes_over_where_one_does_not_draw(machine, capsys, gpu, draws,
                                                                                                chosen):
     machine.gpu, machine.draws = gpu, dict.fromkeys(draws, DRAWS)
@@ -160,7 +161,8 @@ def test_glfw_without_a_display_is_answered_by_what_draws_here():
 
 
 @pytest.mark.parametrize("variables", [
-    {"CUDA_VISIBLE_DEVICES": "GPU-6f2d", "MUJOCO_EGL_DEVICE_ID": "0"}, {"CUDA_VISIBLE_DEVICES": "0,1", "MUJOCO_EGL_DEVICE_ID": "x"}])
+    {"CUDA_VISIBLE_DEVICES": "GPU-6f2d", "MUJOCO_EGL_DEVICE_ID": "0"},
+    {"CUDA_VISIBLE_DEVICES": "0,1", "MUJOCO_EGL_DEVICE_ID": "x"}])
 def test_robosuite_does_not_stop_at_the_devices_that_cuda_may_see(variables):
     code = "import os; from lar_core.sim.libero_setup import setup; setup(); import json; " \
            "print(json.dumps([os.environ['MUJOCO_GL'], os.environ['CUDA_VISIBLE_DEVICES']]))"

@@ -19,7 +19,7 @@ from ..versions import versions
 from .env import SpatialEnv, official_init_states
 
 SIZE, CELLS = 64, 8
-TOLERANCE = 3.0  # mean difference of the cells, of 255: multi-sampling and reflections give 1, a wrong task 5, light 10 % lower 12
+TOLERANCE = 3.0  # mean difference of the cells, of 255: multi-sampling and reflections give 1, another task 5 and more
 MEANING = {"expected": "renders what is expected", "other": "does not render what is expected",
            "unknown": "renders assets whose look is not on record"}
 
