@@ -55,9 +55,9 @@ STEPS: dict[str, tuple[str, str]] = {
              "is the one of `hf auth login` or HF_TOKEN. REPO_ID stands first: `lar push me/bowls --run-dir DIR`."),
     "doctor": ("say what this machine has and what would run on it",
                "Checks Python, packages and their versions, PyTorch, caches, off-screen rendering, memory and disk, and "
-               "builds and renders one scene. With --profile it plans: memory and time of the condition, part by part, before anything is loaded (--machine t4: on a "
-               "free Colab T4 instead of here). --full-size builds PaliGemma-3B's true size with random weights, loads it "
-               "in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
+               "builds and renders one scene. With --profile it plans: memory and time of the condition, part by part, "
+               "before anything is loaded (--machine t4: on a free Colab T4 instead of here). --full-size builds "
+               "PaliGemma-3B's true size with random weights, loads it in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
 }
 
 

@@ -34,7 +34,8 @@ def scene(check: str = "expected") -> str:
 
 @pytest.mark.parametrize("broken", CHECKS)
 @pytest.mark.parametrize("fault", [LarError("This is missing: do that."), ImportError("numpy.core.multiarray"),
-                                   SystemExit(1), OSError(30, "Read-only file system"), RuntimeError("a\nb"), AssertionError()])
+                                   SystemExit(1), OSError(30, "Read-only file system"),
+                                   RuntimeError("a\nb"), AssertionError()])
 def test_one_broken_check_is_one_line_and_the_others_follow(capsys, monkeypatch, healthy, broken, fault):
     def fail():
         raise fault
@@ -90,7 +91,7 @@ def test_other_versions_than_the_pinned_ones_are_not_fine(monkeypatch):
 
 @pytest.mark.parametrize("needs, words", [
     (["numpy>=2", "not-there-at-all>=1"], "not-there-at-all>=1"), (["numpy<1.20"], "numpy<1.20"),
-    (['not-there-at-all; extra == "test"'], None), (["mujoco==1.0"], None)])  # extras are not needed, pins are compared before
+    (['not-there-at-all; extra == "test"'], None), (["mujoco==1.0"], None)])  # extras: not needed
 def test_the_projects_own_requirements_are_looked_at(monkeypatch, needs, words):
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: needs)
     monkeypatch.setattr(doctor, "wrong_versions", list)

@@ -316,7 +316,7 @@ def caveats(results: dict) -> list[str]:
     tasks = profile.get("tasks", ())
     possible = (
         (any(scene["picture"]["check"] == "other" for scene in scenes), "The reference picture did not come out as expected "
-         "on the machine of some rollouts: its renderer, its MuJoCo or its assets differ, and success rates do not compare."),
+         "on the machine of some rollouts: its renderer, its MuJoCo or its assets differ, and rates do not compare."),
         (len(drawn) > 1, f"The rollouts were not all drawn alike ({'; '.join(drawn)})."),
         (assets == "standin", "Stand-in assets: the objects have LIBERO's names, sizes and tasks but not its look. "
          "Numbers are comparable between runs on the same assets, not with the literature."),
