@@ -1,22 +1,27 @@
-"""Access to PaliGemma's gated weights: whose token, and whether its owner has accepted the licence.
+"""Access to PaliGemma's gated weights: whose token, and whether the hub lets its owner read them.
 
-The token is kept in the memory of this process and nowhere else; it is never printed or saved.
+huggingface_hub finds the token (HF_TOKEN, `hf auth login`, Colab's secrets) and asks the hub. A token that is typed in
+here is kept in the memory of this process and nowhere else; none is ever printed or saved.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from getpass import getpass
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+from .data.download import here
 
 PATIENCE = 60  # seconds that a question for a token waits
+ANSWER = 20  # seconds that the hub has to answer
 WEIGHTS = "google/paligemma-3b-pt-224"
 LICENCE = f"""PaliGemma's weights are free but gated. Three steps, once:
   1. accept the licence on https://huggingface.co/{WEIGHTS} (an account is needed),
@@ -32,51 +37,83 @@ def on_colab() -> bool:
         return False
 
 
-def sign_in(name: str = "HF_TOKEN", patience: float = PATIENCE) -> bool:
-    """Make the token `name` known to this process: Colab's secrets, else the environment, else a question.
+def sign_in(patience: float = PATIENCE) -> bool:
+    """Whether PaliGemma's weights may be read: they are on this machine, or the hub gives them to this user's token.
 
-    The question gives up after `patience` seconds, and at once where nobody can answer. Returns whether there is a
-    token that may read the weights; if not, says how to get one.
+    Where no token is known, one is asked for; the question gives up after `patience` seconds, and at once where nobody
+    can answer. If the weights may not be had, says why, in the hub's words, and what to do.
     """
-    token = _colab_secret(name, patience) or os.environ.get(name) or _ask(name, patience)
+    if here("paligemma-3b-pt-224"):
+        return True
+    token = _known(patience) or _ask(patience)
     if not token:
         print(LICENCE)
         return False
-    os.environ[name] = token.strip()
-    if not _may_read():
-        print(f"The token {name} may not read {WEIGHTS}. {LICENCE}")
-        return False
-    return True
+    refusal = _refusal(token)
+    if refusal:
+        print(refusal.replace(token, "(the token)"))
+    return refusal is None
 
 
-def _may_read() -> bool:
-    """Whether the hub gives the weights to this token; without a network yes, because they may be here already."""
+def _known(patience: float) -> str | None:
     try:
-        get_hf_file_metadata(hf_hub_url(WEIGHTS, "config.json"), timeout=10)
-    except RepositoryNotFoundError:  # a gated one without a licence is one of these
-        return False
-    except Exception:  # no network, the hub is down: the download will say so, if there has to be one
+        with time_limit(patience):  # Colab asks its reader for permission
+            return get_token()
+    except Exception as error:  # a vault that does not answer, an unreadable file: a token may still be typed in
+        print(f"No token was found ({type(error).__name__}).")
+        return None
+
+
+def _refusal(token: str) -> str | None:
+    """None if the hub gives the weights to this token; otherwise why not, told apart, and what to do."""
+    if not re.fullmatch(r"[!-~]+", token):  # the library would complain with the token in its message
+        return f"The token holds blanks or letters that no token has: copy it once more, and nothing else. {LICENCE}"
+    try:
+        with time_limit(ANSWER):
+            HfApi().auth_check(WEIGHTS, token=token)
+    except HfHubHTTPError as error:
+        return _of_the_hub(error, token)
+    except Exception as error:  # no network, a proxy, the hub is down, offline mode: nothing is known of the token
+        return (f"The hub could not be asked whether {WEIGHTS} may be read ({type(error).__name__}: {error}), and the "
+                "weights are not on this machine: check the connection (and that HF_HUB_OFFLINE is not set).")
+    return None
+
+
+def _of_the_hub(error: HfHubHTTPError, token: str) -> str:
+    status, words = error.response.status_code, error.server_message or " ".join(str(error).split())
+    said = f"The hub refuses {WEIGHTS} (HTTP {status}: {words})"
+    if status >= 500 or status == 429:
+        return f"{said}. That is no fault of the token: try again later."
+    if status == 401 or not _valid(token):
+        return f"{said}: the token is invalid, expired or mistyped. Make another one, steps 2 and 3. {LICENCE}"
+    if "fine-grained" in words or not isinstance(error, GatedRepoError | RepositoryNotFoundError):
+        return (f"{said}: the token is valid but lacks the right. Edit it on https://huggingface.co/settings/tokens and "
+                "allow it to read public gated repositories, or make one of the kind \"read\".")
+    return f"{said}: the token is valid, but its owner has not accepted the licence, step 1. {LICENCE}"
+
+
+def _valid(token: str) -> bool:
+    """Whether the hub knows the token's owner; where that cannot be asked, yes."""
+    try:
+        with time_limit(ANSWER):
+            HfApi().whoami(token=token)
+    except HfHubHTTPError as error:
+        return error.response.status_code != 401
+    except Exception:  # no answer
         return True
     return True
 
 
-def _colab_secret(name: str, patience: float) -> str | None:
-    if not on_colab():
-        return None
-    try:
-        from google.colab import userdata
-        with time_limit(patience):
-            return userdata.get(name)
-    except Exception:  # no such secret, no access granted, no browser to ask: each has its own exception
-        return None
-
-
-def _ask(name: str, patience: float) -> str | None:
+def _ask(patience: float) -> str | None:
+    """Ask for a token, and keep it for this process and those that it starts."""
     try:
         with time_limit(patience):
-            return getpass(f"{name} (Enter for none, waits {patience:.0f} seconds): ")
+            token = getpass(f"HF_TOKEN (Enter for none, waits {patience:.0f} seconds): ").strip()
     except Exception:  # too late, or a front end without keyboard
         return None
+    if token:
+        os.environ["HF_TOKEN"] = token
+    return token
 
 
 @contextmanager

@@ -57,10 +57,10 @@ STEPS: dict[str, tuple[str, str]] = {
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
              "is the one of `hf auth login` or HF_TOKEN. REPO_ID stands first: `lar push me/bowls --run-dir DIR`."),
     "doctor": ("say what this machine has and what would run on it",
-               "Checks Python, PyTorch, off-screen rendering, LIBERO and its assets, memory and disk. With --profile it "
-               "plans: memory and time of the condition, part by part, before anything is loaded (--machine t4: on a "
-               "free Colab T4 instead of here). --full-size builds PaliGemma-3B's true size with random weights, loads it "
-               "in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
+               "Checks Python, packages and their versions, PyTorch, caches, off-screen rendering, memory and disk, and "
+               "builds and renders one scene. With --profile it plans: memory and time of the condition, part by part, "
+               "before anything is loaded (--machine t4: on a free Colab T4 instead of here). --full-size builds "
+               "PaliGemma-3B's true size with random weights, loads it in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
 }
 
 WORKING = ("reproduce", "demos", "pretrain", "train", "saliency", "rollout")  # these start processes that simulate
@@ -71,6 +71,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         with on_stop(stop):
+            if arguments.step != "doctor":  # which must not need what it examines
+                from .runtime import quiet
+                quiet()
             _run(arguments)
         return 0
     except LarError as error:
@@ -290,14 +293,18 @@ def _push(arguments: argparse.Namespace) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from . import doctor
+    if not (arguments.full_size or arguments.profile):
+        if not doctor.examine():
+            raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
+        return
     from .planner import T4
+    from .runtime import quiet
+    quiet()
     if arguments.full_size:
         arguments.profile, arguments.changes = "t4", ["cache=false", "batch_size=1", *arguments.changes]
         doctor.full_size(config_of(arguments), arguments.data_dir)
-    elif arguments.profile:
+    else:
         doctor.show_plan(config_of(arguments), T4 if arguments.machine else None)
-    elif not doctor.examine():
-        raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
 
 
 def _print_report(run: Run) -> None:

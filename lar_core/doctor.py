@@ -1,46 +1,75 @@
-"""`lar doctor`: what this machine has, what a configuration will need on it, and whether the full size runs."""
+"""`lar doctor`: what this machine has, what a configuration will need on it, and whether the full size runs.
+
+It must survive what it looks for, so whatever may be broken is imported where it is needed, or in a child process.
+"""
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import platform
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import psutil
-import torch
-
-from .config import RunConfig
 from .errors import LarError
-from .full_size import NOISE_FRAMES, smoke
-from .planner import Machine, Plan, plan, this_machine
+from .child import ChildError, in_child
+from .versions import pins, wrong_versions
 
+if TYPE_CHECKING:
+    from .config import RunConfig
+    from .planner import Machine, Plan
+
+PACKAGE = "la-reconvla"
+PYTHONS = ((3, 11), (3, 13))  # first and last
 NEEDED_MEMORY = 6  # GiB, profile tiny
 NEEDED_DISK = 5  # GiB
+_TORCH = """
+import torch
+on = torch.cuda.get_device_name() if torch.cuda.is_available() else f"the CPU, {torch.get_num_threads()} threads"
+print(f"{torch.__version__} on {on}")
+"""
+_SCENE = """
+import json
+from lar_core.sim.env import SpatialEnv
+from lar_core.sim.reference import scene_record
+print(json.dumps(scene_record(SpatialEnv(0, wrist_size=0))))
+"""
 
 
 def examine() -> bool:
-    """Print one line a check; True when everything that the tiny profile needs is there."""
+    """Print one line a check; True when everything that the tiny profile needs is there. Never raises."""
     checks: dict[str, Callable[[], str]] = {
-        "Python": lambda: platform.python_version(),
+        "Python": _python,
+        "packages": _packages,
         "PyTorch": _torch,
+        "caches": _caches,
         "off-screen rendering": _rendering,
-        "LIBERO and its assets": _libero,
+        "a scene of LIBERO": _scene,
         "memory": _memory,
         "disk": _disk,
     }
     fine = True
     for name, check in checks.items():
         try:
-            print(f"  ok      {name}: {check()}")
+            print(f"  ok      {name}: {check()}", flush=True)
         except LarError as error:
             fine = False
-            print(f"  missing {name}: {error}")
+            print(f"  missing {name}: {error}", flush=True)
+        except (Exception, SystemExit) as error:  # what broke is told all the same, and the other checks follow
+            fine = False
+            cause = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"  missing {name}: this could not be looked into ({cause}): mend that first, or run `make setup` again.",
+                  flush=True)
     return fine
 
 
 def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     """Print what a configuration will need, part by part, on this machine or another; nothing of it is loaded."""
+    from .planner import plan, this_machine
+
     made = plan(config, machine or this_machine(config))
     profile = config.profile
     print(f"Plan for {config.condition.name} at profile {profile.name} ({profile.precision}, {profile.tune}, batch "
@@ -57,6 +86,9 @@ def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
 
 def full_size(config: RunConfig, data: Path) -> None:
     """Run the full-size smoke test and print time and peak memory of each stage, and the plan's memory beside it."""
+    from .full_size import NOISE_FRAMES, smoke
+    from .planner import plan, this_machine
+
     machine = this_machine(config)
     print(f"{machine.name}: {config.profile.precision}, {config.profile.tune}, batch {config.profile.batch_size}")
     print(f"  {'stage':10s} {'seconds':>8s} {'peak GB':>8s}")
@@ -73,27 +105,78 @@ def _rows(title: str, values: dict[str, float], form: str) -> None:
         print(f"    {name:38s} {value:{form}}")
 
 
+def _python() -> str:
+    if not PYTHONS[0] <= sys.version_info[:2] <= PYTHONS[1]:
+        first, last = (".".join(map(str, version)) for version in PYTHONS)
+        raise LarError(f"this is {platform.python_version()}, but {first} to {last} is needed: say make "
+                       f"PYTHON=python{last}.")
+    return platform.python_version()
+
+
+def _packages() -> str:
+    wrong = wrong_versions() + _unmet()
+    if wrong:
+        raise LarError(" ".join(wrong))
+    return f"{', '.join(f'{name} {version}' for name, version in pins().items())}, as pinned"
+
+
+def _unmet() -> list[str]:
+    """A sentence on the project's own requirements that are not met; nothing where it runs without being installed."""
+    from packaging.requirements import Requirement
+    try:
+        lines = importlib.metadata.requires(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    needed = [need for need in map(Requirement, lines)
+              if need.name not in pins() and (need.marker is None or need.marker.evaluate({"extra": ""}))]
+    bad = [str(need) for need in needed if not _met(need.name, need.specifier)]
+    quoted = " ".join(f'"{need}"' for need in bad)
+    return [f"Missing, or of another version: {', '.join(bad)}. Type `pip install {quoted}`."] if bad else []
+
+
+def _met(name: str, specifier: object) -> bool:
+    try:
+        return specifier.contains(importlib.metadata.version(name), prereleases=True)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def _torch() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.__version__} on {torch.cuda.get_device_name()}"
-    return f"{torch.__version__} on the CPU, {torch.get_num_threads()} threads"
+    try:
+        return in_child(_TORCH)
+    except ChildError as error:
+        raise LarError(f"it cannot be used ({error}): install it again, `pip install --force-reinstall torch`.") from error
+
+
+def _caches() -> str:
+    from .sim.cache import cache_base, library_caches
+    library_caches()
+    return f"written to {cache_base()}"
 
 
 def _rendering() -> str:
-    import os
-
-    from .sim.libero_setup import setup
-    setup()
-    return f"works with MUJOCO_GL={os.environ['MUJOCO_GL']}"
+    from .sim import gl
+    return f"works with MUJOCO_GL={gl.prepare()}"
 
 
-def _libero() -> str:
-    from .sim.libero_setup import use_assets
-    assets = use_assets()
-    return f"assets {assets['name']!r}, sha256 {assets['sha256'][:12]}"
+def _scene() -> str:
+    """Build one scene and render it, in a child: a crash inside a library is one of the answers."""
+    try:
+        made = json.loads(in_child(_SCENE))
+    except ChildError as error:
+        raise LarError(f"none can be built ({error}) {' '.join(wrong_versions())}".rstrip()) from error
+    what = f"assets {made['assets']['name']!r}, sha256 {made['assets']['sha256'][:12]}, drawn by {made['gl']['renderer']}"
+    if made["picture"]["check"] == "other":
+        raise LarError(f"it is built ({what}), but its picture is not the expected one: other renderers differ by little, "
+                       f"so this is another light, scene or orientation. {' '.join(wrong_versions()) or _OTHER_GL}")
+    return f"{what}, reference picture {made['picture']['sha256'][:12]} ({made['picture']['check']})"
+
+
+_OTHER_GL = "Set MUJOCO_GL=osmesa and look again: if that helps, the graphics driver is at fault."
 
 
 def _memory() -> str:
+    import psutil
     free = psutil.virtual_memory().available / 2**30
     if free < NEEDED_MEMORY:
         raise LarError(f"{free:.1f} GiB are free, but profile tiny needs {NEEDED_MEMORY}: close other programs.")

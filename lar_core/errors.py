@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import zlib
 from collections.abc import Iterable
 
 
@@ -24,3 +27,12 @@ def unknown(kind: str, name: object, choices: Iterable[object]) -> LarError:
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return LarError(f"Unknown {kind} {str(name)!r}: {hint}Choose one of: {', '.join(names)}.")
+
+
+def say_once(sentence: str) -> None:
+    """Tell what was done instead of what was asked for; processes that this one starts do not repeat it."""
+    mark = f"{zlib.crc32(sentence.encode()):08x}"
+    said = os.environ.get("LAR_SAID", "")  # inherited by every process started from here
+    if mark not in said.split():
+        os.environ["LAR_SAID"] = f"{said} {mark}".strip()
+        print(f"lar: {sentence}", file=sys.stderr, flush=True)

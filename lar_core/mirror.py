@@ -6,7 +6,7 @@ each checkpoint folder) under a temporary name first.
 
 Two notebooks are two machines with one Drive. Each remembers what it has put there, in `.mirror.json` of its work
 folder. It takes away only that, once it has a newer checkpoint there itself; and it takes the place of a file there
-only with what goes on from it (see `versions`). Where two machines have gone different ways, both are kept: the first
+only with what goes on from it (see `mirror_units`). Where two machines have gone different ways, both are kept: the first
 one's where it is, the other's below `.kept`. What fails is said once, and tried again every time.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from .copies import copied, make_parents, remove, swap
 from .errors import LarError
 from .files import write_text
-from .versions import (APART, MINE, SAME, THEIRS, Digests, begins_with, compare, is_checkpoint, lacks_files, require_unit,
+from .mirror_units import (APART, MINE, SAME, THEIRS, Digests, begins_with, compare, is_checkpoint, lacks_files, require_unit,
                        units)
 
 EVERY = 60  # seconds
@@ -233,7 +233,7 @@ class Mirror:
     # --- what is there ------------------------------------------------------------------------------------------------
 
     def _compare(self, mine: Path, unit: Path, afresh: bool = False) -> str:
-        """Which one is newer (see `versions`): `mine`, or the unit there."""
+        """Which one is newer (see `mirror_units`): `mine`, or the unit there."""
         theirs, digests = self.there / unit, self.memory.digests
         if not theirs.exists():
             return APART if any((self.there / parent).is_file() for parent in unit.parents) else MINE

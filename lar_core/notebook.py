@@ -50,31 +50,36 @@ _refused: dict[Path, str] = {}  # why Drive could not be had
 def choose_profile(wanted: str = "auto") -> str:
     """Say what this machine is and how big to work on it; returns the profile's name.
 
-    "auto": what LAR_PROFILE says; else PaliGemma on a GPU if its weights may be had, else the tiny model.
+    "auto": what LAR_PROFILE says; else PaliGemma on a GPU, else the tiny model. PaliGemma only where its weights are here
+    or the hub gives them to this user: a notebook goes on with the tiny model otherwise, and says so.
     Raises LarError for a profile that does not exist.
     """
     quiet()
     use_cores()
     print(f"{'Colab' if on_colab() else 'Jupyter'} on {_machine()}; PyTorch {torch.__version__}.")
     profile, why = _choose(wanted)
-    if make_config(profile=profile).profile.backbone != "tiny" and "HF_TOKEN" not in os.environ:
-        sign_in()
     print(f"Profile {profile}: {why} Another one: set PROFILE in the form above and run again.")
     return profile
 
 
 def _choose(wanted: str) -> tuple[str, str]:
     if wanted != "auto":
-        return wanted, "you chose it."
+        return _allowed(wanted, "you chose it.")
     if os.environ.get("LAR_PROFILE"):
-        return os.environ["LAR_PROFILE"], "the environment variable LAR_PROFILE says so."
+        return _allowed(os.environ["LAR_PROFILE"], "the environment variable LAR_PROFILE says so.")
     if not torch.cuda.is_available():
         if on_colab():
             print("No GPU here. Runtime > Change runtime type > T4 GPU gives one, free; then run all again.")
         return CPU_PROFILE, "a small model that a CPU trains in minutes, with nothing to download."
-    if sign_in():
-        return GPU_PROFILE, "PaliGemma-3B, which fits this GPU in 8 bit."
-    return CPU_PROFILE, "PaliGemma-3B would fit this GPU, but its weights may not be had."
+    return _allowed(GPU_PROFILE, "PaliGemma-3B, which fits this GPU in 8 bit.")
+
+
+def _allowed(profile: str, why: str) -> tuple[str, str]:
+    """The profile, or the tiny one where its weights are PaliGemma's and may not be had."""
+    if make_config(profile=profile).profile.backbone == "tiny" or sign_in():
+        return profile, why
+    return CPU_PROFILE, (f"{profile} needs PaliGemma-3B, whose weights may not be had (see above), so the small model is "
+                         "used.")
 
 
 def _machine() -> str:

@@ -17,7 +17,6 @@ Each step reads what it needs from here and skips what is already done.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 import subprocess
@@ -28,6 +27,7 @@ from pathlib import Path
 from .config import CONDITIONS, RunConfig
 from .errors import LarError
 from .files import locked
+from .versions import versions
 
 RUNS = Path("runs")
 DATA = Path("data")
@@ -125,17 +125,7 @@ def blind_twin(config: RunConfig) -> RunConfig:
 
 def provenance() -> dict[str, str]:
     """Versions, machine and commit that a result was made with."""
-    packages = ("torch", "transformers", "numpy", "mujoco", "robosuite", "libero")
-    versions = {name: importlib.metadata.version(name) for name in packages if _installed(name)}
-    return {"commit": _commit(), "python": platform.python_version(), "machine": _processor(), **versions}
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    return {"commit": _commit(), "python": platform.python_version(), "machine": _processor(), **versions()}
 
 
 def _processor() -> str:

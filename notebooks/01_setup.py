@@ -61,8 +61,9 @@ table(("what", "version"), list(provenance().items()))
 # %% [markdown]
 # ## A token, for PaliGemma only
 #
-# PaliGemma's weights are gated. The token is looked for in Colab's secrets, then in the environment; it is kept in the
-# memory of this process and nowhere else. Without one, everything works with the small model.
+# PaliGemma's weights are gated. `huggingface_hub` looks for a token in the environment, in what `hf auth login` left, and in
+# Colab's secrets, and asks the hub whether it may read them; one that is typed in is kept in the memory of this process and
+# nowhere else. Without one, everything works with the small model.
 
 # %%
 import torch

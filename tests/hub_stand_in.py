@@ -55,7 +55,8 @@ class HubStandIn:
 
     log: every request, as "METHOD path"; received: every request's body, and every uploaded file; cut_after: when set
     to n, the connection of the next file that is downloaded breaks after n bytes; sha256: the checksums that listings
-    tell, by path of the file, as the real hub does for large ones.
+    tell, by path of the file, as the real hub does for large ones; valid: tokens with an owner; rights: what a valid token
+    other than TOKEN is told when it asks for a gated repository, as (error code, message).
     """
 
     def __init__(self):
@@ -64,6 +65,8 @@ class HubStandIn:
         self.received: list[bytes] = []
         self.cut_after: int | None = None
         self.sha256: dict[str, str] = {}
+        self.valid: set[str] = {TOKEN}
+        self.rights: dict[str, tuple[str | None, str]] = {}
 
     def __enter__(self) -> HubStandIn:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": self}))
@@ -128,6 +131,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._create(json.loads(body))
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
+        elif path == "/api/whoami-v2":
+            self._json({"name": "someone"}) if self._token in self.hub.valid else \
+                self._fail(401, None, "Invalid user token. The token is expired or was deleted.")
+        elif match := re.fullmatch("/api/(models|datasets)/([^/]+/[^/]+)/auth-check", path):
+            self._auth_check(self.hub.repos["/".join(match.groups())])
         elif match := _RESOLVE.fullmatch(path):
             kind, repo_id, revision, file = match.groups()
             self._resolve(f"{kind or 'models/'}{repo_id}", unquote(revision), unquote(file))
@@ -156,6 +164,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._fail(404 if self._token == TOKEN else 401, "RepoNotFound", "Repository not found")
             return None
         return repo
+
+    def _auth_check(self, repo: Repo) -> None:
+        if self._token not in self.hub.valid:
+            return self._fail(401, None, "Invalid credentials in Authorization header")
+        if not repo.gated or self._token == TOKEN:
+            return self._json({})
+        self._fail(403, *self.hub.rights.get(self._token, ("GatedRepo", "you are not in the authorized list")))
 
     def _resolve(self, key: str, revision: str, file: str) -> None:
         if (repo := self._visible(key)) is None:

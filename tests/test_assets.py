@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -16,7 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lar_core import versions
+from lar_core.data.manifest import load_manifest
 from lar_core.errors import LarError
+from lar_core.child import ChildError, in_child
 from lar_core.sim import cache, env, libero_setup
 from lar_core.sim.libero_setup import BOWL, MODELS, STANDIN, TEXTURES
 
@@ -134,15 +138,6 @@ def test_wall_of_boxes_stands_on_its_cone():
         assert 0.043 < np.hypot(x, y) < 0.045 and 0.024 < z < 0.027
 
 
-def test_missing_gl_library_is_answered_by_the_line_that_installs_it(monkeypatch):
-    def no_library(_):
-        raise ImportError("libOSMesa.so.8: cannot open shared object file")
-
-    monkeypatch.setattr(libero_setup.importlib, "reload", no_library)
-    with pytest.raises(LarError, match="sudo apt-get install -y libosmesa6"):
-        libero_setup._check_gl("osmesa")
-
-
 def test_setup_says_nothing_and_asks_nothing_and_leaves_the_home_folder_alone(tmp_path):
     code = "from lar_core.sim import libero_setup; libero_setup.setup(); import libero.libero, logging, os; " \
            "assert libero.libero.libero_config_path.startswith(os.environ['TMPDIR']); " \
@@ -155,12 +150,195 @@ def test_setup_says_nothing_and_asks_nothing_and_leaves_the_home_folder_alone(tm
     assert not (tmp_path / "home" / ".libero").exists()
 
 
-def test_setup_keeps_the_users_choice_of_gl(tmp_path):
-    code = "from lar_core.sim import libero_setup; libero_setup._check_gl = print; " \
-           "libero_setup._configure_libero = exit; libero_setup.setup()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                            env=os.environ | {"MUJOCO_GL": "egl"})
-    assert result.stdout.strip() == "egl"
+# --- what a built scene has loaded ------------------------------------------------------------------------------------
+
+@pytest.fixture
+def repository(tmp_path):
+    """LIBERO as its repository has it: every loader joins the path of the assets beside its own code."""
+    root = tmp_path / "repository" / "libero"
+    shutil.copytree(libero_setup.libero_root().parent, root, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    for path in (root / "libero" / "envs").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        depth = len(path.relative_to(root / "libero").parts) - 1
+        path.write_text(text.replace("from libero.libero import get_assets_path", "import pathlib\n" + (
+            f"get_assets_path = lambda: str(pathlib.Path(__file__).absolute().parents[{depth}] / 'assets')")))
+    beside = root / "libero" / "assets"
+    shutil.copytree(STANDIN, beside)
+    bowl = beside / BOWL
+    bowl.write_text(bowl.read_text().replace("0.10 0.10 0.115 1", "0.90 0.10 0.115 1"))
+    return root
+
+
+BUILD = """
+import json, sys
+from lar_core.sim import libero_setup
+{before}
+from lar_core.sim.env import SpatialEnv
+env = SpatialEnv(5, assets={choice!r}, image_size=16, wrist_size=0)
+bowl = env.stock.sim.model._model.material("akita_black_bowl_1_glaze").rgba[0]
+print(json.dumps([env.assets, str(libero_setup.libero_root()), bool(bowl < 0.5)]))
+"""
+# As an installed LIBERO that no choice reaches would: whatever is asked for, its own files are read.
+UNREACHABLE = "libero_setup._read_from = lambda folder: None"
+
+
+@pytest.mark.parametrize("choice, black", [("standin", True), (None, False)])
+def test_a_libero_from_its_repository_is_built_from_the_assets_that_were_chosen(repository, choice, black):
+    code = BUILD.format(before="", choice=choice)
+    made, root, is_black = json.loads(in_child(code, environment={"PYTHONPATH": str(repository.parent),
+                                                                  "LAR_LIBERO_ASSETS": ""}))
+    chosen = STANDIN if black else repository / "libero" / "assets"
+    assert (root, is_black) == (str(repository / "libero"), black)
+    assert made["sha256"] == libero_setup.assets_digest(chosen) and (made["name"] == "standin") == black
+
+
+def test_a_scene_that_was_built_from_other_assets_than_chosen_is_refused_naming_the_file(repository):
+    code = BUILD.format(before=UNREACHABLE, choice="standin")
+    with pytest.raises(ChildError, match=r"it loaded .*/repository/libero/libero/assets/.*pip install"):
+        in_child(code, environment={"PYTHONPATH": str(repository.parent)})
+
+
+def test_a_single_foreign_texture_is_seen_too(tmp_path):
+    other = tmp_path / "plaster.png"
+    shutil.copy(STANDIN / TEXTURES[1], other)
+    made = env.SpatialEnv(5, assets="standin", image_size=16, wrist_size=0)
+    made.stock.model.asset.find("./texture[@name='tex-wall']").set("file", str(other))
+    with pytest.raises(LarError, match="plaster.png"):
+        libero_setup.loaded_assets(made.stock, "standin")
+    made.close()
+
+
+def test_a_folder_of_links_is_the_same_assets(tmp_path):
+    """The hub's cache keeps links to files of other names."""
+    for number, name in enumerate(libero_setup.needed_files(STANDIN)):
+        (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
+        blob = tmp_path / f"blob{number}"
+        shutil.copy(STANDIN / name, blob)
+        (tmp_path / "pack" / name).symlink_to(blob)
+    made = env.SpatialEnv(5, assets=tmp_path / "pack", image_size=16, wrist_size=0)
+    assert made.assets["sha256"] == libero_setup.assets_digest(STANDIN)
+    made.close()
+
+
+# --- places that cannot be written, versions that do not fit ------------------------------------------------------------
+
+def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
+    """The numba cache is given, because filling it takes longer than all the rest."""
+    numba = cache.cache_base() / "numba"
+    code = "import os; from lar_core.sim import assets, libero_setup; libero_setup.setup(); " \
+           "print(libero_setup.STANDIN, os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
+    places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path),
+                                         "MPLCONFIGDIR": "", "HOME": "/dev/null/home", "NUMBA_CACHE_DIR": str(numba)})
+    assert all(place.startswith(str(tmp_path)) for place in places.split())
+
+
+@pytest.mark.parametrize("variables, moved", [
+    ({}, {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": None}),
+    ({"MPLCONFIGDIR": "/dev/null/mpl", "XDG_CONFIG_HOME": "/dev/null/config"},
+     {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": "temporary"}),
+    ({"NUMBA_CACHE_DIR": "/dev/null/numba", "XDG_CACHE_HOME": "/dev/null/cache"},
+     {"NUMBA_CACHE_DIR": "temporary", "MPLCONFIGDIR": None}),
+    ({"NUMBA_CACHE_DIR": "."}, {"NUMBA_CACHE_DIR": ".", "MPLCONFIGDIR": None}),  # the user's own choice stays
+])
+def test_libraries_that_insist_on_a_cache_get_one_that_can_be_written(tmp_path, monkeypatch, variables, moved):
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path / "temporary"))
+    for name in ("cache", "config", "temporary"):
+        (tmp_path / name).mkdir()
+    for name, value in {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config"),
+                        "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    cache.library_caches()
+    for name, place in moved.items():
+        assert os.environ[name].startswith(str(tmp_path / place) if place != "." else ".") if place else not os.environ[name]
+
+
+def test_the_place_that_is_used_instead_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LAR_SAID", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    folder = cache.cache_folder("pack")
+    assert tmp_path in folder.parents and cache.build_once(folder, lambda path: (path / "file").touch()).is_dir()
+    said = capsys.readouterr().err
+    assert "/dev/null/cache" in said and str(tmp_path) in said and "XDG_CACHE_HOME" in said
+
+
+def test_a_full_cache_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    baked = cache.build_once(cache.cache_folder("pack"), lambda path: (path / "file").touch())
+    monkeypatch.setattr(cache, "writable", lambda _: False)
+    assert cache.cache_folder("pack") == baked
+
+
+def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cache.Path, "home", nobody)
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    assert tmp_path in cache.cache_base().parents and not libero_setup._hub_copy().exists()
+
+
+@pytest.mark.parametrize("theirs", ["link", "file", "owner"])
+def test_a_temporary_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    taken = tmp_path / f"lar_core-{os.getuid()}"
+    if theirs == "link":
+        (tmp_path / "elsewhere").mkdir()
+        taken.symlink_to(tmp_path / "elsewhere")
+    elif theirs == "file":
+        taken.write_text("")
+    else:
+        taken.mkdir()
+        monkeypatch.setattr(cache.os, "getuid", lambda uid=os.getuid(): uid + 1)
+        taken.rename(tmp_path / f"lar_core-{os.getuid()}")
+    ours = cache.temporary_folder("cache")
+    assert ours.is_dir() and taken not in ours.parents and (tmp_path / "elsewhere") not in ours.parents
+
+
+def test_no_temporary_folder_at_all_is_a_sentence(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+    monkeypatch.setattr(cache.tempfile, "gettempdir", none)
+    with pytest.raises(LarError, match="set TMPDIR"):
+        cache.temporary_folder("cache")
+
+
+@pytest.mark.parametrize("name, found, wrong", [
+    ("mujoco", "3.10.0", True), ("robosuite", "1.5.1", True), ("bddl", "3.6.0", True), ("robosuite", None, True),
+    ("libero", "0.1.0", False)])
+def test_versions_are_compared_with_the_pinned_ones(monkeypatch, name, found, wrong):
+    """LIBERO's repository calls the same code 0.1.0."""
+    real = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda asked: found if asked == name else real(asked))
+    said = versions.wrong_versions()
+    assert len(said) == wrong and all(f"pip install --no-deps {name}=={versions.pins()[name]}" in line for line in said)
+
+
+def test_a_scene_that_cannot_be_built_names_the_version_at_fault(monkeypatch):
+    monkeypatch.setattr(env, "wrong_versions", lambda: ["…"])
+    monkeypatch.setattr(libero_setup, "wrong_versions", lambda: ["mujoco 3.10.0 is installed, but the scene needs 3.3.2."])
+    monkeypatch.setattr(env.SpatialEnv, "_make_fast", lambda _: 1 / 0)
+    with pytest.raises(LarError, match="task 5 cannot be built .ZeroDivisionError.*mujoco 3.10.0 is installed"):
+        env.SpatialEnv(5)
+
+
+@pytest.mark.parametrize("package, words", [("", "cannot be imported .ModuleNotFoundError"),
+                                            ("raise SystemExit(3)", "SystemExit: 3")])
+def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, words):
+    """As the repository's, which wants a package that PyPI's does not."""
+    path = repository / "libero" / "envs" / "venv.py"
+    path.write_text(package or "import not_installed_here")
+    with pytest.raises(ChildError, match=words) as error:
+        in_child("from lar_core.sim.libero_setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
+    assert "pip install" in str(error.value)
+
+
+def test_pins_are_the_same_wherever_they_are_repeated():
+    root = Path(__file__).parents[1]
+    for name in ("pyproject.toml", "requirements-colab.txt", "constraints.txt"):
+        assert f"mujoco=={versions.pins()['mujoco']}" in (root / name).read_text()
+    manifest = load_manifest()
+    assert {manifest[name].revision for name in ("libero",)} == {versions.pins()["libero"]}
 
 
 def test_init_state_files_can_hold_arrays_and_nothing_else(tmp_path):

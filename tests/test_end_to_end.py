@@ -48,6 +48,10 @@ def test_results_hold_every_part_and_follow_the_schema(run):
     for part in ("training", "action", "shortcut", "reconstruction", "grounding", "rollouts", "latency"):
         assert results[part], part
     assert results["provenance"]["assets"]["name"] == "standin" and results["provenance"]["commit"]
+    made = results["provenance"]["scenes"]
+    pooled = [row["episodes"] for row in results["rollouts"] if row["task"] is None]
+    assert sum(entry["episodes"] for entry in made) == sum(pooled)
+    assert all(entry["picture"]["check"] == "expected" and entry["gl"]["renderer"] for entry in made)
     trials = {(row["policy"], row["instruction"]) for row in results["rollouts"]}
     assert trials == {("attention_mask", kind) for kind in ("right", "blank", "other_bowl")} | {("blind", "right")}
 

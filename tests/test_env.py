@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from functools import partial
 from pathlib import Path
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
 from lar_core.errors import LarError
 from lar_core.sim.env import SpatialEnv, instruction, official_init_states, task_names
+from lar_core.sim.reference import check, colours, reference_picture, scene_record
 
 SETTLE = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_init_states.py"))
 DRAWER, STOVE, CABINET = 4, 7, 9  # tasks whose bowl starts in the drawer, on the stove, on the cabinet
@@ -52,8 +55,6 @@ def test_fast_path_gives_bit_identical_states_over_several_resets():
 
 
 def test_lighter_robot_meshes_leave_every_mass_and_inertia_as_it_was(drawer_env):
-    import mujoco
-
     ours = drawer_env.stock.sim.model
     theirs = mujoco.MjModel.from_xml_string(drawer_env.stock.model.get_xml())
     for name in ("body_mass", "body_inertia", "body_ipos", "body_iquat", "dof_armature", "geom_contype", "geom_size"):
@@ -166,6 +167,35 @@ def test_what_cannot_be_simulated_is_refused_in_a_sentence(drawer_env):
         drawer_env.reset(options={"init_state": np.zeros(91)})
     with pytest.raises(LarError, match="Unknown task '10'"):
         SpatialEnv(10)
+
+
+def test_the_reference_picture_is_on_record_and_the_same_at_every_size(drawer_env):
+    drawer_env.reset(seed=7)
+    made, again = scene_record(drawer_env), scene_record(drawer_env)
+    assert made == again and made["picture"]["check"] == "expected"
+    assert made["gl"] == {"backend": os.environ["MUJOCO_GL"]} | {name: made["gl"][name] for name in ("renderer", "version")}
+    assert made["assets"] == drawer_env.assets and made["versions"]["mujoco"] == mujoco.__version__
+    small = SpatialEnv(DRAWER, assets="standin", image_size=16, wrist_size=0)
+    assert scene_record(small)["picture"] == made["picture"]
+    small.close()
+
+
+@pytest.mark.parametrize("fault, told", [
+    (lambda picture: picture, "expected"),
+    (lambda picture: np.clip(picture + np.random.default_rng(0).normal(0, 12, picture.shape), 0, 255), "expected"),
+    (lambda picture: picture[::-1], "other"), (lambda picture: picture[:, ::-1], "other"),
+    (lambda picture: picture * 0, "other"),  # a driver that draws nothing
+    (lambda picture: picture * 0.9, "other"),  # MuJoCo from 3.3.3 on darkens
+    (lambda picture: picture[..., ::-1], "other"),
+])
+def test_another_rasteriser_is_told_from_another_picture(drawer_env, fault, told):
+    seen = colours(fault(reference_picture(drawer_env).astype(float)))
+    assert check(drawer_env.assets["sha256"], DRAWER, seen) == told
+
+
+def test_another_task_is_another_picture_and_other_assets_are_not_on_record(drawer_env):
+    seen = colours(reference_picture(drawer_env))
+    assert check(drawer_env.assets["sha256"], STOVE, seen) == "other" and check("ab" * 32, DRAWER, seen) == "unknown"
 
 
 def test_vector_environments_with_shared_memory():

@@ -84,11 +84,17 @@ def test_on_a_gpu_without_access_to_the_weights_the_tiny_profile_is_offered(caps
     assert notebook.choose_profile("auto") == "t4"
 
 
-def test_a_large_profile_that_was_chosen_asks_for_a_token(monkeypatch):
-    asked = []
-    monkeypatch.setattr(notebook, "sign_in", lambda: asked.append(True))
-    assert notebook.choose_profile("micro") == "micro" and not asked
-    assert notebook.choose_profile("t4") == "t4" and asked
+@pytest.mark.parametrize("how", ["chosen", "environment"])
+def test_a_large_profile_asks_for_its_weights_and_falls_back_in_a_sentence(capsys, monkeypatch, how):
+    asked, answers = [], iter([True, False])
+    monkeypatch.setattr(notebook, "sign_in", lambda: asked.append(True) or next(answers))
+    def choose(profile):
+        if how == "environment":
+            monkeypatch.setenv("LAR_PROFILE", profile)
+        return notebook.choose_profile("auto" if how == "environment" else profile)
+    assert choose("micro") == "micro" and not asked
+    assert choose("t4") == "t4" and asked
+    assert choose("t4") == "tiny" and "the small model is used" in capsys.readouterr().out
 
 
 def test_a_relative_work_folder_stays_the_same_one(tmp_path, monkeypatch):

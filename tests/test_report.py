@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from test_results import change, full, interval, minimal, other_bowl, rollout
+from test_results import change, full, interval, minimal, other_bowl, rollout, scene
 
 from lar_core.cli import build_parser, config_of
 from lar_core.config import make_config
@@ -185,6 +185,10 @@ def test_headline_counts_what_was_detected_and_what_was_not():
 def test_caveats_follow_the_run():
     assert any("Stand-in assets" in sentence for sentence in reading.caveats(full()))
     assert any("passed blind" in sentence for sentence in reading.caveats(full()))
+    assert not any("drawn alike" in sentence or "reference picture" in sentence for sentence in reading.caveats(full()))
+    mixed = change(full(), "provenance/scenes", [scene(), scene(check="other") | {"versions": {"mujoco": "3.5.0"}}])
+    assert any("MuJoCo 3.5.0" in sentence for sentence in reading.caveats(mixed))
+    assert any("reference picture did not come out" in sentence for sentence in reading.caveats(mixed))
     other = change(minimal(placement="counterfactual", tasks=(5, 3)) | {"provenance": full()["provenance"]},
                    "provenance/assets/name", "official")
     text = " ".join(reading.caveats(other))

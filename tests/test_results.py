@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lar_core.errors import LarError
 from lar_core.evaluate.results import SCHEMA, load_results, save_results, validate_results
 from lar_core.evaluate.statistics import wilson
 from lar_core.evaluate.success import success_row
+from lar_core.run import provenance
 
 
 def interval(mean: float, half: float = 0.01) -> dict:
@@ -31,6 +33,12 @@ def changed(loss: float, before: float = 1.6) -> dict:
 
 def training_step(parameters: int, step_ms: float) -> dict:
     return {"parameters": parameters, "flops": 1000.0 * parameters, "step_ms": step_ms, "peak_bytes": None}
+
+
+def scene(task: int = 5, **picture) -> dict:
+    return {"assets": {"name": "standin", "sha256": "ab" * 32}, "versions": {"python": "3.11.7", "mujoco": "3.3.2"},
+            "gl": {"backend": "osmesa", "renderer": "llvmpipe", "version": "4.5"}, "policies": ["blind"], "episodes": 20,
+            "picture": {"task": task, "sha256": "cd" * 32, "colours": "0f" * 192, "check": "expected", **picture}}
 
 
 def rollout(policy: str, instruction: str, successes: int, episodes: int = 20, task: int | None = 5,
@@ -54,6 +62,7 @@ def full() -> dict:
     return minimal() | {
         "provenance": {"commit": "0123456789ab", "python": "3.11.7", "machine": "a processor", "torch": "2.13.0",
                        "device": "a device", "assets": {"name": "standin", "sha256": "ab" * 32},
+                       "scenes": [scene()],
                        "demonstrations": {"source": "official", "images": "resized", "recorded_sizes": [128, 128]}},
         "training": {"steps": 1500, "samples": 24000, "seconds": 500.0, "train_episodes": 45, "heldout_episodes": 5,
                      "parameters": {"backbone": 1_600_000, "head": 200_000, "decoder": 200_000, "total": 2_000_000},
@@ -124,6 +133,10 @@ def test_every_section_may_be_null_or_absent(section):
     ("rollouts/0/rate", 0.71, "rollouts[0].rate"),
     ("rollouts/0/successes", 21, "rollouts[0].successes"),
     ("rollouts/0/low", 0.9, "rollouts[0]"),
+    ("provenance/scenes/0/gl/renderer", "", "provenance.scenes[0].gl.renderer"),
+    ("provenance/scenes/0/picture/check", "fine", "provenance.scenes[0].picture.check"),
+    ("provenance/scenes/0/picture/colours", "0f", "provenance.scenes[0].picture.colours"),
+    ("provenance/scenes/0/versions/mujoco", None, "provenance.scenes[0].versions.mujoco"),
 ])
 def test_refusal_names_the_place(path, value, place):
     with pytest.raises(LarError) as error:
@@ -136,6 +149,20 @@ def test_refuses_a_missing_entry_by_name():
     del results["reconstruction"]["neighbours"]
     with pytest.raises(LarError, match="reconstruction is wrong.*'neighbours'"):
         validate_results(results)
+
+
+KEPT = sorted((Path(__file__).parents[1] / "results").glob("*_mask-*.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_kept_files_of_earlier_versions_are_still_read(path):
+    assert load_results(path)["rollouts"]
+
+
+def test_provenance_holds_every_version_that_can_change_a_result():
+    made = provenance()
+    assert {"torch", "transformers", "numpy", "mujoco", "robosuite", "libero", "bitsandbytes", "python"} <= made.keys()
+    validate_results(minimal() | {"provenance": made})
 
 
 def test_round_trip(tmp_path):

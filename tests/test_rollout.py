@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from lar_core.config import PROFILES, make_config
-from lar_core.evaluate.rollout import Trial, close_envs, episodes_of, missing_episodes, rolled_out, vector_env
+from lar_core.evaluate.gather import scenes
+from lar_core.evaluate.rollout import (
+    Trial,
+    _warn,
+    close_envs,
+    episodes_of,
+    missing_episodes,
+    rolled_out,
+    vector_env,
+)
 from lar_core.files import append_jsonl
 from lar_core.processes import STOPS, Stopped, stop
 from lar_core.run import Run
@@ -66,6 +75,24 @@ def test_an_episode_begins_at_its_stored_init_state_after_the_wait():
         assert (env.reset(seed=3)[0]["agentview_rgb"] == first).all()
     finally:
         env.close()
+
+
+def test_every_row_keeps_what_was_simulated_and_rows_of_a_kind_become_one_entry():
+    row = {"policy": "p", "assets": {"name": "standin", "sha256": "a"}, "gl": {"renderer": "llvmpipe"},
+           "versions": {"mujoco": "3.3.2"}, "picture": {"check": "expected"}, "episode": 0}
+    other = row | {"gl": {"renderer": "a card"}, "policy": "blind"}
+    older = {"policy": "p", "assets": {}}
+    found = scenes([row, row | {"episode": 1, "policy": "blind"}, other, older])
+    assert [(entry["gl"]["renderer"], entry["policies"], entry["episodes"]) for entry in found] == \
+        [("llvmpipe", ["blind", "p"], 2), ("a card", ["blind"], 1)]
+    assert scenes([older]) is None
+
+
+def test_a_machine_that_renders_something_else_is_said_once(capsys, monkeypatch):
+    monkeypatch.setenv("LAR_SAID", "")
+    for check in ("expected", "unknown", "other", "other"):
+        _warn({"task": 5, "check": check})
+    assert capsys.readouterr().err.count("does not render what is expected for task 5") == 1
 
 
 def test_after_success_the_scene_stands_still(monkeypatch):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,18 @@ def _fetch(source: Entry, listing: list[RepoSibling], where: dict) -> Path:
         return Path(snapshot_download(source.id, **where))
     finally:
         _verify(source, {path: _sha256(source, file) for file in new if (path := _place(source, file, folder))})
+
+
+def here(key: str) -> bool:
+    """Whether the hub's cache on this machine holds the weights `key` at their pinned revision, all of them."""
+    source = _source(key, ())
+    found = _from_before(source, {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": None,
+                                  "allow_patterns": list(source.files) or None})
+    if found is None:
+        return False
+    shards = [set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+              for index in found.glob("*.safetensors.index.json")]
+    return all((found / name).exists() for name in set().union(*shards)) and any(found.glob("*.safetensors"))
 
 
 def _source(key: str, files: Sequence[str]) -> Entry:
@@ -138,6 +151,9 @@ def _sentences(source: Entry) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise LarError(f"The disk became full while downloading {source.id}: free some space, or set HF_HOME to a "
                            "folder on a larger disk, and try again; finished files are kept.") from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise LarError(f"{source.id} cannot be written to {error.filename or constants.HF_HUB_CACHE} "
+                           f"({error.strerror}): set HF_HOME to a folder that can be written.") from error
         raise LarError(f"{source.id} is not on this machine and could not be downloaded ({type(error).__name__}): check "
                        "the connection and try again; finished files are kept.") from error
 

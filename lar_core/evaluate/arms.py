@@ -13,6 +13,7 @@ from ..run import Run
 from ..study import Study
 from .compare import Result, outcomes
 from .contrast import Contrast, comparison, holm
+from .gather import scenes
 from .results import load_results
 from .rollout import episodes_of
 from .schema import Document
@@ -140,4 +141,5 @@ def _provenance(arms: dict[str, Sequence[Result]]) -> dict:
     made = [result.results["provenance"] for results in arms.values() for result in results]
     if len({json.dumps(one["assets"], sort_keys=True) for one in made}) > 1:
         raise LarError("The runs of this study used different assets: run all with one set in another --run-dir.")
-    return {**made[0], "commit": ", ".join(sorted({one["commit"] for one in made}))}
+    return {**made[0], "commit": ", ".join(sorted({one["commit"] for one in made})),
+            "scenes": scenes([row for results in arms.values() for result in results for row in result.rows])}

@@ -16,6 +16,9 @@ from .success import summarise
 from .swapped import read_episodes
 
 
+SCENE = ("assets", "gl", "versions", "picture")  # of a row of rollouts.jsonl: see `sim.reference.scene_record`
+
+
 def gather_results(run: Run) -> dict:
     """Collect, validate and write `results.json` of a run and of its blind control; steps not run yet are null."""
     heldout, latency = _read(run.path / "heldout.json"), _read(run.path / "latency.json")
@@ -27,6 +30,7 @@ def gather_results(run: Run) -> dict:
         "run": {"name": run.config.name, "condition": run.config.condition.name, "profile": run.config.profile.name,
                 "seed": run.config.seed, "fingerprint": run.config.fingerprint, "config": config},
         "provenance": {**provenance(), "device": device_name(), "assets": _assets(run, episodes),
+                       "scenes": scenes(episodes),
                        "demonstrations": (heldout or {}).get("demonstrations")},
         "training": _training(run, heldout) if heldout else None,
         **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "denoising",
@@ -38,6 +42,16 @@ def gather_results(run: Run) -> dict:
     }
     save_results(run.results, results)
     return results
+
+
+def scenes(episodes: list[dict]) -> list[dict] | None:
+    """What the rollouts were made with, each kind once, with how many episodes of which policies; None: not recorded."""
+    kinds: dict[str, list[dict]] = {}
+    for row in episodes:
+        if "gl" in row:
+            kinds.setdefault(json.dumps({name: row[name] for name in SCENE}, sort_keys=True), []).append(row)
+    return [{**json.loads(kind), "policies": sorted({row["policy"] for row in rows}), "episodes": len(rows)}
+            for kind, rows in kinds.items()] or None
 
 
 def _assets(run: Run, episodes: list[dict]) -> dict | None:

@@ -22,14 +22,15 @@ from tqdm import tqdm
 
 from ..config import Profile
 from ..data.stats import Stats, proprio
-from ..errors import LarError
+from ..errors import LarError, say_once
 from ..files import append_jsonl
 from ..model.policy import Policy
 from ..processes import processes
 from ..run import Run
 from ..sim.episode import episode_env
-from ..sim.libero_setup import use_assets
+from ..sim.libero_setup import prepare
 from ..sim.placements import evaluation_scenes
+from ..sim.reference import MEANING
 from .film import Film
 from .instructions import check_kinds, kinds, told
 from .swapped import read_episodes
@@ -112,6 +113,7 @@ def vector_env(task: int, placement: str, profile: Profile, workers: int | None 
     key = (task, placement, profile, count)
     if key not in _kept:
         close_envs()
+        prepare()
         _kept[key] = AsyncVectorEnv([partial(episode_env, task, placement, profile)] * count, context="spawn",
                                     autoreset_mode=AutoresetMode.DISABLED)
     try:
@@ -171,6 +173,8 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
     """Run up to `num_envs` episodes side by side; surplus environments repeat the last one and are not counted."""
     began = time.perf_counter()
     padded = wave + wave[-1:] * (envs.num_envs - len(wave))
+    made = envs.get_attr("record")
+    _warn(made[0]["picture"])
     sentences = [told(trial.instruction, scenes[episode], run.config.profile.tasks) for episode in padded]
     observation, _ = envs.reset(seed=padded, options={"other_bowl": trial.instruction == "other_bowl"})
     steps = np.full(len(padded), actor.profile.max_steps)
@@ -192,8 +196,14 @@ def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes
     seconds = (time.perf_counter() - began) / len(wave)
     return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(solved[i]),
              **({"did_not_listen": bool(finished[i] & ~solved[i])} if trial.instruction == "other_bowl" else {}),
-             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], "assets": use_assets(),
+             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], **made[i],
              "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
+
+
+def _warn(picture: dict) -> None:
+    if picture["check"] == "other":
+        say_once(f"This machine {MEANING['other']} for task {picture['task']}: success rates made here do not compare with "
+                 "others. `lar doctor` looks into it.")
 
 
 def _save_film(run: Run, trial: Trial, episode: int, film: Film) -> str | None:

@@ -13,7 +13,8 @@ import numpy as np
 from gymnasium import spaces
 
 from ..errors import LarError, unknown
-from . import libero_setup
+from ..versions import wrong_versions
+from . import gl, libero_setup
 from .libero_setup import task_names
 
 WAIT_ACTION = np.array([0, 0, 0, 0, 0, 0, -1], dtype=np.float64)  # hand still, fingers open
@@ -73,9 +74,15 @@ class SpatialEnv(gymnasium.Env):
                  assets: str | Path | None = None, segmentation: bool = False) -> None:
         self.task, self.instruction = task, instruction(task)
         self.image_size, self.wrist_size, self.segmentation, self.fast = image_size, wrist_size, segmentation, fast
-        self.assets = libero_setup.use_assets(assets)
+        libero_setup.use_assets(assets)
         self._wrapper = self._painter = None
-        self.stock = self._make_fast() if fast else self._make_stock()
+        try:
+            self.stock = self._make_fast() if fast else self._make_stock()
+        except Exception as error:
+            if isinstance(error, LarError) or not wrong_versions():
+                raise
+            raise LarError(libero_setup.broken(f"The scene of task {task} cannot be built", error)) from error
+        self.assets = libero_setup.loaded_assets(self.stock, assets)  # what is in the scene, not what was asked for
         self.objects = [*self.stock.objects_dict, *self.stock.fixtures_dict]
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float64)
         self.observation_space = spaces.Dict(self._spaces())
@@ -152,6 +159,11 @@ class SpatialEnv(gymnasium.Env):
     def render_camera(self, camera: str, size: int) -> np.ndarray:
         """An upright picture, uint8 (size, size, 3), from "agentview", "robot0_eye_in_hand" or "frontview"."""
         return self._picture(camera, size)
+
+    def renderer(self) -> dict[str, str]:
+        """Who draws this environment's pictures: {"backend", "renderer", "version"}."""
+        self.render_camera("agentview", 8)  # makes its context the current one
+        return gl.renderer()
 
     def segment(self, size: int, camera: str = "agentview") -> np.ndarray:
         """Upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""

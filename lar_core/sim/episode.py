@@ -14,6 +14,7 @@ from ..config import Profile
 from ..processes import ignore_stops
 from .env import SpatialEnv
 from .placements import evaluation_scenes, success
+from .reference import scene_record
 
 
 def episode_env(task: int, placement: str, profile: Profile) -> EpisodeEnv:
@@ -33,6 +34,7 @@ class EpisodeEnv(gymnasium.Wrapper):
     def __init__(self, task: int, placement: str, profile: Profile):
         super().__init__(SpatialEnv(task, image_size=profile.image_size, wrist_size=profile.wrist_size))
         self.scenes = evaluation_scenes(task, placement)
+        self.record = scene_record(self.env)  # kept with every episode: assets, renderer, versions, reference picture
         self.wait_steps = profile.wait_steps
 
     def reset(self, *, seed: int, options: dict | None = None):

@@ -9,13 +9,13 @@ radians, actions OSC_POSE deltas (x, y, z, rx, ry, rz, gripper) in [-1, 1] with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from .. import __version__
 from ..data.demos import PER_STEP, Episode
+from ..versions import versions
 from .env import SpatialEnv
 from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 
@@ -266,11 +266,10 @@ def _disturbances(noise: float, seed: int) -> Iterator[np.ndarray]:
 def _episode(env: SpatialEnv, scene: Scene, steps: list[dict], provenance: dict) -> Episode:
     keys = {name: "agentview_segmentation" if name == "segmentation" else name for name in PER_STEP}
     arrays = {name: np.stack([step[key] for step in steps]) for name, key in keys.items() if key in steps[0]}
-    versions = {name: version(name) for name in ("mujoco", "robosuite", "libero")} | {"lar_core": __version__}
     return Episode(**arrays, instruction=scene.instruction, objects=env.objects, target=scene.target,
                    distractor=scene.distractor, init_state=scene.init_state,
                    provenance=provenance | {"task": scene.task, "placement": scene.placement, "seed": scene.seed,
-                                            "assets": env.assets, "versions": versions})
+                                            "assets": env.assets, "versions": versions() | {"lar_core": __version__}})
 
 
 def _retracted(hand: np.ndarray, goal: np.ndarray) -> np.ndarray:

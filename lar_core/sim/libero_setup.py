@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
-import importlib
 import importlib.util
 import io
 import logging
 import os
 import runpy
-import sys
-import tempfile
 import warnings
 import xml.etree.ElementTree as ET
-from functools import cache
+from collections.abc import Iterator
+from functools import cache, wraps
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import yaml
 
-from ..errors import LarError
+from ..errors import LarError, say_once
 from ..files import write_text
+from ..versions import pins, wrong_versions
+from . import gl
+from .cache import cache_base, home, library_caches, temporary_folder
 
 STANDIN = Path(__file__).parent / "assets"  # our own objects under LIBERO's names, made by scripts/make_assets.py
 ARENA = "scenes/libero_tabletop_base_style.xml"
@@ -35,56 +36,65 @@ COOKIES = "stable_hope_objects/cookies/cookies.xml"
 MODELS = (ARENA, STOVE, CABINET, BOWL, PLATE, RAMEKIN, COOKIES)  # what the ten tasks load
 TEXTURES = ("textures/light-gray-floor-tile.png", "textures/light-gray-plaster.png")  # LIBERO's code names these two
 
-_INSTALL = {"osmesa": "libosmesa6", "egl": "libegl1"}  # Debian's names of the GL libraries
+
+def prepare() -> None:
+    """What processes that simulate inherit from the one that starts them: caches that can be written, and GL.
+
+    Raises LarError where no image can be rendered, with the remedy.
+    """
+    library_caches()
+    gl.prepare()
 
 
 @cache
 def setup() -> None:
     """Prepare this process for LIBERO; later calls do nothing.
 
-    Chooses off-screen GL (what the user set in MUJOCO_GL stays; else EGL with an NVIDIA GPU, OSMesa without), writes
-    LIBERO's configuration into a temporary folder (without it, importing LIBERO asks a question on stdin), and keeps
-    the imports from printing and from writing robosuite's log file.
-    Raises LarError when there is no GL library, naming the line that installs it.
+    Chooses off-screen GL (see `gl`), writes LIBERO's configuration into a temporary folder (without it, importing LIBERO
+    asks a question on stdin), and keeps the imports from printing and from writing robosuite's log file.
+    Raises LarError when no image can be rendered, and when LIBERO cannot be imported.
     """
-    backend = os.environ.setdefault("MUJOCO_GL", _default_gl())
-    if backend in _INSTALL:
-        os.environ.setdefault("PYOPENGL_PLATFORM", backend)
-    _check_gl(backend)
+    prepare()
+    gl.check_here()
     _configure_libero()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), \
-            mock.patch.object(logging, "FileHandler", lambda *_, **__: logging.NullHandler()):
-        import libero.libero.envs  # noqa: F401
-
-
-def _default_gl() -> str:
-    if sys.platform == "darwin":
-        return "cgl"
-    return "egl" if glob.glob("/dev/nvidia[0-9]*") else "osmesa"
-
-
-def _check_gl(backend: str) -> None:
     try:
-        import mujoco
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _unseen("CUDA_VISIBLE_DEVICES"), \
+                mock.patch.object(logging, "FileHandler", lambda *_, **__: logging.NullHandler()):
+            import libero.libero.envs  # noqa: F401
+    except (Exception, SystemExit) as error:
+        raise LarError(broken(f"LIBERO in {libero_root()} cannot be imported", error)) from error
+    for sentence in wrong_versions():
+        say_once(f"Results may not be comparable: {sentence}")
 
-        importlib.reload(mujoco.gl_context)  # somebody may have imported mujoco before MUJOCO_GL was chosen
-        window = mujoco.gl_context.GLContext(8, 8)
-        window.make_current()
-        mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100).free()
-        window.free()
-    except Exception as error:
-        package = _INSTALL.get(backend)
-        remedy = f"type `sudo apt-get install -y {package}`" if package else "set MUJOCO_GL=osmesa or MUJOCO_GL=egl"
-        raise LarError(f"No image can be rendered, because the GL library for MUJOCO_GL={backend} does not work "
-                       f"({error}): {remedy} and try again.") from error
+
+@contextlib.contextmanager
+def _unseen(variable: str) -> Iterator[None]:
+    """robosuite refuses an EGL device that CUDA_VISIBLE_DEVICES does not contain as text; GL numbers devices by itself."""
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
+def broken(what: str, error: BaseException) -> str:
+    """A sentence on an error of LIBERO, robosuite or MuJoCo: wrong versions, where there are any, are its likely cause."""
+    cause = " ".join(f"{what} ({type(error).__name__}: {error}): ".split()) + " "
+    if wrong := wrong_versions():
+        return cause + " ".join(wrong)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"{cause}type `pip install {error.name.split('.')[0]}`."
+    return cause + "reinstall it with `pip install --no-deps --force-reinstall " \
+        f"{' '.join(f'{name}=={version}' for name, version in pins().items())}`."
 
 
 def _configure_libero() -> None:
     root = libero_root()
     paths = {"benchmark_root": root, "bddl_files": root / "bddl_files", "init_states": root / "init_files",
              "datasets": root.parent / "datasets", "assets": root / "assets"}
-    folder = Path(tempfile.gettempdir()) / f"lar_core-libero-{os.getuid()}-{_digest(str(root).encode())[:8]}"
+    folder = temporary_folder(f"libero-{hashlib.sha256(str(root).encode()).hexdigest()[:8]}")
     write_text(folder / "config.yaml", yaml.safe_dump({key: str(path) for key, path in paths.items()}))
     os.environ["LIBERO_CONFIG_PATH"] = str(folder)
 
@@ -95,7 +105,12 @@ def libero_root() -> Path:
     spec = importlib.util.find_spec("libero")
     if spec is None:
         raise LarError("The package libero is not installed: run `make setup`.")
-    return Path(next(iter(spec.submodule_search_locations))) / "libero"
+    places = [Path(place) / "libero" for place in spec.submodule_search_locations or ()]  # several from a repository
+    root = next((place for place in places if (place / "benchmark").is_dir()), None)
+    if root is None:
+        raise LarError(f"What Python finds as libero ({spec.origin or ', '.join(map(str, places))}) is not the benchmark: "
+                       "rename it, or start elsewhere.")
+    return root
 
 
 @cache
@@ -122,9 +137,51 @@ def use_assets(choice: str | Path | None = None) -> dict[str, str]:
     import libero.libero
 
     folder = resolve_assets(choice)
-    provenance = {"name": "standin" if folder == STANDIN else "official", "sha256": assets_digest(folder)}
-    libero.libero._assets_path_cache = str(folder)
+    provenance = _provenance(folder, assets_digest(folder))
+    libero.libero._assets_path_cache = str(folder)  # LIBERO of PyPI would go on a download otherwise
+    _read_from(folder)
     return provenance
+
+
+def _read_from(folder: Path) -> None:
+    """Whatever path a LIBERO joins for one of the seven models (its repository's looks only beside its own code), read
+    the file in `folder`. Textures and meshes follow, because they are relative to their model."""
+    from robosuite.models.base import MujocoXML
+
+    original = getattr(MujocoXML.__init__, "__wrapped__", MujocoXML.__init__)
+
+    @wraps(original)
+    def read(self: MujocoXML, fname: str) -> None:
+        original(self, next((str(folder / name) for name in MODELS if str(fname).endswith(f"/{name}")), fname))
+
+    MujocoXML.__init__ = read
+
+
+def loaded_assets(stock: Any, choice: str | Path | None = None) -> dict[str, str]:
+    """Which assets the built environment `stock` was made of, read off its models and its XML, as `use_assets` says it.
+
+    Raises LarError where that is not what `choice` stands for.
+    """
+    import robosuite
+
+    wanted, robot = resolve_assets(choice), Path(robosuite.__file__).parent
+    parts = (stock.model.mujoco_arena, *stock.objects_dict.values(), *stock.fixtures_dict.values())
+    files = {part.file for part in parts}
+    files |= {asset.get("file") for asset in ET.fromstring(stock.model.get_xml()).findall("./asset/*[@file]")}
+    known, loaded = needed_files(wanted), set()
+    for file in sorted(file for file in map(os.path.normpath, files) if robot not in Path(file).parents):
+        name = next((name for name in known if file.endswith(f"/{name}")), "")
+        if not os.path.samefile(file, wanted / name):
+            raise LarError(f"The scene was to be built from the assets in {wanted}, but it loaded {file}: this LIBERO does "
+                           "not let its assets be chosen. Install the one that does: "
+                           f"`pip install --no-deps libero=={pins()['libero']}`.")
+        loaded.add(name)
+    return _provenance(wanted, _files_digest(wanted, sorted(loaded)))
+
+
+def _provenance(folder: Path, digest: str) -> dict[str, str]:
+    name = "standin" if folder.resolve() == STANDIN.resolve() else "official"
+    return {"name": name, "sha256": digest}
 
 
 def resolve_assets(choice: str | Path | None = None) -> Path:
@@ -143,7 +200,7 @@ def resolve_assets(choice: str | Path | None = None) -> Path:
 
 
 def _hub_copy() -> Path:
-    return Path.home() / ".cache" / "libero" / "assets"  # LIBERO's own download lands here too
+    return (home() or cache_base()) / ".cache" / "libero" / "assets"  # LIBERO's own download lands here too
 
 
 @cache
@@ -152,8 +209,12 @@ def assets_digest(folder: Path) -> str:
 
     Raises LarError naming the first file that is missing.
     """
+    return _files_digest(folder, needed_files(folder))
+
+
+def _files_digest(folder: Path, names: list[str]) -> str:
     digest = hashlib.sha256()
-    for name in needed_files(folder):
+    for name in names:
         digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
     return digest.hexdigest()
 
@@ -178,6 +239,3 @@ def _existing(folder: Path, name: str) -> Path:
                        "LAR_LIBERO_ASSETS, or unset it to use the project's own stand-in pack.")
     return folder / name
 
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

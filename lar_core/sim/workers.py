@@ -12,14 +12,16 @@ from functools import cache
 from ..errors import LarError
 from ..processes import end_with_parent, ignore_stops
 from .env import SpatialEnv
+from .libero_setup import prepare
 
 
 @contextmanager
 def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Worker processes for one task. On any exception, what runs is finished and saved, what waits is dropped.
 
-    Raises LarError when one of them was killed.
+    Raises LarError when one of them was killed, and where no image can be rendered.
     """
+    prepare()
     executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker)
     try:
         yield executor

@@ -355,8 +355,13 @@ def caveats(results: dict) -> list[str]:
     """What the numbers of this run cannot say."""
     profile = results["run"]["config"]["profile"]
     assets = ((results.get("provenance") or {}).get("assets") or {}).get("name")
+    scenes = (results.get("provenance") or {}).get("scenes") or []
+    drawn = sorted({f"{scene['gl']['renderer']}, MuJoCo {scene['versions']['mujoco']}" for scene in scenes})
     tasks = profile.get("tasks", ())
     possible = (
+        (any(scene["picture"]["check"] == "other" for scene in scenes), "The reference picture did not come out as expected "
+         "on the machine of some rollouts: its renderer, its MuJoCo or its assets differ, and rates do not compare."),
+        (len(drawn) > 1, f"The rollouts were not all drawn alike ({'; '.join(drawn)})."),
         (assets == "standin", "Stand-in assets: the objects have LIBERO's names, sizes and tasks but not its look. "
          "Numbers are comparable between runs on the same assets, not with the literature."),
         ("official" in placements(results), "Official placements can be passed blind: objects move by about a "

@@ -183,10 +183,12 @@ def _header(results: dict) -> dict[str, object]:
     assets, demos = made.get("assets") or {}, made.get("demonstrations") or {}
     versions = ", ".join(f"{name} {version}" for name, version in made.items()
                          if name not in ("commit", "machine", "assets", "device") and isinstance(version, str))
+    renderers = {scene["gl"]["renderer"] for scene in made.get("scenes") or ()}
     return {"Profile": run["profile"], "Seed": run["seed"],
             "Tasks": f"LIBERO-Spatial {', '.join(map(str, run['config']['profile'].get('tasks', ())))}",
             "Placements": ", ".join(reading.placements(results)), "Assets": assets.get("name", "not recorded"),
             "Demonstrations": f"{demos['source']}, images {demos['images']}" if demos else "not recorded",
+            "Rendered by": ", ".join(sorted(renderers)) or "not recorded",
             "Commit": made.get("commit", "not recorded"),
             "Machine": made.get("device") or made.get("machine", "not recorded"),
             "Versions": versions or "not recorded"}
