@@ -6,6 +6,7 @@ import pytest
 
 from lar_core.config import make_config
 from lar_core.evaluate import costs
+from lar_core.model.saliency import SaliencyTap
 from lar_core.run import Run
 
 
@@ -30,5 +31,23 @@ def test_heads_are_timed_whatever_head_the_run_has(tmp_path):
         "parallel", "autoregressive", "bridge", "focus"]
 
 
-def test_saliency_can_be_left_out(run):
-    assert all(ms > 0 for ms in costs.saliency_cost(run, repeats=3))
+def test_saliency_can_be_left_out(run, monkeypatch):
+    read = []
+    class Counted(SaliencyTap):
+        def __enter__(self):
+            read.append(self)
+            return super().__enter__()
+    def maps_read(work, repeats):
+        before = len(read)
+        work()
+        return len(read) - before
+    monkeypatch.setattr("lar_core.model.backbone.SaliencyTap", Counted)
+    monkeypatch.setattr(costs, "milliseconds", maps_read)
+    assert costs.saliency_cost(run) == (1, 0)
+
+
+def test_a_time_is_the_median_behind_two_runs_that_warm_up(monkeypatch):
+    clock = iter([0, 90, 100, 180, 200, 203, 300, 301, 400, 402])  # seconds: began and ended, five times
+    monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
+    runs = []
+    assert costs.milliseconds(lambda: runs.append(1), repeats=3) == 2000 and len(runs) == 5

@@ -36,7 +36,7 @@ def regions(n: int = 3) -> np.ndarray:
 
 def draws(figure: Figure) -> bool:
     figure.canvas.draw()
-    return len(figure.axes) > 0
+    return any(axis.has_data() for axis in figure.axes)
 
 
 def test_overlay_colours_the_salient_patch_only():

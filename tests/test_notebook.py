@@ -58,9 +58,9 @@ def test_a_step_without_an_estimate_is_made_all_the_same(capsys, monkeypatch):
     run = notebook.open_run("attention_mask", "micro")
     for _ in range(2):
         with notebook.step(run, "latency"):
-            print("work")
+            print("THE STEP")
     said = capsys.readouterr().out
-    assert said.count("work") == 2 and "Latency: unknown time and unknown memory expected." in said
+    assert said.count("THE STEP") == 2 and "Latency: unknown time and unknown memory expected." in said
     (_, expected, took), = notebook.spent(run)
     assert expected == str(pace.UNKNOWN) and "GiB" in took
 

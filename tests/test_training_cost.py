@@ -1,6 +1,7 @@
 """The cost of a training step: counted by torch, checked by hand where that can be done."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -22,10 +23,12 @@ def measured(tmp_path, condition, **changes):
 
 
 def test_a_decoder_adds_its_own_parameters_and_operations(tmp_path, policy_of):
+    began = time.perf_counter()
     run, cost = measured(tmp_path, "random_mask")
     policy = policy_of("random_mask")
     assert cost["own"]["parameters"] - cost["action_only"]["parameters"] == count(policy.decoder)
-    assert cost["own"]["step_ms"] > 0 and cost["own"]["peak_bytes"] is None
+    assert 2 * (cost["own"]["step_ms"] + cost["action_only"]["step_ms"]) < 1000 * (time.perf_counter() - began)
+    assert (cost["own"]["peak_bytes"] is None) == (not torch.cuda.is_available())
     linear = sum(weight.numel() for name, weight in policy.decoder.named_parameters() if weight.dim() == 2)
     by_hand = 6 * linear * policy.backbone.patches  # forward, and backward to inputs and to weights: 2 each
     attention = 2 * 3 * 4 * policy.backbone.patches**2 * 32  # of two layers, 32 wide: two products, three times
@@ -54,7 +57,7 @@ def test_a_condition_that_reads_fewer_layers_has_its_base_too(tmp_path):
 
 def test_operations_of_8_bit_layers_are_not_claimed(tmp_path):
     cost = measured(tmp_path, "action_only", precision="int8", tune="lora_all")[1]
-    assert cost["own"]["flops"] is None and cost["own"]["step_ms"] > 0
+    assert cost["own"]["flops"] is None
 
 
 def test_it_is_kept_and_shown(tmp_path):
