@@ -36,7 +36,7 @@ class Condition(Checked):
     reconstructor: str = "mae"
     head: str = "parallel"
     lambda_recon: float = Field(0.5, ge=0)  # L = L_action + lambda_recon * L_recon
-    action_loss: str = "cross_entropy"  # over 256 bins; "l1": the head answers with numbers, scored by absolute error
+    action_loss: Literal["cross_entropy", "l1"] = "cross_entropy"  # over 256 bins; l1: of numbers, the absolute error
     focus_keep: float = Field(0.5, gt=0, le=1)  # head=focus: the share of patches attended to, in each layer the best ones
     focus_gate: bool = True  # head=focus: a sigmoid gate, element by element, on what the policy sees
     focus_cascade: bool = True  # head=focus: three separate attentions; false: one softmax over all, as in `bridge`

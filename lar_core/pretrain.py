@@ -112,7 +112,7 @@ def _refuse(config: RunConfig) -> None:
     condition = config.condition
     values = condition.model_dump()
     preset = CONDITIONS[CONDITION].replace(**{name: values[name] for name in FREE if name in values})
-    if condition != preset or "language" not in condition.regularisers:
+    if condition != preset:
         raise LarError(f"Pre-training hides words and random patches, as condition {CONDITION} does: leave --condition "
                        f"out, and change nothing of it but {', '.join(FREE)} (language above 0).")
     if config.profile.tune != "all":

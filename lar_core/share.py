@@ -159,7 +159,7 @@ def _read_config(folder: Path) -> RunConfig:
             raise ValueError(f"format {values['format']!r}")
         config = RunConfig(**{part: values[part] for part in RunConfig.model_fields})
         base = values["base_model"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, LarError) as error:
         raise LarError(f"{folder} holds no policy of this version of lar_core (config.json: {_first_line(error)}): "
                        "`lar push --to FOLDER --run-dir RUN` makes one.") from error
     pinned = _named(base_model(config))

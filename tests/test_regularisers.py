@@ -237,7 +237,7 @@ def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(ne
 
 
 @pytest.mark.parametrize("arguments, message", [
-    ({"sparsity": -1.0}, "sparsity must not be negative"),
+    ({"sparsity": -1.0}, "sparsity is -1.0, but must be a number and must not be negative"),
     ({"condition": "blind", "sparsity": 1.0}, "blind policy looks at nothing that sparsity"),
     ({"consistency": 1.0, "language": 1.0, "tune": "lora_top", "cache": True},
      "consistency, language shows.*cache=false"),
