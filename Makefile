@@ -16,7 +16,7 @@ ARGS ?=
 setup: $(READY)
 	@sh scripts/install_gl.sh
 
-$(READY): scripts/setup.sh pyproject.toml constraints.txt lar_core/sim/requirements.txt
+$(READY): scripts/setup.sh pyproject.toml constraints.txt lar_core/scene/requirements.txt
 	@sh scripts/setup.sh $(PYTHON) $(VENV)
 	@touch $@
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import yaml
 
-from .config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfig, make_config
-from .errors import LarError
-from .processes import on_stop, stop
-from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
-from .run import DATA, RUNS, Run
+from .run.config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfig, make_config
+from .run.errors import LarError
+from .run.folder import DATA, RUNS, Run
+from .run.processes import on_stop, stop
+from .run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
 
 STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",
@@ -35,7 +35,7 @@ STEPS: dict[str, tuple[str, str]] = {
                  "never look at the image; action error beside the mean action; reconstruction beside interpolation."),
     "photographs": ("score where the trained policy looks on photographs with phrases",
                     "Reads RefCOCO-M, RefCOCO/+/g, Flickr30k Entities or Visual Genome as they are published "
-                    "(data_manifest.yaml says where, the top of lar_core/data/grounding_sets.py which files) and puts every "
+                    "(data_manifest.yaml says where, the top of lar_core/data/phrases.py which files) and puts every "
                     "aggregation's scores beside those of the scene: `lar photographs refcoco FOLDER --run-dir DIR`."),
     "rollout": ("roll out the trained policy in the scene",
                 "Evaluation init states only. --instructions chooses what the policy is told: the right sentence, a blank "
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with on_stop(stop):
             if arguments.step != "doctor":  # which must not need what it examines
-                from .runtime import quiet
+                from .run.runtime import quiet
                 quiet()
             _run(arguments)
         return 0
@@ -89,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from .runtime import quiet, use_cores
+    from .run.runtime import quiet, use_cores
     quiet()
     use_cores()
     COMMANDS[arguments.step](arguments)
@@ -103,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     steps = parser.add_subparsers(dest="step", metavar="STEP", required=True, parser_class=_Step)
     for name, (short, long) in STEPS.items():
         step = steps.add_parser(name, help=short, description=f"{short[0].upper()}{short[1:]}. {long}",
-                                epilog="Fields for --set, with their meaning, are in lar_core/config.py.")
+                                epilog="Fields for --set, with their meaning, are in lar_core/run/config.py.")
         if name == "study":
             _add_study_options(step)
             continue
@@ -204,22 +204,22 @@ def _brings_settings(arguments: argparse.Namespace) -> bool:
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
-    from . import reproduce
-    from .view.report import summary_table
-    results, report = reproduce.reproduce(_run_of(arguments), arguments.data_dir, arguments.workers)
+    from . import steps
+    from .show.report import summary_table
+    results, report = steps.reproduce(_run_of(arguments), arguments.data_dir, arguments.workers)
     print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
 
 
 def _demos(arguments: argparse.Namespace) -> None:
-    from . import reproduce
-    for path in reproduce.make_demos(config_of(arguments), arguments.data_dir, arguments.workers):
+    from . import steps
+    for path in steps.make_demos(config_of(arguments), arguments.data_dir, arguments.workers):
         print(path)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from .evaluate.pretraining import table
+    from .measure.pretraining import table
     from .pretrain import CONDITION, pretrain, pretrained
-    from .view.pretraining import write_picture
+    from .show.pretraining import write_picture
     if not _brings_settings(arguments):
         arguments.condition = arguments.condition or CONDITION
         arguments.tasks, arguments.placement = arguments.tasks or range(10), arguments.placement or "wide"
@@ -233,38 +233,38 @@ def _pretrain(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from . import reproduce
+    from . import steps
     run = _run_of(arguments)
-    reproduce.train_policy(run, arguments.data_dir, arguments.workers)
+    steps.train_policy(run, arguments.data_dir, arguments.workers)
     print(run.final_checkpoint)
 
 
 def _saliency(arguments: argparse.Namespace) -> None:
-    from . import reproduce
+    from . import steps
     run = _run_of(arguments)
-    reproduce.show_saliency(run, arguments.data_dir, arguments.workers)
+    steps.show_saliency(run, arguments.data_dir, arguments.workers)
     _print_report(run)
 
 
 def _photographs(arguments: argparse.Namespace) -> None:
-    from . import reproduce
+    from . import steps
     run = _run_of(arguments)
-    reproduce.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
+    steps.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
     _print_report(run)
 
 
 def _rollout(arguments: argparse.Namespace) -> None:
-    from . import reproduce
+    from . import steps
     run = _run_of(arguments)
-    reproduce.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
+    steps.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
     _print_report(run)
 
 
 def _latency(arguments: argparse.Namespace) -> None:
-    from . import reproduce
+    from . import steps
     run = _run_of(arguments)
-    reproduce.time_policy(run)
-    reproduce.time_training(run)
+    steps.time_policy(run)
+    steps.time_training(run)
     _print_report(run)
 
 
@@ -273,9 +273,9 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _study(arguments: argparse.Namespace) -> None:
-    from .run_study import run_study
-    from .study import Study
-    from .view.study_page import study_table
+    from .measure.study import Study
+    from .show.study_page import study_table
+    from .studies import run_study
     comparison, page = run_study(Study.load(arguments.study), arguments.run_dir, arguments.data_dir, arguments.workers)
     print(study_table(comparison), f"\nComparison: {page.resolve()}", sep="\n")
 
@@ -297,8 +297,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
         if not doctor.examine():
             raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
         return
-    from .planner import T4
-    from .runtime import quiet
+    from .estimate import T4
+    from .run.runtime import quiet
     quiet()
     if arguments.full_size:
         arguments.profile, arguments.changes = "t4", ["cache=false", "batch_size=1", *arguments.changes]
@@ -308,9 +308,9 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _print_report(run: Run) -> None:
-    from . import reproduce
-    from .view.report import summary_table
-    results, report = reproduce.make_report(run)
+    from . import steps
+    from .show.report import summary_table
+    results, report = steps.make_report(run)
     print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
 
 

@@ -14,13 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import LarError
-from .child import ChildError, in_child
-from .versions import pins, wrong_versions
+from .run.child import ChildError, in_child
+from .run.errors import LarError
+from .run.versions import pins, wrong_versions
 
 if TYPE_CHECKING:
-    from .config import RunConfig
-    from .planner import Machine, Plan
+    from .estimate import Machine, Plan
+    from .run.config import RunConfig
 
 PACKAGE = "la-reconvla"
 PYTHONS = ((3, 11), (3, 13))  # first and last
@@ -33,8 +33,8 @@ print(f"{torch.__version__} on {on}")
 """
 _SCENE = """
 import json
-from lar_core.sim.env import SpatialEnv
-from lar_core.sim.reference import scene_record
+from lar_core.scene.env import SpatialEnv
+from lar_core.scene.reference import scene_record
 print(json.dumps(scene_record(SpatialEnv(0, wrist_size=0))))
 """
 
@@ -68,7 +68,7 @@ def examine() -> bool:
 
 def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     """Print what a configuration will need, part by part, on this machine or another; nothing of it is loaded."""
-    from .planner import plan, this_machine
+    from .estimate import plan, this_machine
 
     made = plan(config, machine or this_machine(config))
     profile = config.profile
@@ -86,8 +86,8 @@ def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
 
 def full_size(config: RunConfig, data: Path) -> None:
     """Run the full-size smoke test and print time and peak memory of each stage, and the plan's memory beside it."""
+    from .estimate import plan, this_machine
     from .full_size import NOISE_FRAMES, smoke
-    from .planner import plan, this_machine
 
     machine = this_machine(config)
     print(f"{machine.name}: {config.profile.precision}, {config.profile.tune}, batch {config.profile.batch_size}")
@@ -149,13 +149,13 @@ def _torch() -> str:
 
 
 def _caches() -> str:
-    from .sim.cache import cache_base, library_caches
+    from .run.cache import cache_base, library_caches
     library_caches()
     return f"written to {cache_base()}"
 
 
 def _rendering() -> str:
-    from .sim import gl
+    from .scene import gl
     return f"works with MUJOCO_GL={gl.prepare()}"
 
 

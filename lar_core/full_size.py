@@ -23,18 +23,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .config import RunConfig, make_config
 from .data.dataset import DemoDataset
 from .data.demos import Episode
 from .data.stats import Stats
-from .errors import LarError
-from .files import require_space
 from .meter import Reading, meter
 from .model.offline import build_full_size
-from .processes import end_with_parent
-from .run import DATA, Run
-from .runtime import quiet
-from .train import Trainer, make_dataset, to_device
+from .model.train import Trainer, make_dataset, to_device
+from .run.config import RunConfig, make_config
+from .run.errors import LarError
+from .run.files import require_space
+from .run.folder import DATA, Run
+from .run.processes import end_with_parent
+from .run.runtime import quiet
 
 NOISE_FRAMES = 64
 CHECKPOINT_BYTES = 6 * 10**9

@@ -20,24 +20,24 @@ from pathlib import Path
 import psutil
 import torch
 
-from . import pace, reproduce
+from . import pace, steps
 from .access import on_colab, sign_in
-from .config import make_config
 from .data.dataset import DemoDataset, load_split
 from .data.demos import Episode
 from .data.stats import Stats
-from .errors import LarError
-from .evaluate import saliency_rows
-from .evaluate.snapshots import keep_snapshots
-from .files import append_jsonl, read_jsonl
-from .mirror import Mirror
+from .drive import Mirror
+from .measure import maps
+from .measure.snapshots import keep_snapshots
 from .model.policy import Policy
-from .processes import cores
-from .reproduce import make_demos
-from .run import DATA, RUNS, Run, provenance
-from .runtime import device, native_bf16, quiet, use_cores
-from .train import make_dataset
-from .view.show import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
+from .model.train import make_dataset
+from .run.config import make_config
+from .run.errors import LarError
+from .run.files import append_jsonl, read_jsonl
+from .run.folder import DATA, RUNS, Run, provenance
+from .run.processes import cores
+from .run.runtime import device, native_bf16, quiet, use_cores
+from .show.cells import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
+from .steps import make_demos
 
 GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
 DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does
@@ -193,34 +193,34 @@ def train_all(run: Run, data: Path = DATA) -> None:
         if run.trained and (run.config.condition.blind or Run(run.control, run.config).trained):
             return
         if run.config.condition.blind:
-            reproduce.train_policy(run, data)
+            steps.train_policy(run, data)
         elif torch.cuda.is_available():
-            reproduce.train_policy(run, data)
-            reproduce.train_control(run, data)
+            steps.train_policy(run, data)
+            steps.train_control(run, data)
         else:
-            reproduce.train_side_by_side(run, data)
+            steps.train_side_by_side(run, data)
 
 
 def scores(run: Run, data: Path = DATA) -> dict:
-    """`reproduce.show_saliency` of a trained run; what an earlier notebook has left of it is read."""
+    """`steps.show_saliency` of a trained run; what an earlier notebook has left of it is read."""
     kept = run.path / "heldout.json"
     if kept.exists() and (run.path / "gallery.npz").exists():
         return json.loads(kept.read_text(encoding="utf-8"))
-    return reproduce.show_saliency(run, data)
+    return steps.show_saliency(run, data)
 
 
 def times(run: Run) -> None:
     """Time one policy step, and one training step beside one of `action_only`; what was timed before is kept."""
     if not (run.path / "latency.json").exists():
-        reproduce.time_policy(run)
+        steps.time_policy(run)
     if not (run.path / "training_cost.json").exists():
-        reproduce.time_training(run)
+        steps.time_training(run)
 
 
 def localisation_heads(run: Run, policy: Policy, data: Path = DATA) -> list[tuple[int, int]]:
-    """The heads that localise, as they were chosen on training frames (`saliency_rows.localisation_heads`)."""
+    """The heads that localise, as they were chosen on training frames (`maps.localisation_heads`)."""
     train, _ = load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)
-    return saliency_rows.localisation_heads(run, policy, make_dataset(train, Stats.of(train), run.config))
+    return maps.localisation_heads(run, policy, make_dataset(train, Stats.of(train), run.config))
 
 
 def heldout_episodes(run: Run, data: Path = DATA) -> list[Episode]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from . import planner, processes
-from .config import Profile, RunConfig
-from .evaluate.instructions import kinds
-from .files import read_jsonl
-from .run import DATA, Run
-from .sim.collect import demo_paths
+from . import estimate
+from .run import processes
+from .run.config import Profile, RunConfig
+from .run.files import read_jsonl
+from .run.folder import DATA, Run
+from .scene.collect import demo_paths
+from .scene.instructions import kinds
 
 STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
 DEMO, FRAMES = 4.4, 110  # seconds of one demonstration on one core, and the steps it has
@@ -92,7 +93,7 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
 
 def _planned(config: RunConfig, cores: int) -> dict[str, Cost]:
     """For large models: the planner's figures; the blind control is trained and rolled out after the policy."""
-    plan, profile = planner.plan(config, planner.this_machine(config)), config.profile
+    plan, profile = estimate.plan(config, estimate.this_machine(config)), config.profile
     gib, recorded = plan.peak / 2**30, profile.demos_per_task * len(profile.tasks) * DEMO / cores
     training = sum(seconds for step, seconds in plan.seconds.items() if step != "rollouts")
     return {"demonstrations": Cost(START + recorded, LIBRARIES * cores), "training": Cost(2 * training, gib),

@@ -20,22 +20,22 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .config import CONDITIONS, RunConfig
 from .data.dataset import channels_first
-from .draws import Draws
-from .errors import LarError
-from .evaluate.pretraining import Heldout, centre, grounding, look, word_scores
-from .files import atomic_path, produce, write_json
+from .measure.pretraining import Heldout, centre, grounding, look, word_scores
 from .model.loading import load_for
 from .model.mae import normalise_patches, reconstruction_loss
 from .model.masking import make_mask
 from .model.policy import Policy, make_policy
 from .model.regularisers import hide_words, word_loss
-from .run import DATA, Run, provenance
-from .runtime import device
-from .sim.scenes import Pictures, captions, render_scenes
-from .train import Trainer
-from .weights import prepare_backbone
+from .model.train import Trainer
+from .model.weights import prepare_backbone
+from .run.config import CONDITIONS, RunConfig
+from .run.draws import Draws
+from .run.errors import LarError
+from .run.files import atomic_path, produce, write_json
+from .run.folder import DATA, Run, provenance
+from .run.runtime import device
+from .scene.captioned import Pictures, captions, render_scenes
 
 CONDITION = "joint_mask"
 FREE = ("mask_ratio", "lambda_recon", "language", "saliency_layers")  # what of the condition may be changed

@@ -22,22 +22,22 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.errors import HTTPError as TransportError  # of httpx or httpx2, whichever the library stands on
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from .config import RunConfig
 from .data.manifest import Entry, load_manifest
 from .data.stats import Stats
-from .errors import Damaged, LarError, unknown
-from .evaluate.results import load_results
-from .evaluate.swapped import read_episodes
-from .files import atomic_path, write_json, write_text
+from .measure.results import load_results
+from .measure.swapped import read_episodes
 from .model.backbone import Backbone
 from .model.checks import read_config, read_processor
 from .model.loading import settle
 from .model.policy import Policy, make_policy
 from .model.saliency import ATTENTION
-from .run import Run
-from .train import acting
-from .view.card import model_card
-from .weights import prepare_backbone, prepare_vae
+from .model.train import acting
+from .model.weights import prepare_backbone, prepare_vae
+from .run.config import RunConfig
+from .run.errors import Damaged, LarError, unknown
+from .run.files import atomic_path, write_json, write_text
+from .run.folder import Run
+from .show.card import model_card
 
 FORMAT = 1  # of config.json
 REQUIRED = ("config.json", "model.safetensors", "stats.json", "backbone/config.json", "backbone/processor_config.json",

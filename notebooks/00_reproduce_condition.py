@@ -39,7 +39,7 @@ if importlib.util.find_spec("lar_core") is None:
 # copied to your Drive, so that a disconnect costs a minute of work at most.
 
 # %%
-from lar_core import notebook, pace, reproduce
+from lar_core import notebook, pace, steps
 from lar_core.notebook import show, step, table
 
 profile = notebook.choose_profile(PROFILE)
@@ -65,14 +65,14 @@ table(("step", "time", "peak memory, GiB"), [(name, pace.duration(cost.seconds),
 
 # %%
 with step(run, "demonstrations"):
-    demos = reproduce.make_demos(run.config)
+    demos = steps.make_demos(run.config)
 
 # %% [markdown]
 # One of them, from beginning to end:
 
 # %%
 from lar_core.data.demos import read_episode
-from lar_core.view.pictures import filmstrip
+from lar_core.show.pictures import filmstrip
 
 episode = read_episode(demos[0], 0)
 show(filmstrip(episode.agentview_rgb), words=f"“{episode.instruction}”, {len(episode)} steps of 1/20 second")
@@ -99,7 +99,7 @@ with step(run, "saliency"):
     heldout = notebook.scores(run)
 
 # %%
-from lar_core.view.gallery import panels, saliency
+from lar_core.show.gallery import panels, saliency
 
 show(saliency(run))
 
@@ -118,12 +118,12 @@ if (pictures := panels(run)) is not None:
 
 # %%
 with step(run, "rollouts"):
-    rows = reproduce.roll_out_policy(run)
+    rows = steps.roll_out_policy(run)
 
 # %%
-from lar_core.view import figures, report
+from lar_core.show import figures, report
 
-results, page = reproduce.make_report(run)
+results, page = steps.make_report(run)
 show(figures.success_bars(report.success_bars(results)))
 
 # %%
@@ -145,7 +145,7 @@ with step(run, "latency"):
 # ## The report
 
 # %%
-results, page = reproduce.make_report(run)
+results, page = steps.make_report(run)
 print(report.summary_table(results))
 
 # %% [markdown]
@@ -153,9 +153,9 @@ print(report.summary_table(results))
 # and never that there is no effect.
 
 # %%
-from lar_core.view import reading
+from lar_core.show import findings
 
-notebook.say(reading.findings(results, rows))
+notebook.say(findings.findings(results, rows))
 print(f"The whole page, with pictures and clips: {page}")
 
 # %% [markdown]

@@ -54,7 +54,7 @@ fine = examine()
 # Every result names the versions it was made with:
 
 # %%
-from lar_core.run import provenance
+from lar_core.run.folder import provenance
 
 table(("what", "version"), list(provenance().items()))
 
@@ -81,7 +81,7 @@ else:
 # objects itself, with the same names, sizes and tasks but not the same look; every result says which.
 
 # %%
-from lar_core.sim.env import SpatialEnv, official_init_states
+from lar_core.scene.env import SpatialEnv, official_init_states
 
 task = run.config.profile.tasks[0]
 env = SpatialEnv(task, image_size=288, wrist_size=288, segmentation=True)
@@ -89,7 +89,7 @@ seen, _ = env.reset(seed=0, options={"init_state": official_init_states(task)[0]
 print(f"Task {task}: {env.instruction}\nAssets: {env.assets['name']}")
 
 # %%
-from lar_core.view.pictures import colours, side_by_side
+from lar_core.show.pictures import colours, side_by_side
 
 show(side_by_side([seen["agentview_rgb"], seen["eye_in_hand_rgb"], colours(seen["agentview_segmentation"])],
                   ["agentview, what the policy sees", "the wrist camera", "which pixel is which object"]))
@@ -102,8 +102,8 @@ print("objects:", ", ".join(env.objects))
 # from its actions, and has to find out from pictures what the script was told.
 
 # %%
-from lar_core.sim.expert import run_expert
-from lar_core.sim.placements import sample_scene
+from lar_core.scene.expert import run_expert
+from lar_core.scene.placements import sample_scene
 
 episode = run_expert(env, sample_scene(env, "official", 0))
 env.close()
@@ -113,7 +113,7 @@ notebook.film(episode.agentview_rgb, run.path / "expert.mp4", words=f"{len(episo
 # The same as stills:
 
 # %%
-from lar_core.view.pictures import filmstrip
+from lar_core.show.pictures import filmstrip
 
 show(filmstrip(episode.agentview_rgb))
 

@@ -53,9 +53,9 @@ print("PaliGemma's own weights." if real else "Random weights of the same archit
 # with the output head.
 
 # %%
-from lar_core.evaluate import precision
+from lar_core.measure import precision
 from lar_core.model.loading import parameter_table, quantised_modules
-from lar_core.weights import prepare_backbone
+from lar_core.model.weights import prepare_backbone
 
 source = prepare_backbone(run)
 backbone = precision.load(source, "int8")
@@ -82,7 +82,7 @@ print(f"{len(names)} layers are in 8 bit, from {names[0]}\nto {names[-1]}")
 # picture of the scene.
 
 # %%
-from lar_core.sim.env import SpatialEnv
+from lar_core.scene.env import SpatialEnv
 
 env = SpatialEnv(run.config.profile.tasks[0], image_size=run.config.profile.image_size, wrist_size=0)
 seen, _ = env.reset(seed=0)
@@ -90,8 +90,8 @@ image, sentence = seen["agentview_rgb"], env.instruction
 env.close()
 
 # %%
-from lar_core.evaluate.costs import precisions
-from lar_core.view.pictures import heat, side_by_side
+from lar_core.measure.costs import precisions
+from lar_core.show.pictures import heat, side_by_side
 
 kinds = list(precisions())
 maps = {"int8": precision.saliency(backbone, image, sentence)}
@@ -107,7 +107,7 @@ show(side_by_side([heat(image, maps[kind]) for kind in maps], list(maps)),
 # the most likely token is the same.
 
 # %%
-from lar_core.sim.env import instruction
+from lar_core.scene.env import instruction
 
 rows = precision.compare_precisions(source, kinds, image, [instruction(task) for task in range(4)])
 table(("precision", "MB of weights", "seconds to load", "ms a forward pass", "error of logits", "same next token"),

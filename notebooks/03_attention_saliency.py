@@ -55,9 +55,9 @@ run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
 # - Pull **mask ratio**: what is grey on the right is what the decoder would have to fill in.
 
 # %%
-from lar_core.runtime import device
-from lar_core.train import load_policy
-from lar_core.view.explorer import HeatmapExplorer
+from lar_core.run.runtime import device
+from lar_core.model.train import load_policy
+from lar_core.show.explorer import HeatmapExplorer
 
 policy, stats = load_policy(run, device())
 episodes = notebook.heldout_episodes(run)
@@ -91,8 +91,8 @@ print("words:", " | ".join(attention.words))
 # but the beginning of the sequence and the line break that ends PaliGemma's prompt.
 
 # %%
-from lar_core.evaluate.attention import regions_of
-from lar_core.view.maps import by_head, by_name, by_word, maps, sinks
+from lar_core.measure.attention import regions_of
+from lar_core.show.maps import by_head, by_name, by_word, maps, sinks
 
 regions = regions_of(episode, frame)
 show(maps(image, attention, by_word(attention), regions))
@@ -106,7 +106,7 @@ show(maps(image, attention, by_word(attention), regions))
 # Compare their maps above with those of the words, and their lines in the table.
 
 # %%
-from lar_core.evaluate.attention import image_share
+from lar_core.measure.attention import image_share
 
 share = image_share(attention)[list(attention.tapped)].mean(axis=(0, 1))  # over the policy's layers and heads
 table(("token", "its attention that goes to the image", "part of the instruction"),
@@ -139,7 +139,7 @@ show(maps(image, attention, heads, regions, columns=max(4, len(heads) // len(att
 # are some of them on the frame from above, …
 
 # %%
-from lar_core.evaluate.attention import Choice, compare
+from lar_core.measure.attention import Choice, compare
 
 nouns = tuple(i for i in attention.own_words if attention.words[i] in ("bowl", "ramekin", "plate", "box", "cookie"))
 choices = {"mean, as published": Choice(), "max instead of mean": Choice(reduce="max"),
@@ -170,9 +170,9 @@ show(by_name(explorer.reader, image, episode.instruction, regions))
 
 # %%
 from lar_core.notebook import step
-from lar_core.registry import METRICS
-from lar_core.view.reading import estimate
-from lar_core.view.report import beside_baselines
+from lar_core.run.registry import METRICS
+from lar_core.show.findings import estimate
+from lar_core.show.report import beside_baselines
 
 with step(run, "saliency"):
     scores = notebook.scores(run)
@@ -190,7 +190,7 @@ table(("aggregation", *(METRICS.about(metric).label for metric in some)),
 # has shown that it *looks* only where its bar lies above all grey ones.
 
 # %%
-from lar_core.view.figures import grounding_bars
+from lar_core.show.figures import grounding_bars
 
 grounding = scores["grounding"]
 show(grounding_bars(grounding), words=f"The highest AOS that any map could reach here: {grounding['aos']['best']['mean']:.2f}.")
@@ -210,7 +210,7 @@ table(("metric", "what it asks", "this policy", "uniform map", "image centre", "
 # their names and in random order. Vote as long as you like; the votes are kept in the run folder.
 
 # %%
-from lar_core.view.rating import HeatmapRating, pairs_of
+from lar_core.show.rating import HeatmapRating, pairs_of
 
 rating = HeatmapRating(pairs_of(explorer.reader, episodes, {"mean": Choice(), "max": Choice(reduce="max")}),
                        run.path / "ratings.jsonl")
@@ -223,7 +223,7 @@ rating.show()
 show(rating.still())
 
 # %%
-from lar_core.view.rating import preference
+from lar_core.show.rating import preference
 
 notebook.tell([preference(run.path / "ratings.jsonl", ("mean", "max"))])
 

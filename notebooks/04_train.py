@@ -36,7 +36,7 @@ if importlib.util.find_spec("lar_core") is None:
 # made.
 
 # %%
-from lar_core import notebook, reproduce
+from lar_core import notebook, steps
 from lar_core.notebook import show, step, table
 
 profile = notebook.choose_profile(PROFILE)
@@ -44,7 +44,7 @@ run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 
 # %%
 with step(run, "demonstrations"):
-    demos = reproduce.make_demos(run.config)
+    demos = steps.make_demos(run.config)
 
 # %% [markdown]
 # ## Before training
@@ -52,7 +52,7 @@ with step(run, "demonstrations"):
 # One batch through an untrained policy. First the saliency, which for now is whatever random weights make of it.
 
 # %%
-from lar_core.evaluate.costs import untrained
+from lar_core.measure.costs import untrained
 
 heldout = notebook.heldout_dataset(run)
 batch = heldout.batch([10, 30])
@@ -66,9 +66,9 @@ print("saliency", tuple(encoding.saliency.shape), "sums to", [round(float(s), 3)
 # a patch's brightness; for these pictures it is borrowed from the original, so even a bad guess has the right shade.)
 
 # %%
-from lar_core.draws import Draws
-from lar_core.evaluate.probes import reconstruction_panels
-from lar_core.view.figures import reconstruction_panels as draw
+from lar_core.run.draws import Draws
+from lar_core.measure.probes import reconstruction_panels
+from lar_core.show.figures import reconstruction_panels as draw
 
 if policy.decoder is not None:
     mask = policy.mask(batch, encoding.saliency, Draws(0))
@@ -100,8 +100,8 @@ with step(run, "training"), notebook.live_curves(run):
 # The same two held-out frames at some moments of training. Watch the mask too: it moves as the policy's attention does.
 
 # %%
-from lar_core.evaluate.snapshots import snapshots
-from lar_core.view.gallery import over_time
+from lar_core.measure.snapshots import snapshots
+from lar_core.show.gallery import over_time
 
 if moments := snapshots(run):
     show(over_time(moments))
@@ -114,14 +114,14 @@ if moments := snapshots(run):
 #    not to look; that is a finding, and a common one.
 
 # %%
-from lar_core.run import Run
+from lar_core.run.folder import Run
 
 with step(run, "saliency"):
     seeing = notebook.scores(run)["action"]
     blind = notebook.scores(Run.load(run.control))["action"]
 
 # %%
-from lar_core.view.reading import estimate
+from lar_core.show.findings import estimate
 
 table(("on held-out demonstrations", "mean absolute action error (95 % interval)"),
       [(CONDITION, estimate(seeing["l1"])), ("blind control", estimate(blind["l1"])),
@@ -136,9 +136,9 @@ table(("on held-out demonstrations", "mean absolute action error (95 % interval)
 # the very top visible, and `sampled_attention` draws patches with the probability that attention gives them.
 
 # %%
-from lar_core.runtime import device
-from lar_core.train import load_policy
-from lar_core.view import rivals
+from lar_core.run.runtime import device
+from lar_core.model.train import load_policy
+from lar_core.show import rivals
 
 trained = load_policy(run, device())[0].eval()
 one = heldout.batch([40])

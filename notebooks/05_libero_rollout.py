@@ -36,7 +36,7 @@ if importlib.util.find_spec("lar_core") is None:
 # folder, it is taken from there.
 
 # %%
-from lar_core import notebook, reproduce
+from lar_core import notebook, steps
 from lar_core.notebook import show, step, table
 
 profile = notebook.choose_profile(PROFILE)
@@ -52,7 +52,7 @@ run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
 
 # %%
 with step(run, "rollouts"):
-    rows = reproduce.roll_out_policy(run)
+    rows = steps.roll_out_policy(run)
 
 # %% [markdown]
 # ## How often
@@ -60,16 +60,16 @@ with step(run, "rollouts"):
 # The line on each bar is the 95 % interval. With few episodes it is long, and that is the point of drawing it.
 
 # %%
-from lar_core.view import figures, reading, report
+from lar_core.show import figures, findings, report
 
-results, page = reproduce.make_report(run)
+results, page = steps.make_report(run)
 show(figures.success_bars(report.success_bars(results)))
 
 # %% [markdown]
 # In words, pair by pair on the same init states:
 
 # %%
-notebook.say(finding for finding in reading.findings(results, rows) if "placements)" in finding.topic)
+notebook.say(finding for finding in findings.findings(results, rows) if "placements)" in finding.topic)
 
 # %% [markdown]
 # ## Frame by frame
@@ -79,7 +79,7 @@ notebook.say(finding for finding in reading.findings(results, rows) if "placemen
 # closes its hand: where does it look?
 
 # %%
-from lar_core.view.player import RolloutPlayer
+from lar_core.show.player import RolloutPlayer
 
 player = RolloutPlayer(run)
 player.show()
@@ -107,7 +107,7 @@ notebook.clip(blank["film"], words=f"told “{blank['sentence']}”: {'solved' i
 # usual one all the same did not listen.
 
 # %%
-from lar_core.view.rates import outcome
+from lar_core.show.rates import outcome
 
 other = next(row for row in player.rows if row["instruction"] == "other_bowl")
 notebook.clip(other["film"], words=f"told “{other['sentence']}”: {outcome(other)}")

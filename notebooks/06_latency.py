@@ -56,7 +56,7 @@ run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 # Whatever else this machine is doing counts too: trust ratios more than milliseconds.
 
 # %%
-from lar_core.evaluate import costs
+from lar_core.measure import costs
 
 head = ("action head", "p50, ms", "p95, ms", "actions a second")
 heads = costs.policy_steps(run, costs.heads())
@@ -88,8 +88,8 @@ print(f"forward pass: {without:.1f} ms, with saliency {with_it:.1f} ms ({100 * (
 # hidden costs nothing, so the other masks are not repeated.
 
 # %%
-from lar_core.evaluate.training_cost import BASE, compare_training
-from lar_core.view.report import cost_rows
+from lar_core.measure.training_cost import BASE, compare_training
+from lar_core.show.report import cost_rows
 
 training = compare_training(run.config)
 table(("condition", "ms a step", "times action_only", "million parameters that learn", "GFLOP a sample", "GB of GPU memory"),
@@ -101,7 +101,7 @@ table(("condition", "ms a step", "times action_only", "million parameters that l
 # step cannot use the feature cache of profile `t4`, and pay for that there.
 
 # %%
-from lar_core.view.figures import cost_bars
+from lar_core.show.figures import cost_bars
 
 show(cost_bars([(name, cost["step_ms"]) for name, cost in training.items() if cost], "one training step, ms"))
 

@@ -46,7 +46,7 @@ profile = notebook.choose_profile(PROFILE)
 run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 
 # %%
-from lar_core.evaluate import compare
+from lar_core.measure import compare
 
 kept = Path(lar_core.__file__).parents[1] / "results"
 found = compare.find_results(run.path.parent, kept)
@@ -58,7 +58,7 @@ print(f"{len(found)} runs:", ", ".join(result.name for result in found))
 # Blue: the policy. Grey: its blind control. Where the two overlap, the rollouts do not show that seeing helped.
 
 # %%
-from lar_core.view.figures import success_bars
+from lar_core.show.figures import success_bars
 
 show(success_bars(compare.bars(found)))
 
@@ -87,7 +87,7 @@ notebook.tell(compare.differences(found) or ["No two runs here were rolled out o
 # The smallest difference that paired rollouts find four times out of five, if a fifth of the pairs turn out differently.
 
 # %%
-from lar_core.evaluate.statistics import detectable_paired, detectable_unpaired
+from lar_core.measure.statistics import detectable_paired, detectable_unpaired
 
 table(("rollouts an arm", "paired: points", "unpaired: points"),
       [(n, 100 * detectable_paired(n), 100 * detectable_unpaired(n)) for n in (20, 50, 150, 500)])
@@ -99,7 +99,7 @@ table(("rollouts an arm", "paired: points", "unpaired: points"),
 # all from the same init states, with a blind control for each seed. It is a small file:
 
 # %%
-from lar_core.study import Study
+from lar_core.measure.study import Study
 
 file = kept.parent / "studies" / f"{STUDY}.yaml"
 print(file.read_text())
@@ -110,7 +110,7 @@ print(file.read_text())
 # many hours on two cores. Stopped at any moment and started again, it goes on.
 
 # %%
-from lar_core.run_study import run_study
+from lar_core.studies import run_study
 
 study, page = run_study(Study.load(file))
 print(f"The whole page: {page}")
@@ -120,7 +120,7 @@ print(f"The whole page: {page}")
 # rollouts; its test is corrected for the number of comparisons (Holm).
 
 # %%
-from lar_core.view import study_page
+from lar_core.show import study_page
 
 show(success_bars(study_page.success_bars(study)))
 show(study_page.differences_figure(study["comparisons"], study["study"]["reference"]))

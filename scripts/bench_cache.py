@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lar_core.config import RunConfig, make_config
 from lar_core.full_size import noise_dataset
 from lar_core.model.offline import build_full_size, full_config
-from lar_core.run import Run
-from lar_core.runtime import device_name, quiet
-from lar_core.train import Trainer
+from lar_core.model.train import Trainer
+from lar_core.run.config import RunConfig, make_config
+from lar_core.run.folder import Run
+from lar_core.run.runtime import device_name, quiet
 
 SLICE = {"text_layers": 6, "top_layers": 1, "vision_layers": 9}
 

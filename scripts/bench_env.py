@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lar_core.sim.env import SpatialEnv, official_init_states
+from lar_core.scene.env import SpatialEnv, official_init_states
 
 TARGETS = {"control step": 30.0, "picture 128 px": 15.0, "reset": 100.0}  # milliseconds
 

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import torch
 
-from lar_core.config import RunConfig, make_config
-from lar_core.errors import LarError
-from lar_core.evaluate.latency import time_acting
-from lar_core.files import write_json
+from lar_core.estimate import plan, this_machine
 from lar_core.full_size import full_size_config, noise_dataset
+from lar_core.measure.latency import time_acting
 from lar_core.meter import meter
 from lar_core.model.offline import build_full_size
 from lar_core.model.policy import make_policy
-from lar_core.planner import plan, this_machine
-from lar_core.run import Run, provenance
-from lar_core.runtime import device, device_name, quiet
-from lar_core.train import Trainer
+from lar_core.model.train import Trainer
+from lar_core.run.config import RunConfig, make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import write_json
+from lar_core.run.folder import Run, provenance
+from lar_core.run.runtime import device, device_name, quiet
 
 TUNES = [{"tune": "lora_top"}, {"tune": "lora_top", "cache": True}, {"tune": "full_top"},
          {"tune": "full_top", "cache": True}, {"tune": "lora_all"}, {"tune": "lora_all", "checkpointing": True}]

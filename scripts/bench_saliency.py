@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from transformers import PaliGemmaForConditionalGeneration
 
-from lar_core.config import PROFILES
 from lar_core.model.backbone import Backbone
 from lar_core.model.loading import load_backbone
 from lar_core.model.offline import build_tiny
-from lar_core.runtime import device_name, quiet
+from lar_core.run.config import PROFILES
+from lar_core.run.runtime import device_name, quiet
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 TRUE_WIDTH = PROFILES["tiny"].replace(image_size=224, patch_size=14, vision_width=128, vision_layers=1,

@@ -11,11 +11,11 @@ import argparse
 
 import numpy as np
 
-from lar_core.config import PLACEMENTS
-from lar_core.errors import LarError
-from lar_core.sim.env import SpatialEnv
-from lar_core.sim.expert import run_expert
-from lar_core.sim.placements import OTHER_SENTENCE, sample_scene
+from lar_core.run.config import PLACEMENTS
+from lar_core.run.errors import LarError
+from lar_core.scene.env import SpatialEnv
+from lar_core.scene.expert import run_expert
+from lar_core.scene.placements import OTHER_SENTENCE, sample_scene
 
 
 def main() -> None:

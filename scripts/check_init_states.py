@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 
-from lar_core.sim.env import WAIT_ACTION, SpatialEnv, official_init_states, task_names
+from lar_core.scene.env import WAIT_ACTION, SpatialEnv, official_init_states, task_names
 
 MOVABLE = 5  # two bowls, cookie box, ramekin, plate
 SIDEWAYS, TILT, CREEP = 0.02, 10.0, 0.003  # metres, degrees, metres

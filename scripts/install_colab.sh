@@ -15,5 +15,5 @@ for name in ("torch", "numpy", "ipywidgets"):
 VERSIONS
 echo "Installing (about two minutes); these stay as they are: $(tr '\n' ' ' < "$kept")"
 "$python" -m pip install --quiet --disable-pip-version-check -c "$kept" -r requirements-colab.txt
-"$python" -m pip install --quiet --disable-pip-version-check --no-deps -r lar_core/sim/requirements.txt -e .
+"$python" -m pip install --quiet --disable-pip-version-check --no-deps -r lar_core/scene/requirements.txt -e .
 sh scripts/install_gl.sh

@@ -1,4 +1,4 @@
-"""Make the stand-in assets that lie in lar_core/sim/assets: our own objects under LIBERO's asset names.
+"""Make the stand-in assets that lie in lar_core/scene/assets: our own objects under LIBERO's asset names.
 
     python scripts/make_assets.py [FOLDER]       # a second; the same files wherever it runs
 
@@ -17,17 +17,7 @@ import asset_textures
 from asset_meshes import lathe, printed_box, quaternion, text, wall_of_boxes
 from PIL import Image
 
-from lar_core.sim.libero_setup import (
-    ARENA,
-    BOWL,
-    CABINET,
-    COOKIES,
-    PLATE,
-    RAMEKIN,
-    STANDIN,
-    STOVE,
-    TEXTURES,
-)
+from lar_core.scene.setup import ARENA, BOWL, CABINET, COOKIES, PLATE, RAMEKIN, STANDIN, STOVE, TEXTURES
 
 _TOUCH = {"group": "0", "friction": "0.95 0.2 0.02", "solref": "0.004 1", "solimp": "0.98 0.995 0.001"}
 _SEE = {"group": "1", "contype": "0", "conaffinity": "0"}

@@ -1,6 +1,6 @@
 """Draw the stored evaluation scenes of the placements `wide` and `counterfactual` again, and with --gallery show them.
 
-    python scripts/make_init_states.py                         # lar_core/sim/init_states/*.npz, 2 minutes on one core
+    python scripts/make_init_states.py                         # lar_core/scene/init_states/*.npz, 2 minutes on one core
     python scripts/make_init_states.py --gallery gallery.png   # pictures of the stored scenes only
 
 Each file holds, for every task, `task_<i>_seeds` (n,) and `task_<i>_states` (n, 92). Scene number i uses the first seed
@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lar_core.files import atomic_path
-from lar_core.sim import placements
-from lar_core.sim.env import SpatialEnv
-from lar_core.sim.placements import EVALUATION_SCENES, OTHER_SENTENCE, TRIES, draw_layout, evaluation_scenes
+from lar_core.run.files import atomic_path
+from lar_core.scene import placements
+from lar_core.scene.env import SpatialEnv
+from lar_core.scene.placements import EVALUATION_SCENES, OTHER_SENTENCE, TRIES, draw_layout, evaluation_scenes
 
 FOLDER = Path(placements.__file__).parent / "init_states"
 

@@ -1,4 +1,4 @@
-"""Write lar_core/sim/reference.json: the reference picture's colours of all ten tasks with the stand-in pack.
+"""Write lar_core/scene/reference.json: the reference picture's colours of all ten tasks with the stand-in pack.
 
 Run it when the pack or the way it is rendered was changed on purpose.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lar_core.files import write_json
-from lar_core.sim.env import SpatialEnv
-from lar_core.sim.reference import colours, reference_picture
+from lar_core.run.files import write_json
+from lar_core.scene.env import SpatialEnv
+from lar_core.scene.reference import colours, reference_picture
 
 rows = []
 for task in range(10):
@@ -17,4 +17,4 @@ for task in range(10):
     rows.append(colours(reference_picture(env)).tobytes().hex())
     assets = env.assets["sha256"]
     env.close()
-write_json(Path(__file__).parents[1] / "lar_core/sim/reference.json", {assets: rows})
+write_json(Path(__file__).parents[1] / "lar_core/scene/reference.json", {assets: rows})

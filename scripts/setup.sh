@@ -25,4 +25,4 @@ if [ ! -e /dev/nvidia0 ] && ! "$venv/bin/python" -c "import torch" 2>/dev/null; 
 fi
 $install "torch==$version"
 $install -e ".[test,notebooks]"
-$install --no-deps -r lar_core/sim/requirements.txt
+$install --no-deps -r lar_core/scene/requirements.txt

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hub_stand_in import hub  # noqa: F401  (a fixture for all tests)
 
-from lar_core.config import PROFILES, make_config
-from lar_core.draws import Draws
 from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
-from lar_core.runtime import quiet
+from lar_core.run.config import PROFILES, make_config
+from lar_core.run.draws import Draws
+from lar_core.run.runtime import quiet
 
 quiet()
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]

@@ -9,10 +9,8 @@ from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 from test_demos import make_episode
 
-from lar_core import config
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.errors import LarError
-from lar_core.evaluate.passes import available, saliency_maps
+from lar_core.measure.passes import available, saliency_maps
 from lar_core.model.aggregation import (
     GENERIC,
     content_words,
@@ -26,9 +24,11 @@ from lar_core.model.aggregation import (
     words,
 )
 from lar_core.model.saliency import mean_attention
-from lar_core.registry import AGGREGATIONS, PASSES
-from lar_core.run import Run
-from lar_core.train import load_policy, train
+from lar_core.model.train import load_policy, train
+from lar_core.run import config
+from lar_core.run.errors import LarError
+from lar_core.run.folder import Run
+from lar_core.run.registry import AGGREGATIONS, PASSES
 
 P = 16
 

@@ -8,14 +8,14 @@ import re
 
 import pytest
 
-from lar_core.errors import LarError
-from lar_core.evaluate.arms import STUDY, compare_arms
-from lar_core.evaluate.results import save_results
-from lar_core.evaluate.statistics import mcnemar, wilson
-from lar_core.files import append_jsonl
-from lar_core.run import Run
-from lar_core.study import Study
-from lar_core.view.study_page import caveats, study_table, write_study_page
+from lar_core.measure.arms import STUDY, compare_arms
+from lar_core.measure.results import save_results
+from lar_core.measure.statistics import mcnemar, wilson
+from lar_core.measure.study import Study
+from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl
+from lar_core.run.folder import Run
+from lar_core.show.study_page import caveats, study_table, write_study_page
 
 SOLVED = {"action_only": 4, "attention_mask": 17, "blind": 3}  # of 20 rollouts, the first ones
 AOS = {"action_only": [0.1, 0.2], "attention_mask": [0.3, 0.5]}

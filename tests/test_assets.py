@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lar_core import versions
 from lar_core.data.manifest import load_manifest
-from lar_core.errors import LarError
-from lar_core.child import ChildError, in_child
-from lar_core.sim import cache, env, libero_setup
-from lar_core.sim.libero_setup import BOWL, MODELS, STANDIN, TEXTURES
+from lar_core.run import cache, versions
+from lar_core.run.child import ChildError, in_child
+from lar_core.run.errors import LarError
+from lar_core.scene import env, setup
+from lar_core.scene.setup import BOWL, MODELS, STANDIN, TEXTURES
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 from asset_meshes import wall_of_boxes  # noqa: E402
@@ -30,13 +30,13 @@ from make_assets import write_pack  # noqa: E402
 
 
 def test_pack_has_every_file_that_the_ten_tasks_load():
-    names = libero_setup.needed_files(STANDIN)
+    names = setup.needed_files(STANDIN)
     assert set(MODELS) | set(TEXTURES) <= set(names)
 
 
 def test_shipped_pack_is_what_its_script_makes(tmp_path):
     write_pack(tmp_path)
-    assert libero_setup.assets_digest(tmp_path) == libero_setup.assets_digest(STANDIN)
+    assert setup.assets_digest(tmp_path) == setup.assets_digest(STANDIN)
 
 
 def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
@@ -85,38 +85,38 @@ def test_incomplete_folder_is_refused_and_its_first_missing_file_named(tmp_path)
     shutil.copytree(STANDIN, tmp_path / "pack")
     (tmp_path / "pack" / "textures" / "cookies.png").unlink()
     with pytest.raises(LarError, match="textures/cookies.png is missing"):
-        libero_setup.use_assets(tmp_path / "pack")
+        setup.use_assets(tmp_path / "pack")
 
 
 def test_empty_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("LAR_LIBERO_ASSETS", str(tmp_path))
     with pytest.raises(LarError, match=r"scenes/libero_tabletop_base_style\.xml is missing"):
-        libero_setup.use_assets()
+        setup.use_assets()
 
 
 def test_choice_follows_argument_then_environment_then_local_copy_then_stand_in(tmp_path, monkeypatch):
     monkeypatch.delenv("LAR_LIBERO_ASSETS", raising=False)
-    monkeypatch.setattr(libero_setup, "_hub_copy", lambda: tmp_path / "hub")
-    assert libero_setup.resolve_assets() == STANDIN
+    monkeypatch.setattr(setup, "_hub_copy", lambda: tmp_path / "hub")
+    assert setup.resolve_assets() == STANDIN
     shutil.copytree(STANDIN, tmp_path / "hub")
-    assert libero_setup.resolve_assets() == tmp_path / "hub"
+    assert setup.resolve_assets() == tmp_path / "hub"
     monkeypatch.setenv("LAR_LIBERO_ASSETS", str(tmp_path / "named"))
-    assert libero_setup.resolve_assets() == tmp_path / "named"
-    assert libero_setup.resolve_assets("standin") == STANDIN
+    assert setup.resolve_assets() == tmp_path / "named"
+    assert setup.resolve_assets("standin") == STANDIN
 
 
 def test_provenance_names_the_assets_and_no_path():
-    provenance = libero_setup.use_assets("standin")
-    assert provenance == {"name": "standin", "sha256": libero_setup.assets_digest(STANDIN)}
+    provenance = setup.use_assets("standin")
+    assert provenance == {"name": "standin", "sha256": setup.assets_digest(STANDIN)}
 
 
 def test_a_copy_of_other_files_is_not_called_stand_in(tmp_path):
     shutil.copytree(STANDIN, tmp_path / "pack")
     path = tmp_path / "pack" / BOWL
     path.write_text(path.read_text() + "\n")
-    provenance = libero_setup.use_assets(tmp_path / "pack")
+    provenance = setup.use_assets(tmp_path / "pack")
     assert provenance["name"] == "official"
-    assert provenance["sha256"] != libero_setup.assets_digest(STANDIN)
+    assert provenance["sha256"] != setup.assets_digest(STANDIN)
 
 
 def test_bowl_is_hollow_so_that_a_finger_fits_inside():
@@ -139,7 +139,7 @@ def test_wall_of_boxes_stands_on_its_cone():
 
 
 def test_setup_says_nothing_and_asks_nothing_and_leaves_the_home_folder_alone(tmp_path):
-    code = "from lar_core.sim import libero_setup; libero_setup.setup(); import libero.libero, logging, os; " \
+    code = "from lar_core.scene import libero_setup; setup.setup(); import libero.libero, logging, os; " \
            "assert libero.libero.libero_config_path.startswith(os.environ['TMPDIR']); " \
            "handlers = logging.getLogger('robosuite_logs').handlers; " \
            "assert not any(isinstance(handler, logging.FileHandler) for handler in handlers)"
@@ -156,7 +156,7 @@ def test_setup_says_nothing_and_asks_nothing_and_leaves_the_home_folder_alone(tm
 def repository(tmp_path):
     """LIBERO as its repository has it: every loader joins the path of the assets beside its own code."""
     root = tmp_path / "repository" / "libero"
-    shutil.copytree(libero_setup.libero_root().parent, root, ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(setup.libero_root().parent, root, ignore=shutil.ignore_patterns("assets", "__pycache__"))
     for path in (root / "libero" / "envs").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         depth = len(path.relative_to(root / "libero").parts) - 1
@@ -171,15 +171,15 @@ def repository(tmp_path):
 
 BUILD = """
 import json, sys
-from lar_core.sim import libero_setup
+from lar_core.scene import libero_setup
 {before}
-from lar_core.sim.env import SpatialEnv
+from lar_core.scene.env import SpatialEnv
 env = SpatialEnv(5, assets={choice!r}, image_size=16, wrist_size=0)
 bowl = env.stock.sim.model._model.material("akita_black_bowl_1_glaze").rgba[0]
-print(json.dumps([env.assets, str(libero_setup.libero_root()), bool(bowl < 0.5)]))
+print(json.dumps([env.assets, str(setup.libero_root()), bool(bowl < 0.5)]))
 """
 # As an installed LIBERO that no choice reaches would: whatever is asked for, its own files are read.
-UNREACHABLE = "libero_setup._read_from = lambda folder: None"
+UNREACHABLE = "setup._read_from = lambda folder: None"
 
 
 @pytest.mark.parametrize("choice, black", [("standin", True), (None, False)])
@@ -189,7 +189,7 @@ def test_a_libero_from_its_repository_is_built_from_the_assets_that_were_chosen(
                                                                   "LAR_LIBERO_ASSETS": ""}))
     chosen = STANDIN if black else repository / "libero" / "assets"
     assert (root, is_black) == (str(repository / "libero"), black)
-    assert made["sha256"] == libero_setup.assets_digest(chosen) and (made["name"] == "standin") == black
+    assert made["sha256"] == setup.assets_digest(chosen) and (made["name"] == "standin") == black
 
 
 def test_a_scene_that_was_built_from_other_assets_than_chosen_is_refused_naming_the_file(repository):
@@ -204,19 +204,19 @@ def test_a_single_foreign_texture_is_seen_too(tmp_path):
     made = env.SpatialEnv(5, assets="standin", image_size=16, wrist_size=0)
     made.stock.model.asset.find("./texture[@name='tex-wall']").set("file", str(other))
     with pytest.raises(LarError, match="plaster.png"):
-        libero_setup.loaded_assets(made.stock, "standin")
+        setup.loaded_assets(made.stock, "standin")
     made.close()
 
 
 def test_a_folder_of_links_is_the_same_assets(tmp_path):
     """The hub's cache keeps links to files of other names."""
-    for number, name in enumerate(libero_setup.needed_files(STANDIN)):
+    for number, name in enumerate(setup.needed_files(STANDIN)):
         (tmp_path / "pack" / name).parent.mkdir(parents=True, exist_ok=True)
         blob = tmp_path / f"blob{number}"
         shutil.copy(STANDIN / name, blob)
         (tmp_path / "pack" / name).symlink_to(blob)
     made = env.SpatialEnv(5, assets=tmp_path / "pack", image_size=16, wrist_size=0)
-    assert made.assets["sha256"] == libero_setup.assets_digest(STANDIN)
+    assert made.assets["sha256"] == setup.assets_digest(STANDIN)
     made.close()
 
 
@@ -225,8 +225,8 @@ def test_a_folder_of_links_is_the_same_assets(tmp_path):
 def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     """The numba cache is given, because filling it takes longer than all the rest."""
     numba = cache.cache_base() / "numba"
-    code = "import os; from lar_core.sim import assets, libero_setup; libero_setup.setup(); " \
-           "print(libero_setup.STANDIN, os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
+    code = "import os; from lar_core.scene import assets, libero_setup; setup.setup(); " \
+           "print(setup.STANDIN, os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
     places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path),
                                          "MPLCONFIGDIR": "", "HOME": "/dev/null/home", "NUMBA_CACHE_DIR": str(numba)})
     assert all(place.startswith(str(tmp_path)) for place in places.split())
@@ -275,7 +275,7 @@ def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(cache.Path, "home", nobody)
     monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
-    assert tmp_path in cache.cache_base().parents and not libero_setup._hub_copy().exists()
+    assert tmp_path in cache.cache_base().parents and not setup._hub_copy().exists()
 
 
 @pytest.mark.parametrize("theirs", ["link", "file", "owner"])
@@ -316,7 +316,7 @@ def test_versions_are_compared_with_the_pinned_ones(monkeypatch, name, found, wr
 
 def test_a_scene_that_cannot_be_built_names_the_version_at_fault(monkeypatch):
     monkeypatch.setattr(env, "wrong_versions", lambda: ["…"])
-    monkeypatch.setattr(libero_setup, "wrong_versions", lambda: ["mujoco 3.10.0 is installed, but the scene needs 3.3.2."])
+    monkeypatch.setattr(setup, "wrong_versions", lambda: ["mujoco 3.10.0 is installed, but the scene needs 3.3.2."])
     monkeypatch.setattr(env.SpatialEnv, "_make_fast", lambda _: 1 / 0)
     with pytest.raises(LarError, match="task 5 cannot be built .ZeroDivisionError.*mujoco 3.10.0 is installed"):
         env.SpatialEnv(5)
@@ -329,7 +329,7 @@ def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, wor
     path = repository / "libero" / "envs" / "venv.py"
     path.write_text(package or "import not_installed_here")
     with pytest.raises(ChildError, match=words) as error:
-        in_child("from lar_core.sim.libero_setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
+        in_child("from lar_core.scene.libero_setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
     assert "pip install" in str(error.value)
 
 

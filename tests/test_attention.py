@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lar_core.errors import LarError
-from lar_core.evaluate import attention as att
-from lar_core.evaluate.attention import Attention, AttentionReader, Choice, aggregate, look, smooth
+from lar_core.measure import attention as att
+from lar_core.measure.attention import Attention, AttentionReader, Choice, aggregate, look, smooth
+from lar_core.run.errors import LarError
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 

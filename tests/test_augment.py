@@ -3,7 +3,7 @@
 import torch
 
 from lar_core.data.augment import shift_images
-from lar_core.draws import Draws
+from lar_core.run.draws import Draws
 
 
 def picture(batch):

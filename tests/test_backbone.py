@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
-from lar_core.errors import LarError
 from lar_core.model.loading import load_backbone
+from lar_core.run.errors import LarError
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.config import make_config
-from lar_core.data.cache import FeatureCache
 from lar_core.data.dataset import load_split
 from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.data.features import FeatureCache
 from lar_core.data.stats import Stats
-from lar_core.errors import LarError
-from lar_core.files import read_jsonl
-from lar_core.run import Run
-from lar_core.train import load_policy, make_dataset, train
+from lar_core.model.train import load_policy, make_dataset, train
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import read_jsonl
+from lar_core.run.folder import Run
 
 TOP = {"top_layers": 1, "saliency_layers": 1, "samples": 40, "batch_size": 4, "checkpoint_every": 5}
 
@@ -131,7 +131,7 @@ def test_two_that_fill_a_cache_at_once_compute_every_frame_once(demos, tmp_path)
 
 
 def test_too_little_space_is_said_before_anything_is_computed(losses_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("lar_core.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
+    monkeypatch.setattr("lar_core.run.files.shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 10**8))
     with pytest.raises(LarError, match=r"feature cache takes .* GB .*cache=false"):
         losses_of("run", tune="full_top", cache=True)
     assert not list((tmp_path / "data").rglob("*.safetensors"))

@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from lar_core import cli, reproduce
-from lar_core.config import make_config
-from lar_core.run import Run
+from lar_core import cli, steps
+from lar_core.run.config import make_config
+from lar_core.run.folder import Run
 
 
 @pytest.mark.parametrize("step", cli.STEPS)
@@ -56,7 +56,7 @@ def test_settings_on_the_command_line_reach_the_configuration():
 def test_a_full_disk_is_named(capsys, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device", "model.safetensors")
-    monkeypatch.setattr(reproduce, "train_policy", full)
+    monkeypatch.setattr(steps, "train_policy", full)
     assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 2
     assert "No space left on device" in capsys.readouterr().err
 
@@ -64,7 +64,7 @@ def test_a_full_disk_is_named(capsys, tmp_path, monkeypatch):
 def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(reproduce, "train_policy", interrupt)
+    monkeypatch.setattr(steps, "train_policy", interrupt)
     assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 130
     assert "run the same command again" in capsys.readouterr().err
 
@@ -72,7 +72,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_of_a_scheduler_stops_as_ctrl_c_does(capsys, tmp_path, monkeypatch, number):
     before = signal.getsignal(number)
-    monkeypatch.setattr(reproduce, "train_policy", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr(steps, "train_policy", lambda *_: signal.raise_signal(number))
     assert cli.main(["train", "--run-dir", str(tmp_path / "run")]) == 128 + number
     assert "run the same command again" in capsys.readouterr().err and signal.getsignal(number) is before
 
@@ -86,6 +86,6 @@ def test_workers_reach_the_step(tmp_path, monkeypatch, step, function):
     def reach(*arguments):
         assert arguments[-1] == 3
         raise Reached
-    monkeypatch.setattr(reproduce, function, reach)
+    monkeypatch.setattr(steps, function, reach)
     with pytest.raises(Reached):
         cli.main([step, "--profile", "micro", "--workers", "3", *([] if step == "demos" else ["--run-dir", str(tmp_path)])])

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from lar_core.config import make_config
 from lar_core.data.demos import read_episodes
-from lar_core.errors import LarError
-from lar_core.files import write_text
-from lar_core.processes import Stopped, on_stop, stop
-from lar_core.sim import collect as collecting
-from lar_core.sim.collect import collect, demo_paths
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import write_text
+from lar_core.run.processes import Stopped, on_stop, stop
+from lar_core.scene import collect as collecting
+from lar_core.scene.collect import collect, demo_paths
 
 RECORD = """
 import sys
 from lar_core.config import make_config
-from lar_core.sim.collect import collect
+from lar_core.scene.collect import collect
 if __name__ == "__main__":
     collect(make_config(profile="micro"), sys.argv[1], workers=1, progress=False)
 """

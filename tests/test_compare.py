@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from lar_core.evaluate.compare import Result, bars, differences, find_results, summary
-from lar_core.evaluate.statistics import mcnemar
-from lar_core.files import append_jsonl
+from lar_core.measure.compare import Result, bars, differences, find_results, summary
+from lar_core.measure.statistics import mcnemar
+from lar_core.run.files import append_jsonl
 
 KEPT = Path(__file__).parents[1] / "results"
 

@@ -6,9 +6,9 @@ import sys
 import pytest
 import yaml
 
-from lar_core.config import CONDITIONS, PROFILES, RunConfig, make_config
-from lar_core.errors import LarError
-from lar_core.run import Run
+from lar_core.run.config import CONDITIONS, PROFILES, RunConfig, make_config
+from lar_core.run.errors import LarError
+from lar_core.run.folder import Run
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -110,6 +110,6 @@ def test_a_replaced_field_is_checked_and_the_rest_stays():
 
 
 def test_nothing_of_torch_is_needed_before_a_configuration_is_made():
-    code = ("import sys, lar_core.config, lar_core.registry as r; r.MASK_SOURCES; "
+    code = ("import sys, lar_core.run.config, lar_core.run.registry as r; r.MASK_SOURCES; "
             "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lar_core.evaluate.contrast import (
+from lar_core.measure.contrast import (
     LESS,
     MORE,
     NOT_DETECTED,
@@ -16,7 +16,7 @@ from lar_core.evaluate.contrast import (
     comparison,
     holm,
 )
-from lar_core.evaluate.statistics import bootstrap_mean, detectable_paired
+from lar_core.measure.statistics import bootstrap_mean, detectable_paired
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int, seeds: int = 1) -> Contrast:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lar_core.config import make_config
-from lar_core.evaluate import costs
+from lar_core.measure import costs
 from lar_core.model.saliency import SaliencyTap
-from lar_core.run import Run
+from lar_core.run.config import make_config
+from lar_core.run.folder import Run
 
 
 @pytest.fixture

@@ -15,19 +15,19 @@ import torch
 from test_demos import make_episode
 from test_lerobot import content, write_lerobot
 
-from lar_core.config import make_config
 from lar_core.data import download as downloading
 from lar_core.data.dataset import DemoDataset, load_split
 from lar_core.data.demos import merge_episodes, read_episodes, read_origin, write_episode
 from lar_core.data.manifest import entry
 from lar_core.data.stats import Stats
-from lar_core.errors import LarError
-from lar_core.files import write_text
-from lar_core.sim import demonstrations as module
-from lar_core.sim.demonstrations import KEYS, converted_paths, demonstrations
-from lar_core.sim.env import SpatialEnv, instruction
-from lar_core.sim.libero_setup import bddl_file, task_names
-from lar_core.sim.rerender import render_again
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import write_text
+from lar_core.scene import demonstrations as module
+from lar_core.scene.demonstrations import KEYS, converted_paths, demonstrations
+from lar_core.scene.env import SpatialEnv, instruction
+from lar_core.scene.rerender import render_again
+from lar_core.scene.setup import bddl_file, task_names
 
 SIZES = {"size": 64, "wrist": 32}  # those of the micro profile
 

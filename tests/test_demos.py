@@ -21,7 +21,7 @@ from lar_core.data.demos import (
     read_origin,
     write_episode,
 )
-from lar_core.errors import LarError
+from lar_core.run.errors import LarError
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 

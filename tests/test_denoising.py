@@ -8,12 +8,12 @@ from test_probes import demos, trained  # noqa: F401  (demos is a fixture)
 from test_results import interval, minimal
 
 from lar_core.data.dataset import load_split
-from lar_core.evaluate.denoising import denoising
-from lar_core.evaluate.probes import probe_heldout, reconstruction_panels
-from lar_core.evaluate.results import validate_results
-from lar_core.train import make_dataset
-from lar_core.view import reading
-from lar_core.view.reading import DETECTED, NOT_DETECTED
+from lar_core.measure.denoising import denoising
+from lar_core.measure.probes import probe_heldout, reconstruction_panels
+from lar_core.measure.results import validate_results
+from lar_core.model.train import make_dataset
+from lar_core.show import findings
+from lar_core.show.findings import DETECTED, NOT_DETECTED
 
 
 def test_a_held_out_run_has_the_section_and_its_pictures(tmp_path, demos):  # noqa: F811
@@ -53,6 +53,6 @@ def test_the_words_follow_the_interval(increase, verdict):
     probe = {"frames": 90, "episodes": 5, "loss": interval(0.4), "other_frame": interval(0.5),
              "increase": dict(zip(("mean", "low", "high"), increase))}
     results = minimal("gaze_diffusion") | {"denoising": probe}
-    found = [found for found in reading.findings(results) if "denoiser" in found.topic]
+    found = [found for found in findings.findings(results) if "denoiser" in found.topic]
     assert [one.verdict for one in found] == [verdict] and "loss 1" in found[0].sentence
-    assert not [found for found in reading.findings(minimal()) if "denoiser" in found.topic]
+    assert not [found for found in findings.findings(minimal()) if "denoiser" in found.topic]

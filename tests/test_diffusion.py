@@ -17,9 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import zoom
 
-from lar_core.config import CONDITIONS, PROFILES, make_config
-from lar_core.draws import Draws
-from lar_core.errors import LarError
 from lar_core.model.diffusion import (
     DRAWS,
     Block,
@@ -32,6 +29,9 @@ from lar_core.model.diffusion import (
     paste,
 )
 from lar_core.model.policy import count, make_decoder, make_policy
+from lar_core.run.config import CONDITIONS, PROFILES, make_config
+from lar_core.run.draws import Draws
+from lar_core.run.errors import LarError
 
 
 def decoder():
@@ -220,7 +220,7 @@ def test_an_autoencoder_that_is_partly_random_is_refused(vae_folder, spoil, sent
 
 
 def test_other_conditions_do_not_even_import_diffusers():
-    done = subprocess.run([sys.executable, "-c", "import sys, lar_core.train; print('diffusers' in sys.modules)"],
+    done = subprocess.run([sys.executable, "-c", "import sys, lar_core.model.train; print('diffusers' in sys.modules)"],
                           capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

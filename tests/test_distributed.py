@@ -7,10 +7,10 @@ import pytest
 import torch
 from test_train import IN_A_PROCESS, demos, without_times  # noqa: F401 (demos is a fixture)
 
-from lar_core.config import make_config
-from lar_core.errors import LarError
-from lar_core.run import Run
-from lar_core.train import load_policy, train
+from lar_core.model.train import load_policy, train
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.folder import Run
 
 SETTINGS = {"samples": 96, "batch_size": 8, "checkpoint_every": 5, "shift": 2, "consistency": 0.1, "language": 0.1}
 
@@ -50,6 +50,6 @@ def test_one_process_writes(new_run, demos, tmp_path):  # noqa: F811
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(new_run, demos, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("lar_core.train.Accelerator.num_processes", 3)
+    monkeypatch.setattr("lar_core.model.train.Accelerator.num_processes", 3)
     with pytest.raises(LarError, match="batch_size is 8, which 3 processes cannot share equally"):
         train(new_run("run"), [demos])

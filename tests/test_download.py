@@ -13,7 +13,7 @@ from hub_stand_in import TOKEN
 from lar_core.data import download as downloading
 from lar_core.data.download import download
 from lar_core.data.manifest import Entry, entry
-from lar_core.errors import LarError
+from lar_core.run.errors import LarError
 
 KEY, COMMIT = "a-key", "0123456789" * 4
 FILES = {"a/first.bin": b"first" * 9, "a/second.bin": b"second" * 9, "README.md": b"read me"}

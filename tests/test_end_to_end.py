@@ -10,8 +10,8 @@ import imageio.v2 as imageio
 import pytest
 
 from lar_core import cli
-from lar_core.evaluate.results import load_results
-from lar_core.files import read_jsonl
+from lar_core.measure.results import load_results
+from lar_core.run.files import read_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from lar_core.errors import LarError
-from lar_core.sim.env import SpatialEnv, instruction, official_init_states, task_names
-from lar_core.sim.reference import check, colours, reference_picture, scene_record
+from lar_core.run.errors import LarError
+from lar_core.scene.env import SpatialEnv, instruction, official_init_states, task_names
+from lar_core.scene.reference import check, colours, reference_picture, scene_record
 
 SETTLE = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "check_init_states.py"))
 DRAWER, STOVE, CABINET = 4, 7, 9  # tasks whose bowl starts in the drawer, on the stove, on the cabinet

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lar_core.sim import expert
-from lar_core.sim.env import SpatialEnv
-from lar_core.sim.expert import STEP_LIMIT, Expert, run_expert
-from lar_core.sim.placements import BOWLS, sample_scene, success
+from lar_core.scene import expert
+from lar_core.scene.env import SpatialEnv
+from lar_core.scene.expert import STEP_LIMIT, Expert, run_expert
+from lar_core.scene.placements import BOWLS, sample_scene, success
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from lar_core.view import figures
+from lar_core.show import figures
 
 P, SIZE = 64, 64
 rng = np.random.default_rng(0)
@@ -139,5 +139,5 @@ def test_figures_leave_the_global_settings_alone():
     before = dict(matplotlib.rcParams)
     figures.reconstruction_panels(rng.integers(0, 255, (1, 4, 16, 16, 3), dtype=np.uint8))
     assert dict(matplotlib.rcParams) == before
-    code = "import sys, lar_core.view.report; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys, lar_core.show.report; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,9 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lar_core import files
-from lar_core.errors import LarError
-from lar_core.files import append_jsonl, atomic_path, locked, produce, read_jsonl, require_space, write_json, write_text
+from lar_core.run import files
+from lar_core.run.errors import LarError
+from lar_core.run.files import (
+    append_jsonl,
+    atomic_path,
+    locked,
+    produce,
+    read_jsonl,
+    require_space,
+    write_json,
+    write_text,
+)
 
 HOLD = """
 import errno, fcntl, sys, time

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from lar_core import full_size
-from lar_core.config import PROFILES
-from lar_core.errors import LarError
 from lar_core.full_size import full_size_config, smoke
 from lar_core.meter import own_bytes
 from lar_core.model.offline import build_tiny, full_config
 from lar_core.model.policy import Policy
+from lar_core.run.config import PROFILES
+from lar_core.run.errors import LarError
 
 SLICE = PROFILES["micro"].replace(image_size=56, patch_size=14, text_layers=4)
 

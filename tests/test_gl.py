@@ -10,10 +10,10 @@ import types
 
 import pytest
 
-from lar_core import errors
-from lar_core.errors import LarError
-from lar_core.child import ChildError, in_child
-from lar_core.sim import gl
+from lar_core.run import errors
+from lar_core.run.child import ChildError, in_child
+from lar_core.run.errors import LarError
+from lar_core.scene import gl
 
 DRAWS = {"renderer": "a card", "version": "4.6", "device": None}
 VARIABLES = ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID", "CUDA_VISIBLE_DEVICES", "LAR_GL_WORKS", "LAR_SAID")
@@ -132,7 +132,7 @@ def test_the_first_visible_device_is_chosen_by_number(monkeypatch, machine, visi
 
 def test_a_library_that_was_bound_before_is_told_apart_from_one_that_is_missing():
     code = "import os; os.environ['PYOPENGL_PLATFORM'] = 'glx'; import OpenGL.GL; os.environ['PYOPENGL_PLATFORM'] = ''; " \
-           "from lar_core.sim.libero_setup import setup; setup()"
+           "from lar_core.scene.libero_setup import setup; setup()"
     with pytest.raises(ChildError, match="restart the runtime"):
         in_child(code, environment={"MUJOCO_GL": "osmesa", "LAR_GL_WORKS": "osmesa"})
 
@@ -155,7 +155,7 @@ def test_osmesa_draws_in_a_real_child_and_says_who_it_is():
 
 
 def test_glfw_without_a_display_is_answered_by_what_draws_here():
-    done = subprocess.run([sys.executable, "-c", "from lar_core.sim.gl import prepare; prepare()"], capture_output=True,
+    done = subprocess.run([sys.executable, "-c", "from lar_core.scene.gl import prepare; prepare()"], capture_output=True,
                           text=True, env={"MUJOCO_GL": "glfw", "PATH": "/usr/bin", "HOME": "/tmp"})
     assert "LarError" in done.stderr.splitlines()[-1] and "which draws here" in done.stderr
 
@@ -164,7 +164,7 @@ def test_glfw_without_a_display_is_answered_by_what_draws_here():
     {"CUDA_VISIBLE_DEVICES": "GPU-6f2d", "MUJOCO_EGL_DEVICE_ID": "0"},
     {"CUDA_VISIBLE_DEVICES": "0,1", "MUJOCO_EGL_DEVICE_ID": "x"}])
 def test_robosuite_does_not_stop_at_the_devices_that_cuda_may_see(variables):
-    code = "import os; from lar_core.sim.libero_setup import setup; setup(); import json; " \
+    code = "import os; from lar_core.scene.libero_setup import setup; setup(); import json; " \
            "print(json.dumps([os.environ['MUJOCO_GL'], os.environ['CUDA_VISIBLE_DEVICES']]))"
     said = in_child(code, environment={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "egl", **variables})
     assert json.loads(said) == ["osmesa", variables["CUDA_VISIBLE_DEVICES"]]

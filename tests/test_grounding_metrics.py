@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score, roc_auc_score
 
-from lar_core.evaluate.grounding import (
+from lar_core.measure.grounding import (
     aos,
     aos_best,
     aos_uniform,

@@ -12,8 +12,8 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from pycocotools import mask as coco_masks
 
-from lar_core.data.grounding_sets import Phrase, Place, Unusable, phrases
-from lar_core.errors import LarError
+from lar_core.data.phrases import Phrase, Place, Unusable, phrases
+from lar_core.run.errors import LarError
 
 SIZE = (12, 16)  # height, width
 

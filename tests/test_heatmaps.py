@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from lar_core.evaluate.heatmaps import Truth, score
-from lar_core.registry import METRICS
+from lar_core.measure.metrics import Truth, score
+from lar_core.run.registry import METRICS
 
 
 def truth(*patches, other=(), size=8):

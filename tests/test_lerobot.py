@@ -18,7 +18,7 @@ from lar_core.data.dataset import DemoDataset
 from lar_core.data.demos import read_episode, write_episode
 from lar_core.data.lerobot import list_episodes, read_listed
 from lar_core.data.stats import Stats
-from lar_core.errors import LarError
+from lar_core.run.errors import LarError
 
 OTHER = "open the drawer"
 LETTERS = {"observation.images.image": "image", "observation.images.wrist_image": "image",

@@ -4,13 +4,13 @@
 import pytest
 import torch
 
-from lar_core.config import PROFILES, make_config
-from lar_core.errors import Damaged, LarError
 from lar_core.model import loading
 from lar_core.model.loading import LINEARS, load_backbone, parameter_table, quantised_modules, settle
 from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
 from lar_core.model.ranges import activation_ranges, too_large
+from lar_core.run.config import PROFILES, make_config
+from lar_core.run.errors import Damaged, LarError
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
 IMAGES = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from lar_core.draws import Draws
 from lar_core.model.losses import BINS, action_loss, bin_centres, decode, gradient_norm, to_bins
+from lar_core.run.draws import Draws
 
 
 def test_uniform_logits_cost_log_256(batch):

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from lar_core.data.manifest import Entry, entry, load_manifest
-from lar_core.errors import LarError
-from lar_core.sim.libero_setup import task_names
+from lar_core.run.errors import LarError
+from lar_core.scene.setup import task_names
 
 GOOD = {"key": "x", "kind": "weights", "id": "a/b", "repo_type": "model", "purpose": "p", "licence": "MIT",
         "revision": "0" * 40, "size_bytes": 3}

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from lar_core import mirror as mirror_module
-
-from lar_core.mirror import Mirror
+from lar_core import drive as mirror_module
+from lar_core.drive import Mirror
 
 
 @pytest.fixture
@@ -65,7 +64,7 @@ def test_a_full_drive_is_said_once_and_work_goes_on(here, tmp_path, monkeypatch)
     said = []
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr("lar_core.mirror.shutil.copy2", full)
+    monkeypatch.setattr("lar_core.drive.shutil.copy2", full)
     mirror = Mirror(here, tmp_path / "there", warn=said.append)
     assert mirror.sync() == 0 and mirror.sync() == 0
     assert len(said) == 1 and "full" in said[0] and str(here) in said[0]

@@ -7,8 +7,19 @@ import time
 
 import pytest
 
-from lar_core.errors import LarError
-from lar_core.mirror_units import APART, MINE, SAME, THEIRS, Digests, begins_with, compare, lacks_files, require_unit, units
+from lar_core.drive_units import (
+    APART,
+    MINE,
+    SAME,
+    THEIRS,
+    Digests,
+    begins_with,
+    compare,
+    lacks_files,
+    require_unit,
+    units,
+)
+from lar_core.run.errors import LarError
 
 
 def _write(root, files):

@@ -11,9 +11,9 @@ import types
 import pytest
 
 from lar_core import notebook, pace
-from lar_core.config import make_config
-from lar_core.errors import LarError
-from lar_core.run import Run
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.folder import Run
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lar_core import pace
-from lar_core.config import make_config
-from lar_core.files import append_jsonl
-from lar_core.run import Run
+from lar_core.run.config import make_config
+from lar_core.run.files import append_jsonl
+from lar_core.run.folder import Run
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lar_core.errors import LarError
-from lar_core.sim import placements
-from lar_core.sim.env import SpatialEnv, instruction, official_init_states
-from lar_core.sim.placements import (
+from lar_core.run.errors import LarError
+from lar_core.scene import placements
+from lar_core.scene.env import SpatialEnv, instruction, official_init_states
+from lar_core.scene.placements import (
     BOWLS,
     DEMO_SEEDS,
     EVALUATION_SCENES,

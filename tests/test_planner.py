@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from lar_core import planner
-from lar_core.config import make_config
+from lar_core import estimate
 from lar_core.data.manifest import entry
-from lar_core.errors import LarError
+from lar_core.estimate import T4, Machine, Size, plan, this_machine
 from lar_core.model.offline import full_config
 from lar_core.model.policy import make_policy
-from lar_core.planner import T4, Machine, Size, plan, this_machine
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
 
 CPU = Machine("a CPU", False, int(16e9), int(0.4e9), dict.fromkeys(("fp32", "fp16", "int8", "nf4"), 5e10))
 
@@ -77,10 +77,10 @@ def test_this_machine_is_measured_in_every_precision_that_is_needed():
 
 def test_speed_is_operations_over_the_time_that_they_took_behind_two_runs_that_warm_up(monkeypatch):
     ticks = itertools.count(0, 0.25)  # seconds a look at the clock: four timed runs until a second is over, and a last look
-    monkeypatch.setattr(planner.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(ticks))
     size = Size(make_config(profile="micro"))
     tokens = (size.prefix + size.suffix) * size.profile.batch_size
-    assert planner._speed(size, "fp32", torch.device("cpu")) == 4 * 2 * tokens * size.width * size.hidden / 1.25
+    assert estimate._speed(size, "fp32", torch.device("cpu")) == 4 * 2 * tokens * size.width * size.hidden / 1.25
 
 
 def test_a_folder_is_planned_by_its_own_config_and_an_unknown_backbone_is_not(backbone_folder, tmp_path):

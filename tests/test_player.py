@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lar_core.config import make_config
-from lar_core.errors import LarError
-from lar_core.evaluate.film import Film
-from lar_core.files import append_jsonl
-from lar_core.run import Run
-from lar_core.view.player import HEIGHT, RolloutPlayer
+from lar_core.measure.film import Film
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl
+from lar_core.run.folder import Run
+from lar_core.show.player import HEIGHT, RolloutPlayer
 
 STEPS = 12
 

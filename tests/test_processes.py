@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lar_core import processes
-from lar_core.errors import LarError
-from lar_core.processes import GRANTED, Stopped, cores, on_stop, stop
+from lar_core.run import processes
+from lar_core.run.errors import LarError
+from lar_core.run.processes import GRANTED, Stopped, cores, on_stop, stop
 
 PARENT = """
 import multiprocessing, time

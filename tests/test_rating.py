@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lar_core.files import append_jsonl, read_jsonl
-from lar_core.view.rating import TIE, HeatmapRating, Pair, preference
+from lar_core.run.files import append_jsonl, read_jsonl
+from lar_core.show.rating import TIE, HeatmapRating, Pair, preference
 
 NAMES = ("A recipe", "B recipe")
 

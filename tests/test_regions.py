@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import jaccard_score
 
-from lar_core.evaluate.regions import box_iou, box_of, pseudo_box, region, upsample
+from lar_core.measure.regions import box_iou, box_of, pseudo_box, region, upsample
 
 
 @pytest.fixture

@@ -7,23 +7,23 @@ import pytest
 import torch
 from test_results import full, interval, series
 
-from lar_core import cli, registry
-from lar_core.config import make_config
-from lar_core.draws import Draws
-from lar_core.errors import LarError
-from lar_core.evaluate import costs
-from lar_core.evaluate.heatmaps import Truth, score
-from lar_core.evaluate.passes import available, saliency_maps
-from lar_core.evaluate.results import validate_results
+from lar_core import cli
+from lar_core.estimate import Size
+from lar_core.measure import costs
+from lar_core.measure.metrics import Truth, score
+from lar_core.measure.passes import available, saliency_maps
+from lar_core.measure.results import validate_results
 from lar_core.model.aggregation import Aggregation
 from lar_core.model.heads import ParallelHead
-from lar_core.planner import Size
-from lar_core.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, REGULARISERS, Registry
-from lar_core.view import figures
-from lar_core.view.report import _saliency
-from lar_core.view.rivals import masks
-from lar_core.view.saliency_table import beside_baselines, columns, saliency_rows
-from lar_core.view.study_page import metrics_guide
+from lar_core.run import registry
+from lar_core.run.config import make_config
+from lar_core.run.draws import Draws
+from lar_core.run.errors import LarError
+from lar_core.run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, REGULARISERS, Registry
+from lar_core.show import figures
+from lar_core.show.page import metrics_guide
+from lar_core.show.report import beside_baselines, columns, saliency_cells
+from lar_core.show.rivals import masks
 
 REGISTRIES = {name: found for name, found in vars(registry).items() if isinstance(found, Registry)}
 
@@ -117,9 +117,9 @@ def test_an_added_metric_is_scored_tabled_plotted_and_explained(add, capsys):
                                                     "first_patch": interval(0.25)}}
     results["aggregations"] = [row]
     validate_results(results)
-    assert "first patch" in [about.label for about in columns()] and "first patch" in saliency_rows("", [row])
+    assert "first patch" in [about.label for about in columns()] and "0.25" in str(saliency_cells([row]))
     assert "first patch" in [line[0] for line in beside_baselines(results["grounding"])]
-    assert "first patch" in _saliency(results, {}) and ("First patch", "Only a test.") in metrics_guide()
+    assert ("First patch", "Only a test.") in metrics_guide()
     assert "first patch" in [axis.get_title(loc="left") for axis in figures.grounding_bars(results["grounding"]).axes]
     assert "first_patch" in helps("saliency", capsys)
 

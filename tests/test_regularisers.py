@@ -13,10 +13,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from test_train import demos, new_run, without_times  # noqa: F401  (fixtures among them)
 
-from lar_core.config import make_config
-from lar_core.draws import Draws
-from lar_core.errors import LarError
-from lar_core.files import read_jsonl
+from lar_core.estimate import Size
 from lar_core.model import regularisers
 from lar_core.model.backbone import Backbone
 from lar_core.model.loading import load_backbone
@@ -36,11 +33,14 @@ from lar_core.model.regularisers import (
     word_logits,
     word_loss,
 )
-from lar_core.planner import Size
-from lar_core.registry import REGULARISERS
-from lar_core.run import Run
-from lar_core.sim.env import instruction
-from lar_core.train import load_policy, train
+from lar_core.model.train import load_policy, train
+from lar_core.run.config import make_config
+from lar_core.run.draws import Draws
+from lar_core.run.errors import LarError
+from lar_core.run.files import read_jsonl
+from lar_core.run.folder import Run
+from lar_core.run.registry import REGULARISERS
+from lar_core.scene.env import instruction
 
 UNCHANGED = {"sparsity": 0.0, "consistency": 0.0, "contrastive": 0.0, "relational": 0.0, "language": 0.0}
 

@@ -11,14 +11,14 @@ from scipy.stats import binomtest
 from test_results import change, full, interval, minimal, other_bowl, rollout, scene
 
 from lar_core.cli import build_parser, config_of
-from lar_core.config import make_config
-from lar_core.errors import LarError
-from lar_core.evaluate.results import save_results
-from lar_core.files import append_jsonl
-from lar_core.run import Run
-from lar_core.view import reading
-from lar_core.view.reading import DESCRIBED, DETECTED, NOT_DETECTED, NOT_RUN, OPPOSITE
-from lar_core.view.report import summary_table, write_report
+from lar_core.measure.results import save_results
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl
+from lar_core.run.folder import Run
+from lar_core.show import findings
+from lar_core.show.findings import DESCRIBED, DETECTED, NOT_DETECTED, NOT_RUN, OPPOSITE
+from lar_core.show.report import summary_table, write_report
 
 
 def episodes(policy: str, instruction: str, successes: str, placement: str = "official") -> list[dict]:
@@ -28,9 +28,9 @@ def episodes(policy: str, instruction: str, successes: str, placement: str = "of
              "sentence": "pick up the black bowl"} for i, outcome in enumerate(successes)]
 
 
-def finding(results: dict, words: str, rollouts=()) -> reading.Finding:
+def finding(results: dict, words: str, rollouts=()) -> findings.Finding:
     """The one finding whose topic contains `words`."""
-    found = [finding for finding in reading.findings(results, rollouts) if words in finding.topic]
+    found = [finding for finding in findings.findings(results, rollouts) if words in finding.topic]
     assert len(found) == 1
     return found[0]
 
@@ -39,7 +39,7 @@ def finding(results: dict, words: str, rollouts=()) -> reading.Finding:
 
 def test_rates_are_given_with_the_wilson_interval_of_scipy():
     low, high = binomtest(14, 20).proportion_ci(method="wilson")
-    assert reading.rate(14, 20) == f"14 of 20 rollouts (70 %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
+    assert findings.rate(14, 20) == f"14 of 20 rollouts (70 %, 95 % interval {100 * low:.0f} to {100 * high:.0f} %)"
 
 
 def test_equal_success_of_the_blind_control_is_not_detected_and_says_what_it_could_miss():
@@ -123,10 +123,10 @@ def test_every_placement_gets_its_own_answer():
 
 def test_tasks_are_pooled_once():
     rows = [rollout("blind", "right", 3, task=2), rollout("blind", "right", 5, task=5)]
-    assert reading.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)
+    assert findings.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)
     rows.append(rollout("blind", "right", 8, 40, task=None))
-    assert reading.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)
-    assert reading.pooled({"rollouts": rows}, "blind", "blank", "official") is None
+    assert findings.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)
+    assert findings.pooled({"rollouts": rows}, "blind", "blank", "official") is None
 
 
 @pytest.mark.parametrize("model, verdict", [(0.30, DETECTED), (0.12, NOT_DETECTED), (0.205, NOT_DETECTED),
@@ -158,7 +158,7 @@ def test_actions_need_the_images_where_another_frames_cost_something(increase, v
     assert "own policy" not in found.sentence
     with_policy = change(results, "shortcut/head", results["shortcut"]["whole"])
     assert "only the head's own policy" in finding(with_policy, "another frame's images").sentence
-    assert not [found for found in reading.findings(minimal("blind")) if "images make" in found.topic]
+    assert not [found for found in findings.findings(minimal("blind")) if "images make" in found.topic]
 
 
 @pytest.mark.parametrize("l1, verdict", [(0.06, DETECTED), (0.2, NOT_DETECTED), (0.4, OPPOSITE)])
@@ -171,11 +171,11 @@ def test_reconstruction_is_described_not_tested():
     assert found.verdict == DESCRIBED and "without an interval" in found.sentence and "leakage" in found.sentence
     hidden = change(full(), "run/config/condition/mask_input", True)
     assert "leakage" not in finding(hidden, "reconstruction").sentence
-    assert not [f for f in reading.findings(minimal("action_only")) if "reconstruction" in f.topic]
+    assert not [f for f in findings.findings(minimal("action_only")) if "reconstruction" in f.topic]
 
 
 def test_headline_counts_what_was_detected_and_what_was_not():
-    sentences = reading.headline(full(), reading.findings(full()))
+    sentences = findings.headline(full(), findings.findings(full()))
     assert sentences[0].startswith("attention_mask solved 14 of 20 rollouts (70 %")
     assert "the control that cannot see solved 13 of 20" in sentences[0]
     assert any(sentence.startswith("Detected: a blank instruction lowers success") for sentence in sentences)
@@ -183,26 +183,26 @@ def test_headline_counts_what_was_detected_and_what_was_not():
 
 
 def test_caveats_follow_the_run():
-    assert any("Stand-in assets" in sentence for sentence in reading.caveats(full()))
-    assert any("passed blind" in sentence for sentence in reading.caveats(full()))
-    assert not any("drawn alike" in sentence or "reference picture" in sentence for sentence in reading.caveats(full()))
+    assert any("Stand-in assets" in sentence for sentence in findings.caveats(full()))
+    assert any("passed blind" in sentence for sentence in findings.caveats(full()))
+    assert not any("drawn alike" in sentence or "reference picture" in sentence for sentence in findings.caveats(full()))
     mixed = change(full(), "provenance/scenes", [scene(), scene(check="other") | {"versions": {"mujoco": "3.5.0"}}])
-    assert any("MuJoCo 3.5.0" in sentence for sentence in reading.caveats(mixed))
-    assert any("reference picture did not come out" in sentence for sentence in reading.caveats(mixed))
+    assert any("MuJoCo 3.5.0" in sentence for sentence in findings.caveats(mixed))
+    assert any("reference picture did not come out" in sentence for sentence in findings.caveats(mixed))
     other = change(minimal(placement="counterfactual", tasks=(5, 3)) | {"provenance": full()["provenance"]},
                    "provenance/assets/name", "official")
-    text = " ".join(reading.caveats(other))
+    text = " ".join(findings.caveats(other))
     assert "Stand-in" not in text and "passed blind" not in text and "One task" not in text and "seed" in text
 
 
 def test_nothing_run_is_answered_by_commands():
-    found = reading.findings(minimal("random_mask"))
+    found = findings.findings(minimal("random_mask"))
     assert {f.verdict for f in found} == {NOT_RUN}
     assert "lar rollout --condition random_mask --profile tiny --seed 0" in found[0].sentence
 
 
 def test_no_sentence_claims_a_speed_up():
-    text = " ".join(f.sentence for f in reading.findings(full())) + summary_table(full())
+    text = " ".join(f.sentence for f in findings.findings(full())) + summary_table(full())
     assert not re.search(r"faster|speed", text)
 
 
@@ -274,14 +274,14 @@ def test_report_escapes_what_it_did_not_write(run):
 
 def test_command_line_makes_the_same_configuration_again():
     changes = dict(samples=1000, tasks=(5, 3), learning_rate=1e-5, mask_input=True, placement="wide")
-    command = shlex.split(reading.command(minimal(**changes)))
+    command = shlex.split(findings.command(minimal(**changes)))
     assert command[0] == "lar"
     assert config_of(build_parser().parse_args(command[1:])) == make_config(**changes)
 
 
 def test_clips_stop_at_the_size_limit(run, monkeypatch):
     fill(run)
-    monkeypatch.setattr("lar_core.view.report.CLIP_BYTES", 2 * len(b"a clip"))
+    monkeypatch.setattr("lar_core.show.report.CLIP_BYTES", 2 * len(b"a clip"))
     assert write_report(run).read_text().count("<video") == 2
 
 

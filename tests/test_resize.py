@@ -9,7 +9,7 @@ import pytest
 from test_demos import make_episode
 
 from lar_core.data.resize import resize, resize_episode
-from lar_core.errors import LarError
+from lar_core.run.errors import LarError
 
 
 def test_an_episode_of_the_right_size_stays_as_it_is():

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lar_core.config import make_config
-from lar_core.errors import LarError
-from lar_core.evaluate.results import SCHEMA, load_results, save_results, validate_results
-from lar_core.evaluate.statistics import wilson
-from lar_core.evaluate.success import success_row
-from lar_core.run import provenance
+from lar_core.measure.results import SCHEMA, load_results, save_results, validate_results
+from lar_core.measure.statistics import wilson
+from lar_core.measure.success import success_row
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.folder import provenance
 
 
 def interval(mean: float, half: float = 0.01) -> dict:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lar_core.config import CONDITIONS, PROFILES
 from lar_core.model.policy import count
-from lar_core.registry import MASK_SOURCES
-from lar_core.view import rivals
-from lar_core.view.pictures import GAP, TITLE
+from lar_core.run.config import CONDITIONS, PROFILES
+from lar_core.run.registry import MASK_SOURCES
+from lar_core.show import rivals
+from lar_core.show.pictures import GAP, TITLE
 
 
 @pytest.fixture

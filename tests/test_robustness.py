@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lar_core.evaluate.robustness import SPLITS, Frames
+from lar_core.measure.robustness import SPLITS, Frames
 
 SENTENCES = ["pick up the black bowl next to the ramekin and place it on the plate",
              "pick up the black bowl on the cookie box and place it on the plate",

@@ -8,28 +8,20 @@ import sys
 import numpy as np
 import pytest
 
-from lar_core.config import PROFILES, make_config
-from lar_core.evaluate.gather import scenes
-from lar_core.evaluate.rollout import (
-    Trial,
-    _warn,
-    close_envs,
-    episodes_of,
-    missing_episodes,
-    rolled_out,
-    vector_env,
-)
-from lar_core.files import append_jsonl
-from lar_core.processes import STOPS, Stopped, stop
-from lar_core.run import Run
-from lar_core.sim.episode import EpisodeEnv
-from lar_core.sim.placements import BOWLS, PLATE, evaluation_scenes
+from lar_core.measure.gather import scenes
+from lar_core.measure.rollout import Trial, _warn, close_envs, episodes_of, missing_episodes, rolled_out, vector_env
+from lar_core.run.config import PROFILES, make_config
+from lar_core.run.files import append_jsonl
+from lar_core.run.folder import Run
+from lar_core.run.processes import STOPS, Stopped, stop
+from lar_core.scene.episode import EpisodeEnv
+from lar_core.scene.placements import BOWLS, PLATE, evaluation_scenes
 
 MICRO = PROFILES["micro"]
 
 
 def test_a_rollout_process_does_not_load_torch():
-    code = "import sys, lar_core.sim.episode; sys.exit('torch' in sys.modules)"
+    code = "import sys, lar_core.scene.episode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -97,7 +89,7 @@ def test_a_machine_that_renders_something_else_is_said_once(capsys, monkeypatch)
 
 def test_after_success_the_scene_stands_still(monkeypatch):
     env = EpisodeEnv(5, "official", MICRO)
-    monkeypatch.setattr("lar_core.sim.episode.success", lambda *_: True)
+    monkeypatch.setattr("lar_core.scene.episode.success", lambda *_: True)
     try:
         env.reset(seed=0)
         first, _, done, _, _ = env.step(np.ones(7))

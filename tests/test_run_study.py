@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lar_core import run_study
-from lar_core.config import CONDITIONS
-from lar_core.errors import LarError
-from lar_core.evaluate.arms import STUDY
-from lar_core.evaluate.results import load_results
-from lar_core.study import Study
+from lar_core import studies
+from lar_core.measure.arms import STUDY
+from lar_core.measure.results import load_results
+from lar_core.measure.study import Study
+from lar_core.run.config import CONDITIONS
+from lar_core.run.errors import LarError
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 
@@ -82,14 +82,14 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
             raise LarError("No sentence names the other bowl.")
         made.append(run.config.condition.name)
 
-    monkeypatch.setattr(run_study, "make_demos", lambda *_: [])
-    monkeypatch.setattr(run_study, "reproduce", reproduce)
+    monkeypatch.setattr(studies, "make_demos", lambda *_: [])
+    monkeypatch.setattr(studies, "reproduce", reproduce)
     study = Study(name="mine", conditions=("action_only", "contrastive_attention", "random_mask"), profile="micro")
     with pytest.raises(LarError, match="contrastive_attention-micro-s0 failed: No sentence.*finished runs are kept"):
-        run_study.run_study(study, tmp_path / "runs", tmp_path / "data", workers=1)
+        studies.run_study(study, tmp_path / "runs", tmp_path / "data", workers=1)
     assert made == ["blind", "action_only", "random_mask"]
 
 
 def test_a_study_needs_a_worker():
     with pytest.raises(LarError, match="--workers is 0"):
-        run_study.run_study(Study(name="mine", conditions=("action_only",)), workers=0)
+        studies.run_study(Study(name="mine", conditions=("action_only",)), workers=0)

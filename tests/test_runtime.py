@@ -9,9 +9,9 @@ import threading
 import pytest
 import torch
 
-from lar_core import runtime
-from lar_core.errors import LarError
-from lar_core.runtime import act_precision, float_dtype, mixed_precision, native_bf16
+from lar_core.run import runtime
+from lar_core.run.errors import LarError
+from lar_core.run.runtime import act_precision, float_dtype, mixed_precision, native_bf16
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 from test_demos import make_episode
 
-from lar_core.config import make_config
 from lar_core.data.stats import Stats
-from lar_core.evaluate.robustness import SPLITS
-from lar_core.evaluate.saliency_rows import (
-    aggregation_rows,
-    localisation_heads,
-    maps_in_batches,
-    robustness_rows,
-    row,
-    truth_of,
-)
-from lar_core.registry import METRICS
-from lar_core.run import Run
-from lar_core.train import make_dataset
+from lar_core.measure.maps import aggregation_rows, localisation_heads, maps_in_batches, robustness_rows, row, truth_of
+from lar_core.measure.robustness import SPLITS
+from lar_core.model.train import make_dataset
+from lar_core.run.config import make_config
+from lar_core.run.folder import Run
+from lar_core.run.registry import METRICS
 
 
 @pytest.fixture
@@ -74,7 +67,7 @@ def test_maps_do_not_depend_on_how_frames_are_batched(policy_of, dataset, monkey
     policy = policy_of().eval()
     images, sentences = dataset.images[:5], [dataset.instructions[0]] * 5
     whole = maps_in_batches(policy, images, sentences, ["mean", "smooth"])
-    monkeypatch.setattr("lar_core.evaluate.saliency_rows.BATCH", 2)
+    monkeypatch.setattr("lar_core.measure.maps.BATCH", 2)
     parts = maps_in_batches(policy, images, sentences, ["mean", "smooth"])
     for name in whole:
         np.testing.assert_allclose(whole[name], parts[name], atol=1e-6)

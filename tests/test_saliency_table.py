@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from test_results import full, interval
 
-from lar_core.errors import LarError
-from lar_core.evaluate.results import validate_results
-from lar_core.registry import METRICS
-from lar_core.view.report import beside_baselines, columns, saliency_cells
+from lar_core.measure.results import validate_results
+from lar_core.run.errors import LarError
+from lar_core.run.registry import METRICS
+from lar_core.show.report import beside_baselines, columns, saliency_cells
 
 ROW = {"name": "content_words", "frames": 100, "metrics": dict.fromkeys(METRICS) | {"aos": interval(0.123)}}
 

@@ -11,18 +11,18 @@ from safetensors.torch import load_file
 from test_demos import make_episode
 
 from lar_core import cli
-from lar_core.config import make_config
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.manifest import load_manifest
-from lar_core.errors import Damaged, LarError
-from lar_core.evaluate.results import load_results
+from lar_core.measure.results import load_results
 from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
-from lar_core.run import Run
+from lar_core.model.train import load_policy, train
+from lar_core.model.weights import prepare_backbone
+from lar_core.run.config import make_config
+from lar_core.run.errors import Damaged, LarError
+from lar_core.run.folder import Run
 from lar_core.share import FILES, REQUIRED, export, from_pretrained, push, upload
-from lar_core.train import load_policy, train
-from lar_core.view.card import model_card
-from lar_core.weights import prepare_backbone
+from lar_core.show.card import model_card
 
 KEPT = "results/attention_mask-tiny-s0.json"
 

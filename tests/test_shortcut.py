@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.config import make_config
 from lar_core.data.stats import Stats
-from lar_core.evaluate.shortcut import GREY, shortcut
+from lar_core.measure.shortcut import GREY, shortcut
 from lar_core.model.losses import absolute_error
-from lar_core.train import make_dataset
+from lar_core.model.train import make_dataset
+from lar_core.run.config import make_config
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lar_core.config import make_config
-from lar_core.evaluate.costs import untrained
-from lar_core.evaluate.snapshots import keep_snapshots, snapshots
-from lar_core.run import Run
-from lar_core.view.gallery import over_time
+from lar_core.measure.costs import untrained
+from lar_core.measure.snapshots import keep_snapshots, snapshots
+from lar_core.run.config import make_config
+from lar_core.run.folder import Run
+from lar_core.show.gallery import over_time
 
 
 class Heldout:

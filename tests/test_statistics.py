@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lar_core.evaluate.statistics import (
+from lar_core.measure.statistics import (
     bootstrap_mean,
     describe_difference,
     detectable_paired,

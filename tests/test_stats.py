@@ -11,7 +11,7 @@ import pytest
 from test_demos import make_episode
 
 from lar_core.data.stats import Stats, proprio
-from lar_core.errors import LarError
+from lar_core.run.errors import LarError
 
 
 @pytest.fixture

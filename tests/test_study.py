@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lar_core.config import CONDITIONS
-from lar_core.errors import LarError
-from lar_core.run import Run, blind_twin
-from lar_core.study import Study
+from lar_core.measure.study import Study
+from lar_core.run.config import CONDITIONS
+from lar_core.run.errors import LarError
+from lar_core.run.folder import Run, blind_twin
 
 STUDIES = Path(__file__).parents[1] / "studies"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from test_results import minimal, rollout
 
-from lar_core.errors import LarError
-from lar_core.evaluate.results import load_results
-from lar_core.evaluate.swapped import modern_rows, read_episodes
-from lar_core.files import append_jsonl
+from lar_core.measure.results import load_results
+from lar_core.measure.swapped import modern_rows, read_episodes
+from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl
 
 KEPT = Path(__file__).resolve().parents[1] / "results"
 

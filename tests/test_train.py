@@ -14,17 +14,17 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.config import PROFILES, make_config
 from lar_core.data.dataset import load_split
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.stats import Stats
-from lar_core.errors import LarError
-from lar_core.files import append_jsonl, read_jsonl
 from lar_core.model.offline import build_tiny
-from lar_core.processes import Stopped
-from lar_core.run import Run
-from lar_core.train import Trainer, load_policy, make_dataset, rate, train
-from lar_core.weights import prepare_backbone
+from lar_core.model.train import Trainer, load_policy, make_dataset, rate, train
+from lar_core.model.weights import prepare_backbone
+from lar_core.run.config import PROFILES, make_config
+from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl, read_jsonl
+from lar_core.run.folder import Run
+from lar_core.run.processes import Stopped
 
 CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
 IN_A_PROCESS = """
@@ -80,7 +80,7 @@ def test_two_processes_do_not_train_in_one_folder(new_run, demos, monkeypatch):
     run = new_run("run", samples=100_000)
     process = start(run, demos)
     wait_for_checkpoint(run, process)
-    monkeypatch.setattr("lar_core.run.PATIENCE", 0)
+    monkeypatch.setattr("lar_core.run.folder.PATIENCE", 0)
     with pytest.raises(LarError, match="Another process is at work in .*run: wait until it is done"):
         train(run, [demos])
     process.kill()
@@ -91,7 +91,7 @@ def test_two_processes_do_not_train_in_one_folder(new_run, demos, monkeypatch):
 
 def test_a_blind_control_that_another_process_trains_is_waited_for(new_run, demos, monkeypatch):
     """Several runs of one folder share it."""
-    monkeypatch.setattr("lar_core.files.NOTICE", 0.1)
+    monkeypatch.setattr("lar_core.run.files.NOTICE", 0.1)
     run = new_run("run", condition="blind", samples=16)
     other = trainer_of(run, demos)
     with ThreadPoolExecutor(1) as threads:
@@ -111,7 +111,7 @@ def test_two_processes_build_one_backbone(new_run, monkeypatch):
         built.append(folder)
         time.sleep(0.2)
         folder.mkdir()
-    monkeypatch.setattr("lar_core.weights.build_tiny", build)
+    monkeypatch.setattr("lar_core.model.weights.build_tiny", build)
     run = new_run("run")
     with ThreadPoolExecutor(3) as threads:
         assert set(threads.map(lambda _: prepare_backbone(run), range(3))) == {run.backbone}

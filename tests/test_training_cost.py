@@ -7,14 +7,13 @@ import pytest
 import torch
 from test_results import full, minimal
 
-from lar_core.config import CONDITIONS, make_config
-from lar_core.evaluate import training_cost
-from lar_core.evaluate.results import validate_results
-from lar_core.evaluate.training_cost import ARMS, BASE, compare_training, measure_training
+from lar_core.measure import training_cost
+from lar_core.measure.results import validate_results
+from lar_core.measure.training_cost import ARMS, BASE, compare_training, measure_training
 from lar_core.model.policy import count
-from lar_core.run import Run
-from lar_core.view.report import cost_rows
-from lar_core.view.report import summary_table
+from lar_core.run.config import CONDITIONS, make_config
+from lar_core.run.folder import Run
+from lar_core.show.report import cost_rows, summary_table
 
 
 def measured(tmp_path, condition, **changes):

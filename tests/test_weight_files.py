@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PaliGemmaForConditionalGeneration
 
-from lar_core.errors import Damaged, LarError
 from lar_core.model import weight_files
 from lar_core.model.loading import load_backbone
 from lar_core.model.weight_files import check_numbers, plain_names, read_weights, weights_identity
+from lar_core.run.errors import Damaged, LarError
 
 LAYER = "language_model.model.layers.1.mlp.down_proj.weight"  # in the names of PaliGemma's published weights
 TOWER = "vision_tower.encoder.layers.0.mlp.fc1.bias"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lar_core.errors import LarError
-from lar_core.weights import find_weights
+from lar_core.model.weights import find_weights
+from lar_core.run.errors import LarError
 
 
 def test_a_folder_is_used_as_it_is_also_from_home(tmp_path, monkeypatch):

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lar_core.config import make_config
 from lar_core.data.stats import Stats
 from lar_core.model.policy import make_policy
-from lar_core.run import Run
+from lar_core.model.weights import prepare_backbone
+from lar_core.run.config import make_config
+from lar_core.run.folder import Run
 from lar_core.share import export
-from lar_core.weights import prepare_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "data_manifest.yaml")
@@ -60,7 +60,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_manifest_as_it_is(whe
 def test_a_source_archive_has_what_the_wheel_is_made_of(tmp_path):
     with tarfile.open(build(tmp_path, "sdist")) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"data_manifest.yaml", "setup.py", "lar_core/evaluate/results_schema.json"} <= names
+    assert {"data_manifest.yaml", "setup.py", "lar_core/measure/results_schema.json"} <= names
 
 
 def test_installed_without_a_checkout_it_loads_a_policy(wheel, tmp_path):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..draws import Draws
+from ..run.draws import Draws
 
 
 def shift_images(batch: dict, pixels: int, draws: Draws) -> dict:

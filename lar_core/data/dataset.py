@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import LarError
+from ..run.errors import LarError
 from .demos import PER_STEP, Episode, read_episodes
 from .stats import Stats, proprio
 

@@ -36,8 +36,8 @@ import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..errors import LarError
-from ..files import atomic_path
+from ..run.errors import LarError
+from ..run.files import atomic_path
 
 # Episode field: (key in the file, shape after the time axis (None: any), dtype; np.floating stands for any float)
 _ARRAYS = {

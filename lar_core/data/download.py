@@ -25,8 +25,8 @@ from huggingface_hub.errors import HTTPError as TransportError  # of httpx or ht
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import filter_repo_objects
 
-from ..errors import LarError
-from ..files import locked, require_space
+from ..run.errors import LarError
+from ..run.files import locked, require_space
 from .manifest import Entry, entry
 
 

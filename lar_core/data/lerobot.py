@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import LarError, unknown
-from ..files import read_jsonl
+from ..run.errors import LarError, unknown
+from ..run.files import read_jsonl
 from .demos import Episode, check_episode
 
 META = "meta/*"  # what must be there, as a pattern for a download, before `list_episodes` can be asked

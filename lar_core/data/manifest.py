@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, StringConstraints, model_validator
 
-from ..checked import Checked
-from ..errors import LarError, unknown
+from ..run.checked import Checked
+from ..run.errors import LarError, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has none

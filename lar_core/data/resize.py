@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from ..errors import LarError
+from ..run.errors import LarError
 from .demos import Episode
 
 

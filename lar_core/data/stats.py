@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import LarError
-from ..files import write_json
+from ..run.errors import LarError
+from ..run.files import write_json
 from .demos import Episode
 
 _SIZES = {"action_low": 7, "action_high": 7, "proprio_mean": 8, "proprio_std": 8}

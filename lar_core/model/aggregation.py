@@ -6,7 +6,7 @@ Kang et al. 2025a, "See what you are told: visual attention sink in large multim
 vision-language model only needs a few attention heads for visual grounding"; Zhang et al. 2025, "MLLMs know where to
 look".
 
-All take one pass (`relative` two) and can feed training masks. Those that need many passes are in `evaluate/passes.py`.
+All take one pass (`relative` two) and can feed training masks. Those that need many passes are in `measure/passes.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.ndimage import gaussian_filter1d, label
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..registry import AGGREGATIONS
+from ..run.registry import AGGREGATIONS
 from .saliency import mean_attention
 
 GENERIC = "write a general description of the image"  # the prompt of Zhang et al.

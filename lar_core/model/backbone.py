@@ -4,7 +4,7 @@ A sequence is `<image> x P, <bos>, instruction, "\\n"` (the prefix: everything s
 head's tokens (the suffix: causal, sees the prefix, never seen by it). This is PaliGemma's own prefix-LM mask.
 
 The suffix joins at layer `join`: 0, or the first layer that is trained when only the top is. Below it the prefix runs
-alone, through weights that never change, so that those states can be computed once and kept (`lar_core.data.cache`).
+alone, through weights that never change, so that those states can be computed once and kept (`lar_core.data.features`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from ..errors import LarError
-from ..registry import AGGREGATIONS
+from ..run.errors import LarError
+from ..run.registry import AGGREGATIONS
 from .aggregation import Aggregation
 from .saliency import SaliencyTap, active_tap
-
 
 LONGEST = 256  # tokens of an instruction; PaliGemma was trained on texts of 128 at 224 pixels (Beyer et al. 2024, 3.2)
 

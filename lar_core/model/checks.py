@@ -12,8 +12,8 @@ from pathlib import Path
 
 from transformers import PaliGemmaConfig, PaliGemmaProcessor
 
-from ..errors import Damaged, LarError
-from ..files import read_json
+from ..run.errors import Damaged, LarError
+from ..run.files import read_json
 
 SENTENCE = "pick up the black bowl and place it on the plate"
 UNUSED = re.compile(r"vision_tower\.(vision_model\.)?head\.")  # SigLIP's pooling, which PaliGemma never asks

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..draws import Draws
-from ..errors import Damaged, LarError
+from ..run.draws import Draws
+from ..run.errors import Damaged, LarError
 from .checks import check_loaded
 from .mae import patchify, sincos_positions, unpatchify
 from .weight_files import first_not_finite

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..registry import HEADS
+from ..run.registry import HEADS
 from .backbone import Encoding
 from .losses import BINS, DOF, GRIPPER, absolute_error, action_loss, bin_centres, clip, decode, median_bins, to_bins
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..registry import HEADS
+from ..run.registry import HEADS
 from .backbone import Encoding
 from .heads import Head, Trunk
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from ..config import Profile
-from ..errors import LarError
-from ..runtime import float_dtype
+from ..run.config import Profile
+from ..run.errors import LarError
+from ..run.runtime import float_dtype
 from .backbone import Backbone
 from .checks import check_loaded, read_config, read_processor
 from .saliency import ATTENTION

@@ -17,7 +17,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 
-from ..config import Profile
+from ..run.config import Profile
 
 # What the tokenizer is trained on. It is byte-level, so any other sentence can be written too, in more tokens.
 SENTENCES = [

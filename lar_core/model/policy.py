@@ -26,10 +26,10 @@ from torch.func import functional_call
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import DynamicCache
 
-from ..config import Condition, Profile, RunConfig
-from ..draws import Draws
-from ..errors import Damaged, LarError
-from ..registry import HEADS, RECONSTRUCTORS, REGULARISERS
+from ..run.config import Condition, Profile, RunConfig
+from ..run.draws import Draws
+from ..run.errors import Damaged, LarError
+from ..run.registry import HEADS, RECONSTRUCTORS, REGULARISERS
 from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoiser, Denoising, DiffusionDecoder, Latents, Pixels, densest_boxes, load_vae, object_boxes

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import Damaged, LarError
-from ..files import read_json
+from ..run.errors import Damaged, LarError
+from ..run.files import read_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -1,0 +1,272 @@
+"""What the instruction looks at in one frame: attention of every layer, head and word -> saliency -> mask -> metrics.
+
+The three steps are plain functions, so that a widget, a notebook and a test can all call them:
+
+    attention = reader.read(image, "pick up the black bowl")       # (N layers, H heads, L words, P patches)
+    saliency = aggregate(attention, Choice(layers=(3,), reduce="max"))     # (P,), sums to 1
+    view = look(attention, Choice(), coverage)                     # saliency, mask and metrics together
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..data.demos import Episode
+from ..model import aggregation
+from ..model.backbone import Backbone
+from ..model.masking import count_masked, mask_top
+from ..model.policy import Policy
+from ..model.saliency import SaliencyTap
+from ..run.errors import LarError, unknown
+from . import grounding
+from .passes import available, saliency_maps
+from .statistics import Interval, bootstrap_mean
+
+REDUCE = {"mean": np.mean, "max": np.max}
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One frame under one instruction: values (N, H, L, P), softmax over all keys, so that a row's sum is the share of
+    a word's attention that goes to the image; `words`, the L tokens as text; `own` (L,) bool, True = a word of the
+    instruction itself (not BOS or newline); `tapped`, the layers that the policy itself reads.
+    """
+
+    values: np.ndarray
+    words: tuple[str, ...]
+    own: np.ndarray
+    tapped: tuple[int, ...]
+
+    @property
+    def own_words(self) -> list[int]:
+        """Places of the instruction's own words."""
+        return np.flatnonzero(self.own).tolist()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How attention becomes saliency and mask; None stands for the policy's own choice."""
+
+    layers: tuple[int, ...] | None = None  # None: the layers that the policy taps
+    heads: tuple[int, ...] | None = None  # None: all
+    words: tuple[int, ...] | None = None  # places of tokens; None: the instruction's own
+    reduce: str = "mean"  # over layers, heads and words: one of REDUCE
+    smoothing: float = 0.0  # standard deviation of a Gaussian, in patches; 0: none
+    mask_ratio: float = 0.25
+    aggregation: str | None = None  # a named one in the place of layers, heads, words and reduce
+
+
+@dataclass(frozen=True)
+class View:
+    """saliency (P,) summing to 1; mask (P,) bool, True = masked; metrics by name, NaN where nothing can be seen."""
+
+    saliency: np.ndarray
+    mask: np.ndarray
+    metrics: dict[str, float]
+
+
+class AttentionReader:
+    """Runs the backbone with every layer tapped and remembers the last `remember` frames, least used goes first."""
+
+    def __init__(self, policy: Policy, remember: int = 512, localisation: list[tuple[int, int]] | None = None):
+        """localisation: the heads that `saliency_rows.localisation_heads` chose, to offer that aggregation too."""
+        self.policy, self.remember, self.localisation = policy, remember, localisation
+        self._maps: OrderedDict[tuple[str, str, str], np.ndarray] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], Attention] = OrderedDict()
+
+    @property
+    def layers(self) -> int:
+        return self.policy.backbone.layers
+
+    @property
+    def heads(self) -> int:
+        return self.policy.backbone.vlm.config.text_config.num_attention_heads
+
+    def read(self, image: np.ndarray, instruction: str) -> Attention:
+        """Attention for image (H, W, 3) uint8. Raises LarError for an empty instruction or an image of another size."""
+        self.prepare(image[None], instruction)
+        key = _key(image, instruction)
+        self._known.move_to_end(key)
+        return self._known[key]
+
+    @property
+    def aggregations(self) -> list[str]:
+        """Names of `model/aggregation.py` and `measure/passes.py` that `aggregated` takes."""
+        return available(self.policy, self.localisation is not None)
+
+    def aggregated(self, image: np.ndarray, instruction: str, name: str) -> np.ndarray:
+        """Saliency (P,) of image (H, W, 3) by a named aggregation. Raises LarError for one that there is not."""
+        if name not in self.aggregations:
+            raise unknown("aggregation", name, self.aggregations)
+        key = (*_key(image, instruction), name)
+        if key not in self._maps:
+            pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+            found = saliency_maps(self.policy, pixels, [instruction], [name], self.localisation)[name]
+            self._maps[key] = found[0].float().cpu().numpy()
+        while len(self._maps) > self.remember:
+            self._maps.popitem(last=False)
+        return self._maps[key]
+
+    def look(self, image: np.ndarray, instruction: str, choice: Choice, coverage: np.ndarray | None = None) -> View:
+        """What a choice makes of image (H, W, 3): as the function `look`, and by a named aggregation too."""
+        if choice.aggregation is None:
+            return look(self.read(image, instruction), choice, coverage)
+        saliency = smooth(self.aggregated(image, instruction, choice.aggregation), choice.smoothing)
+        return view_of(saliency, choice.mask_ratio, coverage)
+
+    def prepare(self, images: np.ndarray, instruction: str) -> None:
+        """Read images (T, H, W, 3) uint8 in batches, so that looking at any of them later costs nothing."""
+        keys = [_key(image, instruction) for image in images]
+        todo = [i for i, key in enumerate(keys) if key not in self._known][: self.remember]
+        for start in range(0, len(todo), BATCH):
+            chosen = todo[start : start + BATCH]
+            for i, attention in zip(chosen, self._run(images[chosen], instruction)):
+                self._known[keys[i]] = attention
+        while len(self._known) > self.remember:
+            self._known.popitem(last=False)
+
+    @torch.no_grad()
+    def _run(self, images: np.ndarray, instruction: str) -> list[Attention]:
+        backbone = self.policy.backbone
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.policy.device)
+        prefix = backbone.tokenise([instruction] * len(images))
+        with SaliencyTap(layers=range(backbone.layers), image_tokens=backbone.patches,
+                         text_tokens=prefix.instruction.shape[1]) as tap:
+            backbone.upper(backbone.lower(self.policy.see(pixels), prefix), prefix, saliency=False)
+        words = tuple(word_of(backbone, token) for token in prefix.ids[0, backbone.patches :])
+        own = prefix.instruction[0].cpu().numpy()
+        return [Attention(values.cpu().numpy(), words, own, backbone.tapped) for values in tap.attention]
+
+
+def word_of(backbone: Backbone, token: int | torch.Tensor) -> str:
+    """A token as a reader would write it."""
+    text = backbone.processor.tokenizer.decode([int(token)])
+    return text.replace("\n", "\\n").strip() or "␣"
+
+
+def aggregate(attention: Attention, choice: Choice) -> np.ndarray:
+    """Saliency (P,), summing to 1. Raises LarError for a layer, head or word that is not there.
+
+    A named aggregation needs the image again: `AttentionReader.look`.
+    """
+    if choice.aggregation is not None:
+        raise ValueError(f"{choice.aggregation} cannot be had from attention alone: use AttentionReader.look.")
+    if choice.reduce not in REDUCE:
+        raise unknown("way to aggregate", choice.reduce, REDUCE)
+    chosen = (("layer", choice.layers, attention.tapped), ("head", choice.heads, range(attention.values.shape[1])),
+              ("word", choice.words, attention.own_words))
+    values = attention.values
+    for axis, (kind, places, default) in enumerate(chosen):
+        values = values.take(_places(kind, places, default, values.shape[axis]), axis=axis)
+    saliency = REDUCE[choice.reduce](values, axis=(0, 1, 2))
+    return smooth(saliency / saliency.sum(), choice.smoothing)
+
+
+def _places(kind: str, places: Sequence[int] | None, default: Sequence[int], count: int) -> list[int]:
+    places = list(default if places is None else places)
+    if not places or not all(0 <= place < count for place in places):
+        raise LarError(f"There is no {kind} {places}: choose at least one from 0 to {count - 1}.")
+    return places
+
+
+def smooth(saliency: np.ndarray, sigma: float) -> np.ndarray:
+    """`aggregation.smooth` of one map (P,)."""
+    return saliency if sigma == 0 else aggregation.smooth(torch.tensor(saliency)[None], sigma)[0].numpy()
+
+
+def look(attention: Attention, choice: Choice, coverage: np.ndarray | None = None) -> View:
+    """Aggregate, mask and score. coverage (2, P): named object and other bowl; None: without metrics."""
+    return view_of(aggregate(attention, choice), choice.mask_ratio, coverage)
+
+
+def view_of(saliency: np.ndarray, mask_ratio: float, coverage: np.ndarray | None = None) -> View:
+    """Mask and score a map (P,), however it was made; arguments as in `look`."""
+    mask = mask_top(torch.from_numpy(saliency)[None], count_masked(saliency.size, mask_ratio))[0].numpy()
+    return View(saliency, mask, {} if coverage is None else score(saliency, coverage, mask_ratio))
+
+
+def score(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> dict[str, float]:
+    """Every metric of `grounding` for one frame, with what chance and a perfect map would reach."""
+    grid = (round(saliency.size**0.5),) * 2
+    one, target, other = saliency[None], coverage[:1], coverage[1:]
+    metrics = {
+        "aos": grounding.aos(one, target, ratio), "aos_uniform": grounding.aos_uniform(target, ratio),
+        "aos_best": grounding.aos_best(target, ratio), "auc": grounding.auc(one, target),
+        "pointing": grounding.pointing(one, target, grid), "on_target": grounding.mass(one, target),
+        "on_other": grounding.mass(one, other),
+        "target_minus_distractor": grounding.target_minus_distractor(one, target, other),
+    }
+    return {name: float(value[0]) for name, value in metrics.items()}
+
+
+def regions_of(episode: Episode, frame: int) -> np.ndarray | None:
+    """Pixels (2, H, W) bool of the named object and of the other bowl; None without segmentation."""
+    if episode.segmentation is None:
+        return None
+    numbers = [list(episode.objects).index(name) + 1 for name in (episode.target, episode.distractor)]
+    return np.stack([episode.segmentation[frame] == number for number in numbers])
+
+
+def coverage_of(episode: Episode, frame: int, patches: int) -> np.ndarray | None:
+    """Shares (2, P) of the patches that the two bowls cover; None without segmentation."""
+    regions, grid = regions_of(episode, frame), round(patches**0.5)
+    return None if regions is None else grounding.patch_coverage(regions, (grid, grid))
+
+
+def compare(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[str, Choice],
+            frames: int = 10) -> dict[str, dict[str, Interval]]:
+    """Score several choices on the same `frames` frames of every episode, each under its own instruction.
+
+    Returns, by choice and metric, the mean with its bootstrap interval over episodes; frames in which the object is
+    out of view do not count. Raises LarError for episodes without segmentation.
+    """
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in choices}
+    for episode in episodes:
+        moments = np.linspace(0, len(episode) - 1, min(frames, len(episode))).round().astype(int)
+        reader.prepare(episode.agentview_rgb[moments], episode.instruction)
+        images, patches = episode.agentview_rgb, reader.policy.backbone.patches
+        covers = {frame: _seen(coverage_of(episode, frame, patches)) for frame in moments}
+        for name, choice in choices.items():
+            scores = [reader.look(images[frame], episode.instruction, choice, covers[frame]).metrics
+                      for frame in moments]
+            rows[name].append({metric: _mean([score[metric] for score in scores]) for metric in scores[0]})
+    return {name: {metric: bootstrap_mean(values) for metric in means[0]
+                   if (values := [mean[metric] for mean in means if not np.isnan(mean[metric])])}
+            for name, means in rows.items()}
+
+
+def _seen(coverage: np.ndarray | None) -> np.ndarray:
+    if coverage is None:
+        raise LarError("These demonstrations have no segmentation, so nothing can be scored: record some with "
+                       "`lar demos`.")
+    return coverage
+
+
+def _mean(values: list[float]) -> float:
+    seen = [value for value in values if not np.isnan(value)]
+    return float(np.mean(seen)) if seen else float("nan")
+
+
+def image_share(attention: Attention) -> np.ndarray:
+    """(N, H, L): the share of each word's attention that goes to the image at all; the rest goes to other words."""
+    return attention.values.sum(axis=-1)
+
+
+def shared(attention: Attention) -> np.ndarray:
+    """(P,): how many times its mean over the patches every token gives a patch at least, BOS and newline too.
+
+    Over the tapped layers; a patch above `aggregation.SINK` is a sink: it is looked at whatever the word.
+    """
+    given = attention.values[list(attention.tapped)].mean(axis=(0, 1))  # (L, P)
+    return (given / given.mean(axis=-1, keepdims=True)).min(axis=0)
+
+
+def _key(image: np.ndarray, instruction: str) -> tuple[str, str]:
+    return hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).hexdigest(), instruction

@@ -1,0 +1,209 @@
+"""What the trained policy knows of held-out demonstrations: actions, saliency, reconstruction, each beside baselines.
+
+Intervals are bootstrapped over episodes, because the frames of one episode are not independent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.dataset import DemoDataset, load_split
+from ..data.demos import read_origin
+from ..data.stats import Stats
+from ..model.diffusion import Denoising
+from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
+from ..model.masking import pixel_mask
+from ..model.policy import Policy
+from ..model.train import make_dataset, to_device
+from ..run.draws import Draws
+from ..run.files import atomic_path, write_json
+from ..run.folder import Run
+from . import grounding
+from .denoising import denoising, denoising_panels
+from .maps import aggregation_rows, robustness_rows, truth_of
+from .metrics import METRICS, Truth, score
+from .shortcut import sample_losses, shortcut
+from .statistics import over_episodes
+
+BATCH = 32
+GALLERY = 6  # pictures
+
+
+@torch.no_grad()
+def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> dict:
+    """Measure `policy` on up to `grounding_frames` frames, evenly spread over the held-out episodes.
+
+    Writes `heldout.json` (returned) and `gallery.npz` (pictures for the report). Reconstruction is None for conditions
+    that reconstruct nothing, what is said of saliency for demonstrations without segmentation.
+    """
+    train_episodes, heldout_episodes = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
+    train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
+    frames = _spread(run.config.profile.grounding_frames, len(heldout))
+    measured = _measure(policy, heldout, frames)
+    mean_action = _mean_action(train)
+    result = {
+        "demonstrations": read_origin(demos[0]),
+        "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
+        "action": _action(measured, mean_action, heldout.episode[frames])
+        | {"cross_entropy": None if policy.head.l1 else float(measured["loss"].mean())},
+        "shortcut": shortcut(policy, heldout, frames),
+        "reconstruction": _reconstruction(measured) if "recon" in measured else None,
+        "denoising": _denoising(policy, heldout, frames),
+        **_saliency(run, policy, train, heldout, frames, measured["saliency"]),
+    }
+    write_json(run.path / "heldout.json", result)
+    _save_gallery(run, policy, heldout, frames[_spread(GALLERY, len(frames))])
+    return result
+
+
+def _spread(count: int, total: int) -> np.ndarray:
+    """Up to `count` indices, evenly spread over `total`."""
+    return np.linspace(0, total - 1, min(count, total)).round().astype(int)
+
+
+def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[str, np.ndarray]:
+    """Run the policy over `frames`; every array has one row a frame, N in all."""
+    rows: dict[str, list] = {}
+    draws = Draws(0)
+    for start in range(0, len(frames), BATCH):
+        batch = to_device(dataset.batch(frames[start : start + BATCH]), policy.device)
+        encoding = policy.encode(batch)
+        answer = policy.head(encoding)
+        values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
+                  "saliency": encoding.saliency,
+                  "loss": sample_losses(policy, answer, batch)}
+        if policy.condition.reconstructor not in ("none", "diffusion"):
+            mask = policy.mask(batch, encoding.saliency, draws)
+            values |= _recon_losses(policy.reconstruct(batch, encoding, mask, draws))
+        for name, value in values.items():
+            rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
+    return {name: np.concatenate(value) for name, value in rows.items()}
+
+
+def _denoising(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> dict | None:
+    if policy.condition.reconstructor != "diffusion":
+        return None
+    return denoising(policy, heldout, frames)
+
+
+def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
+    """Loss (N,) of the decoder, of the image's mean visible patch, and of interpolation between visible patches."""
+    guesses = {"recon": recon.prediction, "recon_mean_patch": mean_patch(recon.target, recon.mask),
+               "recon_neighbours": neighbours(recon.target, recon.mask)}
+    return {name: torch.stack([reconstruction_loss(guess[i], recon.target[i], recon.mask[i])
+                               for i in range(len(guess))]) for name, guess in guesses.items()}
+
+
+def mean_patch(target: Tensor, mask: Tensor) -> Tensor:
+    """Guess every patch as the mean of the image's visible patches; target (B, P, C), mask (B, P), True = masked."""
+    visible = (~mask).to(target.dtype)[..., None]
+    return ((target * visible).sum(1, keepdim=True) / visible.sum(1, keepdim=True)).expand_as(target)
+
+
+def neighbours(target: Tensor, mask: Tensor) -> Tensor:
+    """Guess every patch by interpolating between the visible ones, weighted by 1 / distance^4 (in patches)."""
+    grid = round(mask.shape[1] ** 0.5)
+    line = torch.arange(grid, device=mask.device, dtype=target.dtype)
+    places = torch.cartesian_prod(line, line)  # (P, 2)
+    weight = torch.cdist(places, places).clamp_min(0.5) ** -4  # (P, P)
+    weight = weight[None] * (~mask)[:, None].to(target.dtype)  # (B, P to guess, P visible)
+    return weight @ target / weight.sum(dim=-1, keepdim=True)
+
+
+def _mean_action(train: DemoDataset) -> np.ndarray:
+    """The mean normalised action of the training frames, (7,); the gripper takes the commoner command."""
+    mean = train.actions.mean(axis=0)
+    mean[6] = np.sign(mean[6]) or 1.0
+    return mean
+
+
+def _action(measured: dict, mean_action: np.ndarray, episode: np.ndarray) -> dict:
+    """Mean absolute error of the normalised actions over the chunk, beside that of the mean training action."""
+    valid = ~measured["padded"][..., None]
+    def error(guess: np.ndarray) -> np.ndarray:  # (N,)
+        absolute = np.abs(guess - measured["actions"]) * valid
+        return absolute.sum(axis=(1, 2)) / (valid.sum(axis=(1, 2)) * measured["actions"].shape[-1])
+    return {"frames": len(episode), "episodes": len(np.unique(episode)),
+            "l1": over_episodes(error(measured["predicted"]), episode),
+            "l1_mean_action": over_episodes(error(mean_action), episode)}
+
+
+def _reconstruction(measured: dict) -> dict:
+    return {"frames": len(measured["recon"]), "loss": float(measured["recon"].mean()),
+            "mean_patch": float(measured["recon_mean_patch"].mean()),
+            "neighbours": float(measured["recon_neighbours"].mean())}
+
+
+def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
+              saliency: np.ndarray) -> dict:
+    """Where the instruction looks: beside baselines, by every aggregation, and on frames that were changed."""
+    if heldout.segmentation is None or train.segmentation is None:
+        return dict.fromkeys(("grounding", "aggregations", "robustness"))
+    truth, prior = truth_of(heldout, frames, policy), _object_prior(train, policy)
+    return {"grounding": _grounding(saliency, truth, prior, heldout.episode[frames]),
+            "aggregations": aggregation_rows(run, policy, train, heldout, frames),
+            "robustness": robustness_rows(policy, heldout, frames)}
+
+
+def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
+    """Where the named object was in the training frames on average, (P,)."""
+    grid = round(policy.backbone.patches**0.5)
+    frames = _spread(500, len(train))
+    regions = train.batch(frames)["regions"][:, 0].numpy()
+    return grounding.mean_map(grounding.patch_coverage(regions, (grid, grid)))
+
+
+def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: np.ndarray) -> dict:
+    """Each metric for the model's saliency and for three maps that never look at the image."""
+    shape = saliency.shape
+    maps = {"model": saliency, "uniform": np.full(shape, 1 / shape[1]), "mean_map": np.broadcast_to(prior, shape),
+            "centre": np.broadcast_to(grounding.centre_map((truth.grid, truth.grid)), shape)}
+    scores = {name: score(values, truth) for name, values in maps.items()}
+    scores["uniform"]["aos"] = grounding.aos_uniform(truth.coverage)
+    series = {metric: {name: over_episodes(scores[name][metric], episode) for name in maps} for metric in METRICS}
+    series["aos"]["best"] = over_episodes(grounding.aos_best(truth.coverage), episode)
+    return {"frames": shape[0], "episodes": len(np.unique(episode)), **series}
+
+
+def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:
+    """Pictures for the report; see docs/results.md for the arrays."""
+    batch = to_device(dataset.batch(frames), policy.device)
+    encoding = policy.encode(batch)
+    saliency = encoding.saliency.cpu().numpy()
+    arrays = {"saliency_images": dataset.images[frames], "saliency_maps": saliency,
+              "saliency_instructions": np.array(batch["instructions"]),
+              "saliency_masks": grounding.top_patches(saliency)}
+    if "regions" in batch:
+        arrays["saliency_regions"] = batch["regions"].cpu().numpy()
+    if policy.decoder is not None:
+        draws = Draws(0)
+        recon = policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
+        arrays["panels"] = reconstruction_panels(policy, recon)
+    with atomic_path(run.path / "gallery.npz") as temporary:
+        np.savez_compressed(temporary, **arrays)
+
+
+def reconstruction_panels(policy: Policy, recon: Reconstruction | Denoising) -> np.ndarray:
+    """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8."""
+    if policy.condition.reconstructor == "diffusion":
+        panels = denoising_panels(policy, recon)
+    else:
+        panels = _patch_panels(policy, recon)
+    pixels = ((panels + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+    return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
+
+
+def _patch_panels(policy: Policy, recon: Reconstruction) -> Tensor:
+    """(B, 4, 3, H, W). A decoder of normalised targets predicts no patch's brightness and contrast: they are taken from
+    the original."""
+    predicted = recon.prediction
+    if policy.condition.recon_target == "normalised":
+        predicted = denormalise_patches(predicted, recon.pixels)
+    original, predicted = unpatchify(recon.pixels, policy.grid), unpatchify(predicted, policy.grid)
+    hidden = pixel_mask(recon.mask, original.shape[-1])
+    return torch.stack([original, original.masked_fill(hidden, 0.0), predicted,
+                        torch.where(hidden, predicted, original)], dim=1)

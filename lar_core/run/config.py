@@ -1,0 +1,399 @@
+"""What is run: a *condition* (what is masked, reconstructed, predicted) at a *profile* (how big) with a *seed*.
+
+Everything that changes a result is a field here, is checked (at the end of this file: what cannot be combined), and is
+written to `config.yaml` in the run folder. Names of mask sources, heads and so on are those in `registry`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field, model_serializer, model_validator
+
+from .checked import Checked
+from .errors import LarError, unknown
+from .files import write_text
+from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS
+
+Placement = Literal["official", "wide", "counterfactual"]
+PLACEMENTS: tuple[str, ...] = get_args(Placement)
+INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/instructions.py
+Verdict = tuple[object, str]  # whether it is wrong, and what to say then
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Condition(Checked):
+    """One point of the product space mask source × reconstructor × action head."""
+
+    name: str = "attention_mask"
+    mask_source: str = "attention"
+    reconstructor: str = "mae"
+    head: str = "parallel"
+    lambda_recon: float = Field(0.5, ge=0)  # L = L_action + lambda_recon * L_recon
+    action_loss: Literal["cross_entropy", "l1"] = "cross_entropy"  # over 256 bins; l1: of numbers, the absolute error
+    focus_keep: float = Field(0.5, gt=0, le=1)  # head=focus: the share of patches attended to, in each layer the best ones
+    focus_gate: bool = True  # head=focus: a sigmoid gate, element by element, on what the policy sees
+    focus_cascade: bool = True  # head=focus: three separate attentions; false: one softmax over all, as in `bridge`
+    mask_ratio: float = Field(0.25, gt=0, lt=1)
+    mask_ratio_start: float = Field(0.0, ge=0, lt=1)  # easy to hard: moves from here to mask_ratio; 0: constant
+    mask_grid: Literal["native", "essay"] = "native"  # the backbone's patches, or the literal 14x14 grid with k = 49
+    mask_input: bool = False  # a second pass that cannot see the masked patches feeds the decoder
+    recon_target: Literal["normalised", "raw", "latent"] = "normalised"  # per-patch normalised pixels (MAE, section 4.1),
+    # pixels as they are, or an autoencoder's latents
+    matched_capacity: bool = False  # a denoiser as large as the profile's MAE decoder, instead of its own size
+    saliency_layers: Count = 3  # the last so many layers of the language model
+    aggregation: str = "mean"  # how layers, heads and words become one map; "mean" is the literal method
+    regularisers: dict[str, float] = {}  # weights of those that are on; written, read and --set as sparsity=0.1
+    blind: bool = False  # every image is replaced by grey: the control that cannot see
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather_weights(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Registered regularisers that stand beside the other fields go to `regularisers`; those of weight 0 go."""
+        if not isinstance(values, dict):
+            return values
+        own = {name: value for name, value in values.items() if name in cls.model_fields}
+        beside = {name: value for name, value in values.items() if name not in own and name in REGULARISERS}
+        weights = {**own.get("regularisers", {}), **beside}
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
+                raise LarError(f"The weight of {name} is {weight!r}, but must be a number and must not be negative.")
+        on = {name: float(weight) for name, weight in weights.items() if weight}
+        return {**{name: value for name, value in values.items() if name not in beside}, "regularisers": on}
+
+    @model_serializer
+    def _spread_weights(self) -> dict[str, Any]:
+        """Flat, as files have always had it."""
+        return {name: value for name, value in self if name != "regularisers"} | self.regularisers
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Of all settings."""
+        return [*(name for name in cls.model_fields if name != "regularisers"), *REGULARISERS]
+
+    @property
+    def sees_again(self) -> list[str]:
+        """What of it shows the frozen layers other words or pixels at every step, so that they cannot be cached."""
+        looking = [name for name in self.regularisers if REGULARISERS.about(name).passes]
+        return [*(["mask_input"] if self.mask_input else []), *looking]
+
+
+class Profile(Checked):
+    """How big: model, data, training and evaluation. One profile is one column of the README's table."""
+
+    name: str = "tiny"
+    # Backbone. "tiny" builds a PaliGemma of these widths offline; anything else is a hub id or a folder.
+    backbone: str = "tiny"
+    image_size: Count = 128  # pixels, agentview
+    wrist_size: int = Field(64, ge=0)  # pixels, eye-in-hand camera; 0 switches it off
+    patch_size: Count = 16  # pixels
+    vision_width: Count = 128
+    vision_layers: Count = 3
+    text_width: Count = 128
+    text_layers: Count = 4
+    attention_heads: Count = 4
+    precision: Literal["fp32", "bf16", "fp16", "int8", "nf4"] = "fp32"  # of frozen weights; what is trained is in fp32
+    tune: Literal["all", "lora_all", "lora_top", "full_top"] = "all"  # what of the backbone learns: all of it, LoRA in
+    # every layer, LoRA or all weights in the top
+    top_layers: Count = 3  # how many of the last layers lora_top and full_top train; the head's tokens join below them
+    lora_rank: Count = 16
+    # of rollouts and latency: auto takes 16-bit floats on a GPU where they fit
+    act_precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
+    cache: bool = False  # compute what the frozen lower layers give once, and train the top from disk
+    # MAE decoder
+    decoder_width: Count = 64
+    decoder_layers: Count = 4
+    decoder_heads: Count = 4
+    # Denoiser of the diffusion conditions
+    denoiser_width: Count = 128
+    denoiser_heads: Count = 4
+    vae: str = "stabilityai/sd-vae-ft-mse"  # a hub id or a folder: the frozen autoencoder of recon_target=latent
+    # Actions
+    proprio: bool = True
+    chunk: Count = 8  # K actions predicted at once; K = 1 is the essay's literal setting
+    execute: Count = 8  # how many of them are executed before the next inference
+    # Data
+    tasks: tuple[Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], ...] = Field((5,), strict=False, title="task")
+    placement: Placement = "official"
+    demos: Literal["expert", "official", "lerobot"] = "expert"  # whose demonstrations: our scripted expert's, LIBERO's
+    # official files, or LeRobot's copy
+    render_demos: bool = False  # official demonstrations of another size: render them again, instead of resizing them
+    demos_per_task: int = Field(50, ge=2)  # one to train on and one to hold out, at least
+    heldout_fraction: Share = 0.1  # of episodes
+    recovery_noise: float = Field(0.1, ge=0)  # expert's action noise while recording; the clean action is the label
+    # Optimisation
+    samples: Count = 36_000  # training samples seen; steps = samples / batch_size
+    batch_size: Count = 16
+    shift: int = Field(0, ge=0)  # pixels by which training images are moved at random (padded with their border)
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    warmup_fraction: Share = 0.03
+    clip_norm: float = 1.0
+    checkpoint_every: Count = 250  # steps
+    # Evaluation
+    episodes_per_task: Count = 20
+    max_steps: Count = 220
+    wait_steps: int = Field(10, ge=0)
+    videos_per_task: int = Field(2, ge=0)
+    grounding_frames: Count = 200
+
+
+class RunConfig(Checked):
+    """A condition at a profile with a seed: everything that determines a run folder."""
+
+    condition: Condition = Condition()
+    profile: Profile = Profile()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _refuse_nonsense(self) -> RunConfig:
+        """Raises LarError for a name that stands for nothing, and for a combination that cannot mean anything."""
+        _check_names(self.condition)
+        for wrong, sentence in _impossible(self.condition, self.profile):
+            if wrong:
+                raise LarError(sentence)
+        return self
+
+    @property
+    def name(self) -> str:
+        """Of its run folder."""
+        return f"{self.condition.name}-{self.profile.name}-s{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        """Of training."""
+        return max(1, self.profile.samples // self.profile.batch_size)
+
+    def mask_ratio(self, step: int) -> float:
+        """The share of patches that is masked at training step `step`."""
+        start, end = self.condition.mask_ratio_start or self.condition.mask_ratio, self.condition.mask_ratio
+        return start + (end - start) * step / max(1, self.steps - 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """A short hash of every field: two runs with the same fingerprint were asked for the same thing."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def replace(self, **changes: Any) -> RunConfig:
+        """A copy with parts, or single fields of condition or profile, changed, and checked again. Raises LarError."""
+        parts = {name: changes.pop(name, value) for name, value in self}
+        of_condition, of_profile = _owners(changes)
+        return RunConfig(condition=parts["condition"].replace(**of_condition),
+                         profile=parts["profile"].replace(**of_profile), seed=parts["seed"])
+
+    def save(self, path: Path | str) -> None:
+        """Write as YAML, atomically."""
+        write_text(path, yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
+
+    @classmethod
+    def load(cls, path: Path | str) -> RunConfig:
+        """Read what `save` wrote, now or in an earlier version. Raises LarError for anything else."""
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            parts = {name: data[name] for name in cls.model_fields}
+        except (yaml.YAMLError, KeyError, TypeError) as error:
+            raise LarError(f"{path} is not a run configuration ({error}): "
+                           "choose another --run-dir, or delete this file.") from error
+        try:
+            return cls(**parts)
+        except LarError as error:
+            raise LarError(f"{path} is no configuration of this version: {error}") from error
+
+
+CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
+    Condition(name="action_only", mask_source="none", reconstructor="none"),
+    Condition(name="random_mask", mask_source="random"),
+    Condition(name="attention_mask", mask_source="attention"),
+    Condition(name="attention_mask_l01", mask_source="attention", lambda_recon=0.1),
+    Condition(name="attention_mask_l10", mask_source="attention", lambda_recon=1.0),
+    Condition(name="inverse_mask", mask_source="inverse_attention"),
+    Condition(name="gaze_mask", mask_source="gaze"),
+    Condition(name="gaze_diffusion", mask_source="gaze", reconstructor="diffusion", recon_target="raw",
+              lambda_recon=1.0),
+    Condition(name="attention_diffusion", mask_source="attention", reconstructor="diffusion", recon_target="raw",
+              lambda_recon=1.0),
+    Condition(name="gaze_diffusion_matched", mask_source="gaze", reconstructor="diffusion", recon_target="raw",
+              lambda_recon=1.0, matched_capacity=True),
+    Condition(name="attention_diffusion_matched", mask_source="attention", reconstructor="diffusion",
+              recon_target="raw", lambda_recon=1.0, matched_capacity=True),
+    Condition(name="blue_noise_mask", mask_source="blue_noise"),
+    Condition(name="centre_mask", mask_source="centre"),
+    Condition(name="hint_mask", mask_source="hint_attention"),
+    Condition(name="sampled_mask", mask_source="sampled_attention"),
+    Condition(name="motion_mask", mask_source="frame_difference"),
+    Condition(name="teacher_mask", mask_source="teacher_attention"),
+    Condition(name="growing_mask", mask_source="attention", mask_ratio_start=0.15, mask_ratio=0.75),
+    Condition(name="sparse_attention", regularisers={"sparsity": 0.1}),
+    Condition(name="consistent_attention", regularisers={"consistency": 1.0}),
+    Condition(name="contrastive_attention", regularisers={"contrastive": 0.1}),
+    Condition(name="relational_attention", regularisers={"relational": 1.0}),
+    Condition(name="language_mask", regularisers={"language": 0.1}),
+    Condition(name="joint_mask", mask_source="random", mask_input=True, regularisers={"language": 1.0}),
+    Condition(name="autoregressive_head", mask_source="none", reconstructor="none", head="autoregressive"),
+    Condition(name="bridge_head", mask_source="none", reconstructor="none", head="bridge", action_loss="l1"),
+    Condition(name="focus_head", mask_source="none", reconstructor="none", head="focus", action_loss="l1"),
+    Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
+)}
+
+_TINY = Profile()
+_T4 = _TINY.replace(
+    backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14, vision_width=1152,
+    vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8", tune="lora_top", cache=True,
+    decoder_width=256, decoder_heads=8, denoiser_width=1024, denoiser_heads=16, tasks=(2, 5, 8), samples=36_000,
+    batch_size=8, learning_rate=2e-4, grounding_frames=600)
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
+    _TINY.replace(
+        name="micro", vision_width=32, vision_layers=2, text_width=32, text_layers=3, attention_heads=2, decoder_width=32,
+        decoder_layers=2, decoder_heads=2, denoiser_width=48, denoiser_heads=2, image_size=64, wrist_size=32,
+        demos_per_task=2, heldout_fraction=0.5, samples=128, batch_size=8, checkpoint_every=8, episodes_per_task=2,
+        max_steps=24, videos_per_task=1, grounding_frames=16),
+    _TINY,
+    _TINY.replace(name="small", tasks=(2, 5, 8), samples=96_000, batch_size=32, checkpoint_every=200,
+                  grounding_frames=600),
+    _T4.replace(name="t4"),
+    _T4.replace(name="full", precision="bf16", tune="lora_all", cache=False, checkpointing=True, batch_size=16),
+)}
+
+
+def make_config(condition: str = "attention_mask", profile: str = "tiny", seed: int = 0, **changes: Any) -> RunConfig:
+    """Combine two presets and change single fields of either, e.g. `make_config("gaze_mask", samples=1000)`.
+
+    A profile's feature cache is switched off for conditions that cannot use it, unless it is asked for.
+    Raises LarError for an unknown preset or field, naming the nearest valid one.
+    """
+    if condition not in CONDITIONS:
+        raise unknown("condition", condition, CONDITIONS)
+    if profile not in PROFILES:
+        raise unknown("profile", profile, PROFILES)
+    of_condition, of_profile = _owners(changes)
+    made = CONDITIONS[condition].replace(**of_condition)
+    if made.sees_again:
+        of_profile = {"cache": False} | of_profile
+    return RunConfig(condition=made, profile=PROFILES[profile].replace(**of_profile), seed=seed)
+
+
+def _owners(changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Which settings are the condition's, which the profile's. Raises LarError for one that is neither's."""
+    of_profile = {name: value for name, value in changes.items() if name in Profile.model_fields}
+    of_condition = {name: value for name, value in changes.items() if name not in of_profile}
+    for name in changes:
+        if name == "name" or not (name in of_profile or name in Condition.model_fields or name in REGULARISERS):
+            raise unknown("setting", name, [known for known in (*Condition.names(), *Profile.names()) if known != "name"])
+    return of_condition, of_profile
+
+
+# What cannot be. Rules on one field are its annotation; rules on one entry of a registry are what is said of it there.
+
+def _check_names(condition: Condition) -> None:
+    for registry, name, others in ((MASK_SOURCES, condition.mask_source, ["none"]),
+                                   (RECONSTRUCTORS, condition.reconstructor, ["none"]), (HEADS, condition.head, []),
+                                   *((REGULARISERS, name, []) for name in condition.regularisers)):
+        if name not in others and name not in registry:
+            raise unknown(registry.kind, name, [*others, *registry])
+    if condition.aggregation not in AGGREGATIONS:
+        if condition.aggregation not in PASSES:
+            raise unknown("aggregation", condition.aggregation, [*AGGREGATIONS, *PASSES])
+        raise LarError(f"aggregation {condition.aggregation!r} takes many passes and is for evaluation only, where "
+                       f"`lar saliency` reports it for every run: train with one of {', '.join(AGGREGATIONS)}.")
+
+
+def _impossible(condition: Condition, profile: Profile) -> Iterator[Verdict]:
+    """Pairs of whether something is wrong, and what."""
+    yield from _impossible_masks(condition)
+    yield from _impossible_sizes(condition, profile)
+    yield from _impossible_tuning(condition, profile)
+    yield from _impossible_head(condition, profile)
+    yield from _impossible_saliency(condition, profile)
+
+
+def _impossible_masks(condition: Condition) -> Iterator[Verdict]:
+    yield ((condition.mask_source == "none") != (condition.reconstructor == "none"),
+           f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
+           f"{condition.reconstructor!r}: a reconstructor needs a mask, and a mask needs a reconstructor.")
+    yield (condition.blind and condition.reconstructor != "none",
+           "A blind policy has no image to reconstruct: set reconstructor and mask_source to 'none'.")
+    yield (condition.mask_ratio_start > 0 and condition.mask_source == "none",
+           f"mask_ratio_start is {condition.mask_ratio_start}, but condition {condition.name!r} masks nothing: choose a "
+           "mask source, or leave it 0.")
+    yield (condition.mask_ratio_start > 0 and condition.mask_source == "gaze" and condition.reconstructor == "diffusion",
+           "A denoiser of the named object's box has no mask that could grow: leave mask_ratio_start 0, or choose another "
+           "mask source.")
+    yield (condition.reconstructor == "diffusion" and condition.recon_target == "normalised",
+           "A denoiser needs pixels or latents as they are: set recon_target to raw or latent.")
+    yield (condition.reconstructor != "diffusion" and (condition.recon_target == "latent" or condition.matched_capacity),
+           "recon_target=latent and matched_capacity are settings of the denoiser: choose a diffusion condition, or leave "
+           "them.")
+
+
+def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdict]:
+    yield (profile.denoiser_width % 4 != 0 or profile.denoiser_width % profile.denoiser_heads != 0,
+           f"denoiser_width is {profile.denoiser_width}, but must be a multiple of 4 and of denoiser_heads "
+           f"({profile.denoiser_heads}).")
+    yield (profile.image_size % profile.patch_size != 0 or profile.wrist_size % profile.patch_size != 0,
+           f"image_size {profile.image_size} and wrist_size {profile.wrist_size} must be multiples of the patch size "
+           f"{profile.patch_size}.")
+    yield (profile.execute > profile.chunk,
+           f"execute is {profile.execute}, but must be between 1 and the chunk length {profile.chunk}.")
+    yield not profile.tasks, "No task was named: give at least one of the ten LIBERO-Spatial tasks, 0 to 9."
+    for name, layers in (("saliency_layers", condition.saliency_layers), ("top_layers", profile.top_layers)):
+        yield (layers > profile.text_layers,
+               f"{name} is {layers}, but the language model has {profile.text_layers} layers.")
+
+
+def _impossible_tuning(condition: Condition, profile: Profile) -> Iterator[Verdict]:
+    only_top = profile.tune in ("lora_top", "full_top")
+    yield (profile.tune == "all" and profile.precision != "fp32",
+           f"tune=all trains every weight, which needs precision=fp32, not {profile.precision}: choose lora_all, lora_top "
+           "or full_top.")
+    yield (only_top and condition.saliency_layers > profile.top_layers,
+           f"saliency_layers is {condition.saliency_layers}, but only the last {profile.top_layers} layers are trained and "
+           "see the head's tokens: raise top_layers, or read fewer layers.")
+    yield (profile.cache and not only_top,
+           f"The feature cache keeps what frozen layers give, but tune={profile.tune} trains all of them: set cache=false, "
+           "or tune=lora_top or full_top.")
+    yield (profile.cache and condition.sees_again,
+           f"{', '.join(condition.sees_again)} shows the frozen layers other words or pixels at every step, so their output "
+           "is never the same twice: set cache=false.")
+    yield (profile.cache and profile.shift > 0,
+           "shift moves the pixels at every step, so the frozen layers' output is never the same twice: set cache=false, or "
+           "shift=0.")
+
+
+def _impossible_head(condition: Condition, profile: Profile) -> Iterator[Verdict]:
+    head, focus = HEADS.about(condition.head), (condition.focus_keep, condition.focus_gate, condition.focus_cascade)
+    yield (condition.action_loss not in head.losses,
+           f"The {condition.head} head cannot learn from action_loss={condition.action_loss}: set "
+           f"action_loss={head.losses[0]}, or choose another head.")
+    yield (profile.text_width % head.multiple,
+           f"text_width is {profile.text_width}, but head={condition.head} attends in {head.multiple} heads: choose a "
+           f"multiple of {head.multiple}.")
+    yield (condition.head != "focus" and focus != (0.5, True, True),
+           f"focus_keep, focus_gate and focus_cascade are settings of the focus head, but head is {condition.head}.")
+    yield (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
+           "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "
+           "focus_cascade=false set focus_keep=1 and focus_gate=false.")
+
+
+def _impossible_saliency(condition: Condition, profile: Profile) -> Iterator[Verdict]:
+    aggregation, on = AGGREGATIONS[condition.aggregation], [REGULARISERS.about(name) for name in condition.regularisers]
+    compared = [about.name for about in on if about.on_map and about.passes]
+    yield (condition.blind and on,
+           f"A blind policy looks at nothing that {', '.join(condition.regularisers)} could change: set it to 0.")
+    yield (aggregation.relative and compared,
+           f"{', '.join(compared)} compares maps of other words or pixels, for which relative attention would need a "
+           "generic prompt's map each: choose another aggregation.")
+    yield (aggregation.relative and profile.cache,
+           "Relative attention runs every image a second time under a generic prompt, which the feature cache does not "
+           "hold: set cache=false, or choose another aggregation.")
+    yield (aggregation.learns and not any(about.on_map for about in on),
+           "A gate of heads learns from a loss on the saliency, and there is none: give "
+           f"{' or '.join(name for name in REGULARISERS if REGULARISERS.about(name).on_map)} a weight, or choose another "
+           f"aggregation than {condition.aggregation}.")

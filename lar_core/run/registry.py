@@ -1,0 +1,148 @@
+"""Registries: the names that a setting may take, what stands behind each, and what is said of it.
+
+An entry is one edit, in the file that it belongs to or in anybody's notebook:
+
+    @MASK_SOURCES.register("corners")
+    def corners(clues: Clues) -> Tensor:
+        "The four corners: a control."
+
+The command's help, the checks of a configuration, tables, figures and plans all read what is registered. The files
+below are imported only when somebody first asks for a name, so that a configuration needs no torch until then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import LarError, unknown
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class About:
+    """words: what it is, in one line; by default the first paragraph of its docstring."""
+
+    name: str
+    words: str
+
+
+@dataclass(frozen=True)
+class AboutSource(About):
+    """needs: what it asks for beyond the policy's own saliency: "segmentation", "previous" (the frame before) or
+    "teacher" (a copy of the backbone that follows it slowly)."""
+
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class AboutHead(About):
+    """losses: the action losses that it can learn from, the usual one first; multiple: of what text_width must be one."""
+
+    losses: tuple[str, ...] = ("cross_entropy", "l1")
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
+class AboutRegulariser(About):
+    """passes: how often more it runs the backbone, on other words or pixels, at every step; on_map: whether its loss is
+    one on the saliency map; needs_others: whether it asks for the sentence that names the other bowl; colour: of curves.
+    """
+
+    passes: int = 0
+    on_map: bool = True
+    needs_others: bool = False
+    colour: str = "#737b84"
+
+
+@dataclass(frozen=True)
+class AboutMetric(About):
+    """label: its name in tables; chance: what a map that says nothing gets, where that is the same in every frame;
+    smaller: whether smaller is better; column: whether tables of many rows have it; plot: whether it is drawn beside
+    the baselines, under `title`; guide: how to read it, where a page explains it.
+    """
+
+    label: str = ""
+    chance: float | None = None
+    smaller: bool = False
+    column: bool = True
+    plot: bool = True
+    title: str = ""
+    guide: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or self.name.replace("_", " "))
+        object.__setattr__(self, "title", self.title or self.label)
+
+
+class Registry(Mapping[str, Any]):
+    """Things by name. kind: what one is called in sentences; about: what is said of each; homes: modules that fill it."""
+
+    def __init__(self, kind: str, about: type[About], *homes: str):
+        self.kind, self._about, self._homes = kind, about, homes
+        self._things: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
+
+    def register(self, name: str, words: str = "", **facts: Any) -> Callable[[Thing], Thing]:
+        """Decorate what `name` shall mean; facts: fields of this registry's `About`.
+
+        Running a notebook's cell again replaces its entry. Raises LarError for a name that means something else.
+        """
+        def add(thing: Thing) -> Thing:
+            there = self._things.get(name, thing)
+            if _place(there) != _place(thing):
+                raise LarError(f"There is a {self.kind} {name!r} already, {_place(there)}: choose another name.")
+            self._things[name] = thing
+            self._facts[name] = self._about(name, words or _first_paragraph(thing), **facts)
+            return thing
+        return add
+
+    def remove(self, name: str) -> None:
+        """Forget an entry."""
+        del self._things[name], self._facts[name]
+
+    def about(self, name: str) -> Any:
+        """What is said of an entry. Raises LarError for an unknown name."""
+        self[name]
+        return self._facts[name]
+
+    def __getitem__(self, name: str) -> Any:
+        """Raises LarError for an unknown name, with the nearest one."""
+        if name not in self:
+            raise unknown(self.kind, name, self)
+        return self._things[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._filled()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(self._filled()))
+
+    def __len__(self) -> int:
+        return len(self._filled())
+
+    def _filled(self) -> dict[str, Any]:
+        for home in self._homes:
+            importlib.import_module(home)
+        return self._things
+
+
+def _place(thing: object) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
+
+
+def _first_paragraph(thing: object) -> str:
+    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+
+
+MASK_SOURCES = Registry("mask source", AboutSource, "lar_core.model.masking")
+RECONSTRUCTORS = Registry("reconstructor", About, "lar_core.model.policy")
+HEADS = Registry("action head", AboutHead, "lar_core.model.heads", "lar_core.model.layerwise")
+REGULARISERS = Registry("regulariser", AboutRegulariser, "lar_core.model.regularisers")
+AGGREGATIONS = Registry("aggregation", About, "lar_core.model.aggregation")
+PASSES = Registry("aggregation of many passes", About, "lar_core.measure.passes")
+METRICS = Registry("metric", AboutMetric, "lar_core.measure.metrics")

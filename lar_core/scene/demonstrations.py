@@ -1,0 +1,204 @@
+"""Whose demonstrations a profile asks for, as one file a task in our own format, whatever their origin.
+
+`expert`: recorded here (`collect`). `official`: LIBERO's HDF5 files. `lerobot`: their copy in LeRobot's format. The last two
+come from the folder DATA/official or DATA/lerobot where there is one (in the layout of the hub's repository), and from the
+hub otherwise; they are converted once, to the profile's sizes: resized, or rendered again from their simulator states with
+`render_demos`. Every episode's provenance says which.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ..data.demos import Episode, episode_count, merge_episodes, read_episode, write_episode
+from ..data.download import download
+from ..data.lerobot import META, Listed, list_episodes, read_listed
+from ..data.manifest import entry
+from ..data.resize import resize_episode
+from ..run.config import Profile, RunConfig
+from ..run.errors import LarError
+from ..run.files import produce, require_space
+from ..run.processes import processes
+from .collect import collect
+from .env import instruction
+from .rerender import render_again
+from .setup import bddl_file, task_names, use_assets
+from .workers import environment, pool
+
+KEYS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # in data_manifest.yaml
+
+
+def demonstrations(config: RunConfig, data_dir: Path | str, *, workers: int | None = None,
+                   progress: bool = True) -> list[Path]:
+    """One demonstration file for each task of the profile, with at most `demos_per_task` episodes; made where missing.
+
+    workers: processes that record or convert at the same time; None: one per core. What an earlier call finished is
+    kept, also after a kill.
+    Raises LarError as `collect` and `download` do, for malformed files, for too little disk space, and for settings that
+    the origin cannot serve.
+    """
+    profile = config.profile
+    if profile.demos == "expert":
+        return collect(config, data_dir, workers=workers, progress=progress)
+    _refuse(profile)
+    paths = converted_paths(profile, Path(data_dir))
+    missing = [task for task, path in paths.items() if not path.exists()]
+    origins = _origins(profile, Path(data_dir), missing) if missing else []
+    with tqdm(total=sum(map(len, origins)), unit="demo", disable=not progress, desc=f"{profile.demos} demos") as bar:
+        for task, origin in zip(missing, origins):
+            produce(paths[task], f"converting the demonstrations of task {task}",
+                    partial(_convert, profile, task, origin, paths[task], processes(workers), bar))
+    return list(paths.values())
+
+
+def converted_paths(profile: Profile, data_dir: Path) -> dict[int, Path]:
+    """Where the converted demonstrations of each task lie: everything that changes them is part of the path."""
+    assets = use_assets() if profile.render_demos else None
+    pictures = f"rendered-{assets['name']}-{assets['sha256'][:8]}" if assets else "resized"
+    folder = (data_dir / "demos" / f"{profile.demos}-{_version(profile, data_dir)[:8]}" / pictures
+              / f"{profile.image_size}-{profile.wrist_size}px-n{profile.demos_per_task}")
+    return {task: folder / f"{task_names()[task]}_demo.hdf5" for task in profile.tasks}
+
+
+@dataclass(frozen=True)
+class Hdf5Origin:
+    """The first episodes of an official file."""
+
+    version: str
+    path: Path
+    most: int
+
+    def __len__(self) -> int:
+        return min(self.most, episode_count(self.path))
+
+    def episode(self, number: int) -> Episode:
+        return read_episode(self.path, number)
+
+
+@dataclass(frozen=True)
+class LeRobotOrigin:
+    """Some episodes of a LeRobot data set."""
+
+    version: str
+    folder: Path
+    sentence: str
+    listed: tuple[Listed, ...]
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def episode(self, number: int) -> Episode:
+        return read_listed(self.folder, self.listed[number], self.sentence)
+
+
+def _refuse(profile: Profile) -> None:
+    if profile.placement != "official":
+        raise LarError(f"The {profile.demos} demonstrations were recorded at official placements, but placement is "
+                       f"{profile.placement!r}: set demos to expert, or placement to official.")
+    if profile.demos == "lerobot" and profile.render_demos:
+        raise LarError("LeRobot's copy holds no simulator states to render again from: set render_demos to false, or "
+                       "demos to official.")
+
+
+def _version(profile: Profile, data_dir: Path) -> str:
+    """The pinned revision, or, for a folder of the user's own, a digest that changes when its files do."""
+    folder = _own_folder(profile, data_dir)
+    if folder is None:
+        return entry(KEYS[profile.demos]).pinned_revision()
+    files = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in _files(folder)]
+    return "local" + hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _own_folder(profile: Profile, data_dir: Path) -> Path | None:
+    """DATA/official or DATA/lerobot, where there is one. Raises LarError for a link to a folder that is gone."""
+    folder = data_dir / profile.demos
+    if folder.is_symlink() and not folder.is_dir():
+        raise LarError(f"{folder} is a link to {os.readlink(folder)}, which is not a folder (any more): connect the drive "
+                       "that it lies on, or remove the link to use the hub's copy.")
+    return folder if folder.is_dir() else None
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file in and below `folder` with its name there, in order, also behind links to files and to folders.
+
+    Where links were followed, the name says where they led, so that a link to another file of the same size and time is
+    another name. A link that leads in a circle is followed once.
+    """
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else sorted(folders)
+        for name in sorted(files) if real not in seen else ():
+            path = Path(here, name)
+            inside = os.path.relpath(path, folder)
+            led, straight = os.path.realpath(path), os.path.join(os.path.realpath(folder.parent), folder.name, inside)
+            yield inside if led == straight else f"{inside} -> {led}", _linked(path)
+        seen.add(real)
+
+
+def _linked(path: Path) -> Path:
+    if not path.exists():
+        raise LarError(f"{path} is a link to {os.readlink(path)}, which is not there (any more): connect the drive that it "
+                       "lies on, or remove the link.")
+    return path
+
+
+def _origins(profile: Profile, data_dir: Path, tasks: list[int]) -> list[Hdf5Origin | LeRobotOrigin]:
+    """What the demonstrations of `tasks` are converted from; downloads only what they need."""
+    own, key, most = _own_folder(profile, data_dir), KEYS[profile.demos], profile.demos_per_task
+    version = _version(profile, data_dir)
+    if profile.demos == "official":
+        names = [f"libero_spatial/{task_names()[task]}_demo.hdf5" for task in tasks]
+        folder = own or download(key, names)
+        return [Hdf5Origin(version, folder / name, most) for name in names]
+    folder = own or download(key, [META])
+    origins = [LeRobotOrigin(version, folder, sentence, tuple(list_episodes(folder, sentence)[:most]))
+               for sentence in map(instruction, tasks)]
+    if own is None:
+        download(key, sorted({listed.file for origin in origins for listed in origin.listed}))
+    return origins
+
+
+def _convert(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, path: Path, workers: int,
+             bar: tqdm) -> None:
+    """Make one part file an episode, in parallel, and join them; the first one tells how much space all will take."""
+    parts = [path.with_name(f"{path.stem}.parts") / f"demo_{number:05d}.hdf5" for number in range(len(origin))]
+    missing = [number for number, part in enumerate(parts) if not part.exists()]
+    bar.update(len(parts) - len(missing))
+    with pool(max(1, min(workers, len(missing)))) as executor:
+        for numbers in (missing[:1], missing[1:]):
+            for future in [executor.submit(_make_part, profile, task, origin, number, parts[number])
+                           for number in numbers]:
+                future.result()
+                bar.update()
+            to_come = len(parts) + sum(not part.exists() for part in parts)  # the joined file, and what it is made of
+            require_space(path.parent, to_come * parts[0].stat().st_size, f"converting the demonstrations of task {task}")
+    merge_episodes(parts, path)
+    shutil.rmtree(parts[0].parent)
+
+
+def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, number: int, part: Path) -> None:
+    """In a worker process: convert one episode."""
+    recorded = replace(origin.episode(number), instruction=instruction(task))
+    if profile.render_demos:
+        env = environment(task, profile.image_size, profile.wrist_size)
+        made, pictures = render_again(env, recorded), {"images": "rendered", "assets": env.assets}
+    else:
+        made = resize_episode(recorded, profile.image_size, profile.wrist_size)
+        pictures = {"images": "recorded" if _sizes(made) == _sizes(recorded) else "resized"}
+    provenance = {"source": profile.demos, "revision": origin.version, "task": task, "placement": "official",
+                  "episode": number, "recorded_sizes": _sizes(recorded), **pictures}
+    write_episode(part, replace(made, provenance=provenance), bddl_file=bddl_file(task))
+
+
+def _sizes(episode: Episode) -> list[int]:
+    """Pixels of both cameras' pictures; 0 for a camera that is not there."""
+    return [0 if frames is None else frames.shape[1] for frames in (episode.agentview_rgb, episode.eye_in_hand_rgb)]

@@ -1,0 +1,298 @@
+"""Where things stand when an episode begins, what is asked for, and when it is done.
+
+Three placements of the ten LIBERO-Spatial tasks:
+
+* `official`: the benchmark's own. Evaluation uses its 50 stored init states; demonstrations use its sampler, and the
+  arm begins as differently as in those init states.
+* `wide`: the same relations ("next to the plate") with every movable object anywhere the arm reaches and the camera
+  sees. Bowls in the drawer, on the stove and on the cabinet stay there; everything else moves.
+* `counterfactual`: a wide scene in which *both* black bowls stand in a relation that a sentence of the benchmark names;
+  each scene comes twice, once for either bowl. A policy that ignores the instruction cannot do better than half.
+
+A wide scene is made by writing sampled positions (x, y; heights and orientations stay) into an official init state and
+letting it settle: BDDL regions are independent rectangles, so a bowl "next to the plate" could not follow the plate.
+Positions are metres in the world frame: x away from the robot, y to its left; the table's centre is (0, 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.resources import files
+
+import numpy as np
+
+from ..run.config import PLACEMENTS
+from ..run.errors import LarError, unknown
+from .env import SpatialEnv, instruction, official_init_states
+
+BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")
+COOKIES, RAMEKIN, PLATE = "cookies_1", "glazed_rim_porcelain_ramekin_1", "plate_1"
+RADII = {BOWLS[0]: 0.06, BOWLS[1]: 0.06, COOKIES: 0.06, RAMEKIN: 0.05, PLATE: 0.085}  # with a little air
+_ARM = slice(1, 8)  # joint positions in a flattened state
+_X_ADDRESS = {BOWLS[0]: 10, BOWLS[1]: 17, COOKIES: 24, RAMEKIN: 31, PLATE: 38}  # of x in a flattened state; y follows
+
+# What each task's scene says about its two bowls: (relation, reference). The first is the bowl that the task names.
+RELATIONS: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
+    (("between", PLATE), ("next_to", RAMEKIN)),
+    (("next_to", RAMEKIN), ("next_to", COOKIES)),
+    (("center", "table"), ("next_to", PLATE)),
+    (("on", COOKIES), ("fixed", "cabinet")),
+    (("fixed", "drawer"), ("fixed", "cabinet")),
+    (("on", RAMEKIN), ("on", COOKIES)),
+    (("next_to", COOKIES), ("fixed", "stove")),
+    (("fixed", "stove"), ("fixed", "cabinet")),
+    (("next_to", PLATE), ("next_to", RAMEKIN)),
+    (("fixed", "cabinet"), ("fixed", "stove")),
+)
+# The task whose sentence names the second bowl of a task's scene. Task 0 has none: there the bowl between plate and
+# ramekin stands as near to the ramekin as the one "next to" it.
+OTHER_SENTENCE = {task: next(t for t, (first, _) in enumerate(RELATIONS) if first == second)
+                  for task, (_, second) in enumerate(RELATIONS) if task != 0}
+
+TABLE_AREA = np.array([[-0.22, 0.17], [-0.08, 0.32]])  # (x, y) × (low, high): reachable
+VIEW_EDGE, VIEW_SLOPE = 0.39, 0.32  # agentview shows the table for |y| < 0.39 - 0.32 x
+CABINET, STOVE = ((-0.15, 0.20), (-0.45, -0.13)), ((-0.46, -0.16), (-0.24, -0.05))  # outlines: (x range, y range)
+OPEN_CABINET = ((-0.15, 0.25), (-0.45, 0.03))  # the cabinet with its top drawer open, and what that hides
+CENTER, CENTER_RADIUS = np.array([-0.075, 0.0]), 0.04
+BOWL_REACH, PLATE_REACH = 0.78, 0.82  # from the robot's base: what the scripted expert does reliably
+ROBOT_BASE = np.array([-0.66, 0.0])
+MARGIN = 0.03  # between the outlines of unrelated objects
+UNIQUE = 0.08  # the other bowl is at least so much farther from the reference than the named one
+MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while settling is rejected; TILTED: for a
+# bowl on a support, which may come to rest at a slant
+
+ARM_NOISE = 0.02  # radians, standard deviation of each joint at the beginning: robosuite's default, and measured in the
+# benchmark's init states; LIBERO's sampler alone always begins with the same arm
+
+EVALUATION_SCENES = {"wide": 50, "counterfactual": 20}  # stored scenes a task (counterfactual: a side)
+TRIES = 100  # seeds that one scene may use up
+DEMO_SEEDS = 1_000_000  # demonstrations use seeds from here on, evaluation seeds stay below
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """One episode's beginning and goal: reset the environment of `task` with `seed` and `init_state`."""
+
+    task: int  # whose BDDL file makes the scene
+    placement: str
+    init_state: np.ndarray  # (92,) flattened MuJoCo state, before the wait steps
+    seed: int  # for reset: cabinet and stove are drawn from it
+    instruction: str
+    target: str  # the bowl that the instruction names
+
+    @property
+    def distractor(self) -> str:
+        """The other bowl."""
+        return BOWLS[1 - BOWLS.index(self.target)]
+
+    @property
+    def goal(self) -> list[str]:
+        """LIBERO's predicate for the named bowl."""
+        return ["on", self.target, PLATE]
+
+    def of_other_bowl(self) -> Scene:
+        """The same scene with the sentence that names its other bowl, which must exist (`other_instruction`)."""
+        return replace(self, target=self.distractor, instruction=other_instruction(self.task, self.target))
+
+    @property
+    def relation(self) -> tuple[str, str]:
+        """What the instruction says of the target, e.g. ("next_to", "plate_1")."""
+        return RELATIONS[self.task][BOWLS.index(self.target)]
+
+
+def evaluation_scenes(task: int, placement: str) -> list[Scene]:
+    """The stored scenes that policies are evaluated on: 50, or for counterfactual 20 for either bowl, alternating.
+
+    Raises LarError for an unknown task or placement, and for a task without a counterfactual pair.
+    """
+    _check(task, placement)
+    if placement == "official":
+        return [_scene(task, placement, seed, state) for seed, state in enumerate(official_init_states(task))]
+    with np.load(_stored(placement), allow_pickle=False) as stored:
+        layouts = list(zip(stored[f"task_{task}_seeds"].tolist(), stored[f"task_{task}_states"]))
+    return [_scene(task, placement, seed, state, side) for seed, state in layouts for side in sides(placement)]
+
+
+def sample_scene(env: SpatialEnv, placement: str, index: int) -> Scene:
+    """Draw demonstration scene number `index` (0, 1, 2, ...) of the environment's task, settled and checked.
+
+    The same index gives the same scene, never one that is stored for evaluation. Counterfactual indices 2n and 2n + 1
+    are one layout with either bowl named. The environment is left reset to some other moment: reset it to the scene.
+    Raises LarError as `evaluation_scenes` does, and if no scene could be found.
+    """
+    _check(env.task, placement)
+    layout, side = divmod(index, len(sides(placement)))
+    return draw_layout(env, placement, DEMO_SEEDS + TRIES * layout, side)
+
+
+def draw_layout(env: SpatialEnv, placement: str, first_seed: int, side: int = 0) -> Scene:
+    """The scene of the first seed from `first_seed` on that settles with every named relation true."""
+    for seed in range(first_seed, first_seed + TRIES):
+        state = _official_state(env, seed) if placement == "official" else _wide_state(env.task, placement, seed)
+        if _settles(env, seed, state):
+            return _scene(env.task, placement, seed, state, side)
+    raise LarError(f"No {placement} scene of task {env.task} settled with seeds {first_seed} to "
+                   f"{first_seed + TRIES - 1}: the assets may have other sizes than LIBERO's.")
+
+
+def success(env: SpatialEnv, scene: Scene) -> bool:
+    """Whether the named bowl stands on the plate, by LIBERO's predicate, and the other one does not."""
+    return env.satisfied(scene.goal) and not env.satisfied(["on", scene.distractor, PLATE])
+
+
+def other_instruction(task: int, target: str) -> str | None:
+    """The sentence that names the other bowl of a task's scene than `target`; None where no sentence does."""
+    if target == BOWLS[1]:
+        return instruction(task)
+    return instruction(OTHER_SENTENCE[task]) if task in OTHER_SENTENCE else None
+
+
+def sides(placement: str) -> tuple[int, ...]:
+    """Which of a scene's two bowls are named in turn: 0 is the one that the task's own sentence names."""
+    return (0, 1) if placement == "counterfactual" else (0,)
+
+
+def _scene(task: int, placement: str, seed: int, state: np.ndarray, side: int = 0) -> Scene:
+    sentence = OTHER_SENTENCE[task] if side else task
+    return Scene(task, placement, state, seed, instruction(sentence), BOWLS[side])
+
+
+def _stored(placement: str):
+    return files(__package__) / "init_states" / f"{placement}.npz"
+
+
+def _check(task: int, placement: str) -> None:
+    if placement not in PLACEMENTS:
+        raise unknown("placement", placement, PLACEMENTS)
+    if task not in range(len(RELATIONS)):
+        raise unknown("task", task, range(len(RELATIONS)))
+    if placement == "counterfactual" and task not in OTHER_SENTENCE:
+        raise LarError(f"Task {task} has no counterfactual pair: in its scene no sentence names the other bowl alone. "
+                       f"Tasks that have one: {', '.join(map(str, OTHER_SENTENCE))}.")
+
+
+def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
+    """What LIBERO's sampler draws, as a flattened state (92,), with the arm's own small differences (radians)."""
+    env.reset(seed=seed, options={"init_state": None, "wait_steps": 0})
+    state = env.state()
+    state[_ARM] += np.random.default_rng([env.task, seed]).normal(0, ARM_NOISE, 7)
+    return state
+
+
+def _wide_state(task: int, placement: str, seed: int) -> np.ndarray:
+    """An official init state (92,) with new positions for everything that is not on a fixture."""
+    rng = np.random.default_rng([PLACEMENTS.index(placement), task, seed])
+    official = official_init_states(task)
+    state = official[rng.integers(len(official))].copy()
+    fixed = {name: xy for name, xy in _positions(state).items() if name in _on_fixtures(task)}
+    layout = next(layout for layout in _layouts(task, fixed, rng) if _acceptable(task, placement, layout))
+    for name, xy in layout.items():
+        state[_X_ADDRESS[name]:_X_ADDRESS[name] + 2] = xy
+    return state
+
+
+def _positions(state: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: state[address:address + 2] for name, address in _X_ADDRESS.items()}
+
+
+def _on_fixtures(task: int) -> set[str]:
+    return {bowl for bowl, (kind, _) in zip(BOWLS, RELATIONS[task]) if kind == "fixed"}
+
+
+def _layouts(task: int, fixed: dict[str, np.ndarray], rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+    """Endless proposals: plate, ramekin and cookies anywhere, the bowls where their relations put them."""
+    while True:
+        layout = dict(fixed)
+        for name in (PLATE, RAMEKIN, COOKIES):
+            layout[name] = rng.uniform(*TABLE_AREA.T)
+        for bowl, (kind, reference) in zip(BOWLS, RELATIONS[task]):
+            if kind != "fixed":
+                layout[bowl] = _related(kind, reference, layout, rng)
+        yield layout
+
+
+def _related(kind: str, reference: str, layout: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """A position (2,) in relation `kind` to `reference`."""
+    angle = rng.uniform(0, 2 * np.pi)
+    outward = np.array([np.cos(angle), np.sin(angle)])
+    if kind == "on":
+        return layout[reference].copy()
+    if kind == "center":
+        return CENTER + rng.uniform(0, CENTER_RADIUS) * outward
+    if kind == "next_to":
+        return layout[reference] + (RADII[BOWLS[0]] + RADII[reference] + rng.uniform(0, 0.02)) * outward
+    middle = (layout[PLATE] + layout[RAMEKIN]) / 2  # between, nearer to the smaller of the two
+    towards_ramekin = (layout[RAMEKIN] - layout[PLATE]) / np.linalg.norm(layout[RAMEKIN] - layout[PLATE])
+    return middle + (RADII[PLATE] - RADII[RAMEKIN]) / 2 * towards_ramekin + rng.uniform(0, 0.015) * outward
+
+
+def _acceptable(task: int, placement: str, layout: dict[str, np.ndarray]) -> bool:
+    return (_in_area(task, layout) and _apart(task, layout) and _in_reach(placement, layout)
+            and all(_unique(task, side, layout) for side in sides(placement)))
+
+
+def _in_area(task: int, layout: dict[str, np.ndarray]) -> bool:
+    on_table = {name: xy for name, xy in layout.items() if name not in _on_fixtures(task)}
+    drawer_open = ("fixed", "drawer") in RELATIONS[task]
+    keep_out = (OPEN_CABINET if drawer_open else CABINET, STOVE)
+    inside = all((TABLE_AREA[:, 0] <= xy).all() and (xy <= TABLE_AREA[:, 1]).all() for xy in on_table.values())
+    in_view = all(xy[1] + RADII[name] <= VIEW_EDGE - VIEW_SLOPE * xy[0] for name, xy in on_table.items())
+    return inside and in_view and all(distance_to_rectangle(xy, *area) >= RADII[name]
+                                      for name, xy in on_table.items() for area in keep_out)
+
+
+def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range: tuple[float, float]) -> float:
+    """Distance (m) from a point (2,) to an upright rectangle; 0 inside it."""
+    low, high = np.array([x_range, y_range]).T
+    return float(np.linalg.norm(np.maximum(0, np.maximum(low - xy, xy - high))))
+
+
+def _apart(task: int, layout: dict[str, np.ndarray]) -> bool:
+    names = list(layout)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i] if not {a, b} <= _on_fixtures(task)]
+    return all(np.linalg.norm(layout[a] - layout[b]) >= _least_distance(task, a, b) for a, b in pairs)
+
+
+def _least_distance(task: int, a: str, b: str) -> float:
+    for bowl, (kind, reference) in zip(BOWLS, RELATIONS[task]):
+        related = {reference, RAMEKIN} if kind == "between" else {reference}
+        if bowl in (a, b) and related & {a, b}:
+            return 0.0 if kind == "on" else RADII[a] + RADII[b] - 0.001
+    return RADII[a] + RADII[b] + MARGIN
+
+
+def _in_reach(placement: str, layout: dict[str, np.ndarray]) -> bool:
+    named = [BOWLS[side] for side in sides(placement)]
+    return (np.linalg.norm(layout[PLATE] - ROBOT_BASE) <= PLATE_REACH
+            and all(np.linalg.norm(layout[bowl] - ROBOT_BASE) <= BOWL_REACH for bowl in named))
+
+
+def _unique(task: int, side: int, layout: dict[str, np.ndarray]) -> bool:
+    """Whether the relation of bowl `side` is true of it and plainly not of the other bowl."""
+    kind, reference = RELATIONS[task][side]
+    this, other = layout[BOWLS[side]], layout[BOWLS[1 - side]]
+    if kind == "next_to":
+        return np.linalg.norm(other - layout[reference]) >= np.linalg.norm(this - layout[reference]) + UNIQUE
+    if kind == "center":
+        return np.linalg.norm(other - CENTER) >= np.linalg.norm(this - CENTER) + UNIQUE
+    if kind == "between":
+        return _detour(this, layout) <= 0.01 and _detour(other, layout) >= UNIQUE and _gap(layout) <= 0.35
+    return True  # on something: the other bowl stands elsewhere by construction
+
+
+def _detour(xy: np.ndarray, layout: dict[str, np.ndarray]) -> float:
+    """How much longer the way from plate to ramekin is by way of `xy`."""
+    return np.linalg.norm(xy - layout[PLATE]) + np.linalg.norm(xy - layout[RAMEKIN]) - _gap(layout)
+
+
+def _gap(layout: dict[str, np.ndarray]) -> float:
+    return float(np.linalg.norm(layout[PLATE] - layout[RAMEKIN]))
+
+
+def _settles(env: SpatialEnv, seed: int, state: np.ndarray) -> bool:
+    """Whether nothing slides or falls while the scene comes to rest."""
+    env.reset(seed=seed, options={"init_state": state})
+    slanting = {bowl for bowl, (kind, _) in zip(BOWLS, RELATIONS[env.task]) if kind == "on"}
+    return all(np.linalg.norm(env.body_pose(name)[0][:2] - xy) <= (TILTED if name in slanting else MOVED)
+               for name, xy in _positions(state).items())

@@ -1,0 +1,67 @@
+"""Official demonstrations rendered again, from the simulator states that they hold: any size, and with segmentation.
+
+Only pictures change; states, actions and proprioception stay as recorded. Cabinet and stove are not part of a state: they
+are put where the demonstration's own scene description has them.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+
+from ..data.demos import Episode
+from ..run.errors import LarError
+from .env import SpatialEnv
+from .placements import BOWLS
+
+
+def render_again(env: SpatialEnv, episode: Episode) -> Episode:
+    """The same episode with pictures and segmentation as `env` draws them, in its sizes and with its assets.
+
+    Raises LarError for an episode without simulator states or scene description, and for states of another scene.
+    """
+    if episode.states is None:
+        raise LarError("These demonstrations hold no simulator states to render again from: set render_demos to false, "
+                       "and their pictures are resized.")
+    env.reset(seed=0, options={"wait_steps": 0})  # only a reset hides the marks between the robot's fingers
+    _place_fixtures(env, episode.model_file)
+    frames = [_draw(env, state) for state in episode.states]
+    pictures = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+    return replace(episode, **{"eye_in_hand_rgb": None} | pictures, objects=env.objects, target=BOWLS[0],
+                   distractor=BOWLS[1])
+
+
+def _draw(env: SpatialEnv, state: np.ndarray) -> dict[str, np.ndarray]:
+    env.set_state(state)
+    pictures = {"agentview_rgb": env.render_camera("agentview", env.image_size),
+                "segmentation": env.segment(env.image_size)}
+    if env.wrist_size:
+        pictures["eye_in_hand_rgb"] = env.render_camera("robot0_eye_in_hand", env.wrist_size)
+    return pictures
+
+
+def _place_fixtures(env: SpatialEnv, model_file: str) -> None:
+    model = env.stock.sim.model
+    poses = _body_poses(model_file)
+    for name, fixture in env.stock.fixtures_dict.items():
+        if fixture.root_body not in poses:
+            raise LarError(f"The demonstration's scene description (model_file) does not say where {name} stands: set "
+                           "render_demos to false, and its pictures are resized.")
+        body = model.body_name2id(fixture.root_body)
+        model.body_pos[body], model.body_quat[body] = poses[fixture.root_body]
+
+
+def _body_poses(model_file: str) -> dict[str, tuple[list[float], list[float]]]:
+    """Position (m) and quaternion (w, x, y, z) of every body in MJCF, relative to its parent; {} for what is not XML."""
+    try:
+        bodies = ET.fromstring(model_file).iter("body")
+    except ET.ParseError:
+        return {}
+    return {body.get("name"): (_numbers(body.get("pos", "0 0 0")), _numbers(body.get("quat", "1 0 0 0")))
+            for body in bodies}
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(number) for number in text.split()]

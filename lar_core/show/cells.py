@@ -1,0 +1,128 @@
+"""Putting pictures, tables and clips into a notebook, small enough to be committed with it."""
+
+from __future__ import annotations
+
+import html
+import io
+import textwrap
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import imageio.v2 as imageio
+import numpy as np
+from IPython.display import HTML, DisplayHandle, Video, display
+from IPython.display import Image as Shown
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..measure.film import FPS
+from ..run.errors import LarError
+from ..run.files import atomic_path, read_jsonl
+from ..run.folder import Run
+from .figures import training_curves
+from .findings import Finding
+
+LIMIT = 190_000  # bytes of a picture
+CLIP_LIMIT = 700_000  # bytes of a video, which base64 makes a third longer
+WIDTH = 950  # pixels: what a notebook's column shows
+
+
+def show(picture: Figure | np.ndarray, words: str = "") -> None:
+    """Display a figure, or pixels (H, W, 3) uint8, with a caption below."""
+    display(shown(picture))
+    if words:
+        print(words)
+
+
+def shown(picture: Figure | np.ndarray) -> Shown:
+    """As PNG where that stays below LIMIT, else as JPEG, of the highest quality that does."""
+    pixels = rasterised(picture) if isinstance(picture, Figure) else picture
+    image = Image.fromarray(pixels)
+    data = _encoded(image, format="png", optimize=True)
+    qualities = iter((92, 85, 75, 60, 45, 30))
+    while len(data) > LIMIT and (quality := next(qualities, None)):
+        data = _encoded(image, format="jpeg", quality=quality, subsampling=0 if quality > 80 else 2)
+    return Shown(data, width=min(image.width, WIDTH), format="png" if data[1:4] == b"PNG" else "jpeg")
+
+
+def rasterised(figure: Figure, width: int = WIDTH) -> np.ndarray:
+    """A figure's pixels on white (the ink is dark), (H, W, 3) uint8."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
+    return np.asarray(Image.open(buffer).convert("RGB"))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], words: str = "") -> None:
+    """Display a table; numbers are shortened to three digits."""
+    def line(cells: Sequence[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(_short(cell))}</{tag}>"
+                                for cell in cells) + "</tr>"
+    display(HTML(f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"))
+    if words:
+        print(words)
+
+
+def say(found: Iterable[Finding]) -> None:
+    """Print findings, each with its verdict, in lines that a notebook does not break."""
+    for finding in found:
+        print(f"[{finding.verdict}] {finding.topic}")
+        tell([finding.sentence], indent="    ")
+
+
+def tell(sentences: Iterable[str], indent: str = "") -> None:
+    """Print sentences, each a paragraph of lines that a notebook does not break."""
+    for sentence in sentences:
+        print(textwrap.fill(sentence, 100, initial_indent=indent, subsequent_indent=indent), end="\n\n")
+
+
+def film(frames: np.ndarray, path: Path, words: str = "") -> None:
+    """Save frames (T, H, W, 3) uint8 as a video of 20 frames a second, and display it."""
+    with atomic_path(path) as temporary:
+        imageio.mimsave(temporary, list(frames), fps=FPS, macro_block_size=2)
+    clip(path, words)
+
+
+def clip(path: Path, words: str = "") -> None:
+    """Display a video, playing in a loop. Raises LarError when it is too long to be kept in a notebook."""
+    if path.stat().st_size > CLIP_LIMIT:
+        raise LarError(f"{path} has {path.stat().st_size / 1e6:.1f} MB, too many for a notebook: open the file itself.")
+    display(Video(str(path), embed=True, html_attributes="controls loop muted autoplay"))
+    if words:
+        print(words)
+
+
+@contextmanager
+def live_curves(run: Run, every: float = 3.0) -> Iterator[None]:
+    """While the block inside trains `run`, show its curves and redraw them every few seconds."""
+    handle, done = DisplayHandle(), threading.Event()
+    handle.display(HTML("<i>The curves appear with the first logged step.</i>"))
+    thread = threading.Thread(target=_redraw, args=(run, handle, done, every), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        if rows := read_jsonl(run.metrics):
+            handle.update(shown(training_curves(rows)))
+
+
+def _redraw(run: Run, handle: DisplayHandle, done: threading.Event, every: float) -> None:
+    drawn = 0
+    while not done.wait(every):
+        rows = read_jsonl(run.metrics)
+        if len(rows) > max(1, drawn):
+            handle.update(shown(training_curves(rows)))
+            drawn = len(rows)
+
+
+def _encoded(image: Image.Image, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, **options)
+    return buffer.getvalue()
+
+
+def _short(cell: object) -> str:
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)

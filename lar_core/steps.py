@@ -1,0 +1,162 @@
+"""One condition from nothing to a results page. Every function here is one command and one notebook cell.
+
+    demonstrations -> train -> saliency -> rollout -> latency -> report
+
+The blind control (same recipe, trained without images) lives in `control/` inside the run folder, or beside it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+import torch
+
+from .measure.gather import gather_results
+from .measure.latency import measure_latency
+from .measure.photographs import PHRASES, score_photographs
+from .measure.probes import probe_heldout
+from .measure.rollout import episodes_of, roll_out, rolled_out
+from .measure.training_cost import measure_training
+from .model.train import load_policy, train
+from .run.config import RunConfig
+from .run.errors import LarError
+from .run.folder import DATA, Run, blind_twin
+from .run.processes import Stopped, end_with_parent, interrupt, on_stop, stop
+from .run.runtime import device, forget_launch, group, quiet, use_cores
+from .scene.demonstrations import demonstrations
+from .scene.instructions import kinds_of
+from .show.report import write_report
+
+
+def make_demos(config: RunConfig, data: Path = DATA, workers: int | None = None) -> list[Path]:
+    """Record, or fetch and convert, the demonstrations that `config` asks for; those that are there are kept."""
+    return demonstrations(config, data, workers=workers)
+
+
+def train_policy(run: Run, data: Path = DATA, workers: int | None = None) -> None:
+    """Train the run's policy (demonstrations are recorded first where they are missing)."""
+    with group().main_process_first():  # one of several processes records, the others wait
+        demos = make_demos(run.config, data, workers)
+    train(run, demos, data)
+
+
+def train_control(run: Run, data: Path = DATA) -> Run:
+    """Train the blind control of a run with the same recipe and seed; returns its run."""
+    config = blind_twin(run.config)
+    control = Run.open(config, run.control)
+    train(control, make_demos(config, data), data, line=1)
+    return control
+
+
+def train_side_by_side(run: Run, data: Path = DATA, workers: int | None = None) -> None:
+    """Train the run's policy and its blind control at the same time, half of the cores each.
+
+    Two small models on half of the cores each are faster than one after the other on all of them; a GPU is given to one
+    after the other, because its memory may not hold both.
+    Raises LarError when the control's training failed; its own message stands above.
+    """
+    demos = make_demos(run.config, data, workers)
+    if torch.cuda.is_available():
+        train(run, demos, data)
+        train_control(run, data)
+        return
+    control = multiprocessing.get_context("spawn").Process(target=_train_control, args=(run.path, data))
+    control.start()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(max(1, threads // 2))
+        train(run, demos, data)
+    except KeyboardInterrupt:
+        interrupt(control)  # a terminal's Ctrl-C has reached it already, a plain `kill` has not
+        raise
+    except BaseException:
+        control.terminate()
+        raise
+    finally:
+        control.join()
+        torch.set_num_threads(threads)
+    if control.exitcode:
+        raise LarError("The blind control could not be trained, see above: mend that and run the same command again.")
+
+
+def _train_control(path: Path, data: Path) -> None:
+    """In a process of its own."""
+    end_with_parent()
+    quiet()
+    forget_launch()
+    use_cores()
+    torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    try:
+        with on_stop(stop):
+            train_control(Run.load(path), data)
+    except LarError as error:
+        sys.exit(f"lar: {error}")
+    except Stopped as stopped:
+        sys.exit(stopped.status)
+
+
+def show_saliency(run: Run, data: Path = DATA, workers: int | None = None) -> dict:
+    """Saliency, action and reconstruction scores on held-out demonstrations, with pictures for the report."""
+    policy, stats = load_policy(run, device())
+    return probe_heldout(run, policy, stats, make_demos(run.config, data, workers))
+
+
+def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limit: int = PHRASES) -> list[dict]:
+    """Saliency scores on photographs with phrases, a data set of `data/phrases.py` in `folder`."""
+    return score_photographs(run, load_policy(run, device())[0], name, folder, split, limit)
+
+
+def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, placement: str | None = None,
+                    workers: int | None = None) -> list[dict]:
+    """Roll out the run's policy, and its blind control where that is trained, in `workers` scenes at the same time.
+
+    instructions: kinds of `scene/instructions.py`; None: all that the run's tasks have.
+    """
+    instructions = instructions or kinds_of(run.config.profile.tasks)
+    rows = _episodes(run, instructions, placement, workers)
+    if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
+        rows = rows + _episodes(control, ("right",), placement, workers)
+    return rows
+
+
+def _episodes(run: Run, instructions: tuple[str, ...], placement: str | None, workers: int | None) -> list[dict]:
+    """The policy is loaded only where episodes are missing, and let go at once: a small GPU has no room for two."""
+    if run.trained and rolled_out(run, instructions, placement):
+        return episodes_of(run)
+    policy, stats = load_policy(run, device())
+    return roll_out(run, policy, stats, instructions=instructions, placement=placement, workers=workers)
+
+
+def time_policy(run: Run) -> dict:
+    """Latency of one policy step."""
+    return measure_latency(run, load_policy(run, device())[0])
+
+
+def time_training(run: Run) -> dict:
+    """Parameters, operations, time and memory of one training step, beside those of `action_only`."""
+    return measure_training(run)
+
+
+def make_report(run: Run) -> tuple[dict, Path]:
+    """results.json and report.html from what is there."""
+    return gather_results(run), write_report(run)
+
+
+def reproduce(run: Run, data: Path = DATA, workers: int | None = None) -> tuple[dict, Path]:
+    """All steps in order, each skipped where it is done; returns the results and the report's path.
+
+    workers: scenes that are simulated at the same time, one process each; None: one a core.
+    """
+    alone = run.config.condition.blind or Run(run.control, run.config).trained
+    if not (run.trained and alone):
+        (train_policy if alone else train_side_by_side)(run, data, workers)
+    if not (run.path / "heldout.json").exists():
+        show_saliency(run, data, workers)
+    roll_out_policy(run, workers=workers)
+    if not (run.path / "latency.json").exists():
+        time_policy(run)
+    if not (run.path / "training_cost.json").exists():
+        time_training(run)
+    return make_report(run)
