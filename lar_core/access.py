@@ -18,7 +18,7 @@ from getpass import getpass
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from .data.download import here
+from .data.hub import here
 
 PATIENCE = 60  # seconds that a question for a token waits
 ANSWER = 20  # seconds that the hub has to answer

@@ -217,9 +217,8 @@ def _demos(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from .measure.pretraining import table
-    from .pretrain import CONDITION, pretrain, pretrained
-    from .show.pretraining import write_picture
+    from .pretrain import CONDITION, pretrain, pretrained, table
+    from .show.pictures import write_picture
     if not _brings_settings(arguments):
         arguments.condition = arguments.condition or CONDITION
         arguments.tasks, arguments.placement = arguments.tasks or range(10), arguments.placement or "wide"

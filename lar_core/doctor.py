@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .run.child import ChildError, in_child
 from .run.errors import LarError
-from .run.versions import pins, wrong_versions
+from .run.folder import pins, wrong_versions
+from .run.processes import ChildError, in_child
 
 if TYPE_CHECKING:
     from .estimate import Machine, Plan
@@ -149,7 +149,7 @@ def _torch() -> str:
 
 
 def _caches() -> str:
-    from .run.cache import cache_base, library_caches
+    from .run.files import cache_base, library_caches
     library_caches()
     return f"written to {cache_base()}"
 

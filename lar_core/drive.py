@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .drive_copies import copied, make_parents, remove, swap
 from .drive_units import (
     APART,
     MINE,
@@ -32,9 +31,13 @@ from .drive_units import (
     Digests,
     begins_with,
     compare,
+    copied,
     is_checkpoint,
     lacks_files,
+    make_parents,
+    remove,
     require_unit,
+    swap,
     units,
 )
 from .run.errors import LarError

@@ -8,8 +8,11 @@ that only the other has changed. Anything else is APART, and neither may take th
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 import time
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .run.errors import LarError
@@ -159,3 +162,50 @@ def _length(file: Path) -> int:
     if file.suffix == ".jsonl":
         return file.read_bytes().rfind(b"\n") + 1
     return file.stat().st_size
+
+
+# Copying that leaves nothing half done, and makes no folder where Drive was.
+
+@contextmanager
+def copied(source: Path, temporary: Path) -> Iterator[Path]:
+    """A copy under a temporary name, which is gone afterwards unless it was given another."""
+    remove(temporary)
+    try:
+        copy(source, temporary)
+        yield temporary
+    finally:
+        with suppress(OSError):
+            remove(temporary)
+
+
+def copy(source: Path, target: Path) -> None:
+    """shutil.copytree would make the folders above `target` as well, on the local disk where Drive was unmounted."""
+    if source.is_dir():
+        target.mkdir()
+        for child in sorted(source.iterdir()):
+            copy(child, target / child.name)
+    else:
+        shutil.copy2(source, target)
+
+
+def swap(temporary: Path, target: Path, old: Path) -> None:
+    """Put `temporary` in the place of `target`; a folder goes by way of `old`, which gets its name back after a kill."""
+    if not target.is_dir():
+        os.replace(temporary, target)
+        return
+    remove(old)
+    target.rename(old)
+    temporary.rename(target)
+    remove(old)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def make_parents(root: Path, name: Path) -> None:
+    """The folders between `root` and `name`; never `root`, which is not there while Drive is not."""
+    for parent in reversed(name.parents[:-1]):
+        (root / parent).mkdir(exist_ok=True)

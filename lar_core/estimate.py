@@ -20,16 +20,16 @@ from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from .data.manifest import load_manifest
-from .meter import own_bytes
+from .data.hub import load_manifest
+from .measure.costs import own_bytes
 from .model.heads import Trunk
-from .model.offline import full_config, make_processor, tiny_config
 from .model.policy import count, make_decoder, make_head
+from .model.tiny import full_config, make_processor, tiny_config
 from .run.config import RunConfig
 from .run.errors import LarError
 from .run.registry import REGULARISERS
 from .run.runtime import act_precision, device, device_name, float_dtype
-from .scene.instructions import kinds
+from .scene.episode import kinds
 
 TEXT = 20  # tokens of an instruction, BOS and newline included
 FRAMES = 110  # of a demonstration of LIBERO-Spatial, without no-op steps

@@ -23,12 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .data.dataset import DemoDataset
-from .data.demos import Episode
-from .data.stats import Stats
-from .meter import Reading, meter
-from .model.offline import build_full_size
-from .model.train import Trainer, make_dataset, to_device
+from .measure.costs import Reading, meter, noise_dataset
+from .model.tiny import build_full_size
+from .model.train import Trainer, to_device
 from .run.config import RunConfig, make_config
 from .run.errors import LarError
 from .run.files import require_space
@@ -36,9 +33,7 @@ from .run.folder import DATA, Run
 from .run.processes import end_with_parent
 from .run.runtime import quiet
 
-NOISE_FRAMES = 64
 CHECKPOINT_BYTES = 6 * 10**9
-INSTRUCTION = "pick up the black bowl on the ramekin and place it on the plate"
 
 
 def smoke(config: RunConfig | None = None, data: Path = DATA,
@@ -77,20 +72,6 @@ def _use(config: RunConfig, folder: Path) -> Iterator[tuple[str, Reading]]:
         actions, _ = policy.act(to_device({name: value[:1] for name, value in batch.items()}, policy.device))
     _check(actions.shape == (1, config.profile.chunk, 7) and bool(torch.isfinite(actions).all()), "act")
     yield "act", reading
-
-
-def noise_dataset(config: RunConfig) -> DemoDataset:
-    """One made-up episode in the sizes that the profile asks for."""
-    rng, steps, profile = np.random.default_rng(0), NOISE_FRAMES, config.profile
-    def pixels(size: int) -> np.ndarray:
-        return rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8)
-    episode = Episode(
-        instruction=INSTRUCTION, actions=rng.uniform(-1, 1, (steps, 7)), agentview_rgb=pixels(profile.image_size),
-        eye_in_hand_rgb=pixels(profile.wrist_size) if profile.wrist_size else None, ee_pos=rng.normal(size=(steps, 3)),
-        ee_ori=rng.normal(size=(steps, 3)), gripper_states=rng.normal(size=(steps, 2)), joint_states=None, states=None,
-        segmentation=rng.integers(0, 3, (steps, profile.image_size, profile.image_size), dtype=np.uint8),
-        objects=("bowl", "other"), target="bowl", distractor="other")
-    return make_dataset([episode], Stats.of([episode]), config)
 
 
 def _check(right: bool, stage: str) -> None:

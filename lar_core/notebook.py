@@ -22,9 +22,8 @@ import torch
 
 from . import pace, steps
 from .access import on_colab, sign_in
-from .data.dataset import DemoDataset, load_split
+from .data.dataset import DemoDataset, Stats, load_split
 from .data.demos import Episode
-from .data.stats import Stats
 from .drive import Mirror
 from .measure import maps
 from .measure.snapshots import keep_snapshots

@@ -19,7 +19,7 @@ from .run.config import Profile, RunConfig
 from .run.files import read_jsonl
 from .run.folder import DATA, Run
 from .scene.collect import demo_paths
-from .scene.instructions import kinds
+from .scene.episode import kinds
 
 STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
 DEMO, FRAMES = 4.4, 110  # seconds of one demonstration on one core, and the steps it has

@@ -22,17 +22,16 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, R
 from huggingface_hub.errors import HTTPError as TransportError  # of httpx or httpx2, whichever the library stands on
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
-from .data.manifest import Entry, load_manifest
-from .data.stats import Stats
-from .measure.results import load_results
-from .measure.swapped import read_episodes
+from .data.dataset import Stats
+from .data.hub import Entry, load_manifest
+from .measure.results import load_results, read_episodes
 from .model.backbone import Backbone
-from .model.checks import read_config, read_processor
-from .model.loading import settle
+from .model.paligemma import settle
 from .model.policy import Policy, make_policy
 from .model.saliency import ATTENTION
+from .model.tiny import prepare_backbone, prepare_vae
 from .model.train import acting
-from .model.weights import prepare_backbone, prepare_vae
+from .model.weights import read_config, read_processor
 from .run.config import RunConfig
 from .run.errors import Damaged, LarError, unknown
 from .run.files import atomic_path, write_json, write_text

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 
-from .measure.gather import gather_results
-from .measure.latency import measure_latency
-from .measure.photographs import PHRASES, score_photographs
+from .measure.costs import measure_latency, measure_training
+from .measure.maps import PHRASES, score_photographs
 from .measure.probes import probe_heldout
+from .measure.results import gather_results
 from .measure.rollout import episodes_of, roll_out, rolled_out
-from .measure.training_cost import measure_training
 from .model.train import load_policy, train
 from .run.config import RunConfig
 from .run.errors import LarError
@@ -26,7 +25,7 @@ from .run.folder import DATA, Run, blind_twin
 from .run.processes import Stopped, end_with_parent, interrupt, on_stop, stop
 from .run.runtime import device, forget_launch, group, quiet, use_cores
 from .scene.demonstrations import demonstrations
-from .scene.instructions import kinds_of
+from .scene.episode import kinds_of
 from .show.report import write_report
 
 
@@ -112,7 +111,7 @@ def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, place
                     workers: int | None = None) -> list[dict]:
     """Roll out the run's policy, and its blind control where that is trained, in `workers` scenes at the same time.
 
-    instructions: kinds of `scene/instructions.py`; None: all that the run's tasks have.
+    instructions: kinds of `scene/episode.py`; None: all that the run's tasks have.
     """
     instructions = instructions or kinds_of(run.config.profile.tasks)
     rows = _episodes(run, instructions, placement, workers)

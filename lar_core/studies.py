@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .measure.arms import compare_arms
-from .measure.study import BLIND, Study
+from .measure.study import BLIND, Study, compare_arms
 from .run.errors import LarError
 from .run.folder import DATA, RUNS, Run
 from .run.processes import STOPS, cores, end_with_parent, interrupt, on_stop, processes, stop

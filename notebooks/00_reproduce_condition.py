@@ -99,7 +99,7 @@ with step(run, "saliency"):
     heldout = notebook.scores(run)
 
 # %%
-from lar_core.show.gallery import panels, saliency
+from lar_core.show.pictures import panels, saliency
 
 show(saliency(run))
 

@@ -53,12 +53,12 @@ print("PaliGemma's own weights." if real else "Random weights of the same archit
 # with the output head.
 
 # %%
-from lar_core.measure import precision
-from lar_core.model.loading import parameter_table, quantised_modules
-from lar_core.model.weights import prepare_backbone
+from lar_core.measure import costs
+from lar_core.model.paligemma import parameter_table, quantised_modules
+from lar_core.model.tiny import prepare_backbone
 
 source = prepare_backbone(run)
-backbone = precision.load(source, "int8")
+backbone = costs.load(source, "int8")
 table(("part", "parameters, millions", "MB in memory", "kinds of numbers"),
       [(row["part"], row["parameters"] / 1e6, row["bytes"] / 1e6, ", ".join(row["kinds"]))
        for row in parameter_table(backbone.vlm)])
@@ -94,9 +94,9 @@ from lar_core.measure.costs import precisions
 from lar_core.show.pictures import heat, side_by_side
 
 kinds = list(precisions())
-maps = {"int8": precision.saliency(backbone, image, sentence)}
+maps = {"int8": costs.saliency(backbone, image, sentence)}
 del backbone
-maps |= {kinds[0]: precision.saliency(precision.load(source, kinds[0]), image, sentence)}
+maps |= {kinds[0]: costs.saliency(costs.load(source, kinds[0]), image, sentence)}
 show(side_by_side([heat(image, maps[kind]) for kind in maps], list(maps)),
      words=f"largest difference between the two maps: {abs(maps['int8'] - maps[kinds[0]]).max():.1e}, of a sum of 1")
 
@@ -109,7 +109,7 @@ show(side_by_side([heat(image, maps[kind]) for kind in maps], list(maps)),
 # %%
 from lar_core.scene.env import instruction
 
-rows = precision.compare_precisions(source, kinds, image, [instruction(task) for task in range(4)])
+rows = costs.compare_precisions(source, kinds, image, [instruction(task) for task in range(4)])
 table(("precision", "MB of weights", "seconds to load", "ms a forward pass", "error of logits", "same next token"),
       [(row.name, row.bytes / 1e6, row.seconds, row.ms, row.error, f"{100 * row.agreement:.0f} %") for row in rows])
 
@@ -123,9 +123,9 @@ table(("precision", "MB of weights", "seconds to load", "ms a forward pass", "er
 
 # %%
 if real:
-    backbone = precision.load(source, kinds[0])
+    backbone = costs.load(source, kinds[0])
     for prompt in ("caption en", "detect black bowl"):
-        print(f"{prompt}: {precision.answer(backbone, image, prompt)}")
+        print(f"{prompt}: {costs.answer(backbone, image, prompt)}")
 else:
     print("Left out: random weights say random things. With a GPU and a token this cell asks PaliGemma.")
 

@@ -92,7 +92,7 @@ print("words:", " | ".join(attention.words))
 
 # %%
 from lar_core.measure.attention import regions_of
-from lar_core.show.maps import by_head, by_name, by_word, maps, sinks
+from lar_core.show.pictures import by_head, by_name, by_word, maps, sinks
 
 regions = regions_of(episode, frame)
 show(maps(image, attention, by_word(attention), regions))

@@ -101,7 +101,7 @@ with step(run, "training"), notebook.live_curves(run):
 
 # %%
 from lar_core.measure.snapshots import snapshots
-from lar_core.show.gallery import over_time
+from lar_core.show.pictures import over_time
 
 if moments := snapshots(run):
     show(over_time(moments))
@@ -138,11 +138,11 @@ table(("on held-out demonstrations", "mean absolute action error (95 % interval)
 # %%
 from lar_core.run.runtime import device
 from lar_core.model.train import load_policy
-from lar_core.show import rivals
+from lar_core.show import pictures
 
 trained = load_policy(run, device())[0].eval()
 one = heldout.batch([40])
-show(rivals.masks(trained, one), words=one["instructions"][0])
+show(pictures.masks(trained, one), words=one["instructions"][0])
 
 # %% [markdown]
 # ## The rivals: what is reconstructed
@@ -154,7 +154,7 @@ show(rivals.masks(trained, one), words=one["instructions"][0])
 
 # %%
 if "regions" in one:
-    show(rivals.regions(trained, one))
+    show(pictures.regions(trained, one))
 
 # %% [markdown]
 # ## The rivals: all of them
@@ -166,10 +166,10 @@ if "regions" in one:
 
 # %%
 table(("condition", "hides", "reconstructs with", "action head", "and changes", "decoder, million parameters"),
-      rivals.conditions(run.config.profile))
+      pictures.conditions(run.config.profile))
 
 # %% [markdown]
-# Where each comes from and how it differs from its source stands in `docs/rivals.md`; what each costs, in **06_latency**;
+# Where each comes from and how it differs from its source stands in `docs/pictures.md`; what each costs, in **06_latency**;
 # how to compare several with several seeds, in **07_results**.
 #
 # ## What to take along

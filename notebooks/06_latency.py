@@ -88,7 +88,7 @@ print(f"forward pass: {without:.1f} ms, with saliency {with_it:.1f} ms ({100 * (
 # hidden costs nothing, so the other masks are not repeated.
 
 # %%
-from lar_core.measure.training_cost import BASE, compare_training
+from lar_core.measure.costs import BASE, compare_training
 from lar_core.show.report import cost_rows
 
 training = compare_training(run.config)

@@ -17,12 +17,11 @@ from pathlib import Path
 
 import torch
 
+from lar_core.doctor import full_size_config, noise_dataset
 from lar_core.estimate import plan, this_machine
-from lar_core.full_size import full_size_config, noise_dataset
-from lar_core.measure.latency import time_acting
-from lar_core.meter import meter
-from lar_core.model.offline import build_full_size
+from lar_core.measure.costs import meter, time_acting
 from lar_core.model.policy import make_policy
+from lar_core.model.tiny import build_full_size
 from lar_core.model.train import Trainer
 from lar_core.run.config import RunConfig, make_config
 from lar_core.run.errors import LarError

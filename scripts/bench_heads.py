@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lar_core.measure.latency import one_observation
-from lar_core.model.offline import build_full_size, full_config
+from lar_core.measure.costs import one_observation
 from lar_core.model.policy import Policy, make_policy
+from lar_core.model.tiny import build_full_size, full_config
 from lar_core.run.config import make_config
 from lar_core.run.runtime import device, device_name, quiet
 

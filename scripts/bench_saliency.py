@@ -17,8 +17,8 @@ import torch
 from transformers import PaliGemmaForConditionalGeneration
 
 from lar_core.model.backbone import Backbone
-from lar_core.model.loading import load_backbone
-from lar_core.model.offline import build_tiny
+from lar_core.model.paligemma import load_backbone
+from lar_core.model.tiny import build_tiny
 from lar_core.run.config import PROFILES
 from lar_core.run.runtime import device_name, quiet
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hub_stand_in import hub  # noqa: F401  (a fixture for all tests)
 
-from lar_core.model.offline import build_tiny
 from lar_core.model.policy import make_policy
+from lar_core.model.tiny import build_tiny
 from lar_core.run.config import PROFILES, make_config
 from lar_core.run.draws import Draws
 from lar_core.run.runtime import quiet

@@ -13,8 +13,7 @@ import pytest
 from hub_stand_in import TOKEN
 
 from lar_core import access
-from lar_core.data.download import download
-from lar_core.data.manifest import entry
+from lar_core.data.hub import download, entry
 
 FINE_GRAINED = "Please enable access to public gated repositories in your fine-grained token settings"
 
@@ -118,7 +117,7 @@ def test_weights_that_are_here_need_no_token_and_no_network_but_all_of_them_must
     listed = files | ({"model-2.safetensors": b"2"} if whole else {}) | {"tokenizer.model": b"t"}
     weights.add(access.WEIGHTS, listed, commit=commit, gated=True)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr("lar_core.data.download._sha256", lambda *_: None)
+    monkeypatch.setattr("lar_core.data.hub._sha256", lambda *_: None)
     download("paligemma-3b-pt-224")
     monkeypatch.delenv("HF_TOKEN")
     weights.log.clear()

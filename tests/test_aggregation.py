@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from test_demos import make_episode
 
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.measure.passes import available, saliency_maps
+from lar_core.measure.maps import available, saliency_maps
 from lar_core.model.aggregation import (
     GENERIC,
     content_words,

@@ -8,10 +8,9 @@ import re
 
 import pytest
 
-from lar_core.measure.arms import STUDY, compare_arms
 from lar_core.measure.results import save_results
 from lar_core.measure.statistics import mcnemar, wilson
-from lar_core.measure.study import Study
+from lar_core.measure.study import STUDY, Study, compare_arms
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lar_core.data.manifest import load_manifest
-from lar_core.run import cache, versions
-from lar_core.run.child import ChildError, in_child
+from lar_core.data.hub import load_manifest
+from lar_core.run import files, folder
 from lar_core.run.errors import LarError
+from lar_core.run.processes import ChildError, in_child
 from lar_core.scene import env, setup
 from lar_core.scene.setup import BOWL, MODELS, STANDIN, TEXTURES
 
@@ -47,7 +47,7 @@ def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
         folder.mkdir()
         (folder / "file").write_text("theirs")
 
-    assert (cache.build_once(folder, build) / "file").read_text() == "theirs"
+    assert (files.build_once(folder, build) / "file").read_text() == "theirs"
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
 
@@ -60,7 +60,7 @@ def test_of_three_processes_one_builds(tmp_path):
         (temporary / "file").write_text("whole")
 
     with ThreadPoolExecutor(3) as threads:
-        folders = set(threads.map(lambda _: cache.build_once(tmp_path / "pack", build), range(3)))
+        folders = set(threads.map(lambda _: files.build_once(tmp_path / "pack", build), range(3)))
     assert folders == {tmp_path / "pack"} and len(built) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["pack"]
 
@@ -71,14 +71,14 @@ def test_interrupted_build_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache.build_once(tmp_path / "pack", build)
+        files.build_once(tmp_path / "pack", build)
     assert [path.name for path in tmp_path.iterdir()] == [".pack.lock"]
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LarError, match="XDG_CACHE_HOME"):
-        cache.build_once(tmp_path / "file" / "pack", lambda _: None)
+        files.build_once(tmp_path / "file" / "pack", lambda _: None)
 
 
 def test_incomplete_folder_is_refused_and_its_first_missing_file_named(tmp_path):
@@ -224,7 +224,7 @@ def test_a_folder_of_links_is_the_same_assets(tmp_path):
 
 def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     """The numba cache is given, because filling it takes longer than all the rest."""
-    numba = cache.cache_base() / "numba"
+    numba = files.cache_base() / "numba"
     code = "import os; from lar_core.scene import assets, libero_setup; setup.setup(); " \
            "print(setup.STANDIN, os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
     places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path),
@@ -241,13 +241,13 @@ def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     ({"NUMBA_CACHE_DIR": "."}, {"NUMBA_CACHE_DIR": ".", "MPLCONFIGDIR": None}),  # the user's own choice stays
 ])
 def test_libraries_that_insist_on_a_cache_get_one_that_can_be_written(tmp_path, monkeypatch, variables, moved):
-    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "temporary"))
     for name in ("cache", "config", "temporary"):
         (tmp_path / name).mkdir()
     for name, value in {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config"),
                         "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": "", **variables}.items():
         monkeypatch.setenv(name, value)
-    cache.library_caches()
+    files.library_caches()
     for name, place in moved.items():
         assert os.environ[name].startswith(str(tmp_path / place) if place != "." else ".") if place else not os.environ[name]
 
@@ -255,32 +255,32 @@ def test_libraries_that_insist_on_a_cache_get_one_that_can_be_written(tmp_path, 
 def test_the_place_that_is_used_instead_is_said(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LAR_SAID", "")
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
-    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
-    folder = cache.cache_folder("pack")
-    assert tmp_path in folder.parents and cache.build_once(folder, lambda path: (path / "file").touch()).is_dir()
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    folder = files.cache_folder("pack")
+    assert tmp_path in folder.parents and files.build_once(folder, lambda path: (path / "file").touch()).is_dir()
     said = capsys.readouterr().err
     assert "/dev/null/cache" in said and str(tmp_path) in said and "XDG_CACHE_HOME" in said
 
 
 def test_a_full_cache_that_cannot_be_written_is_read(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    baked = cache.build_once(cache.cache_folder("pack"), lambda path: (path / "file").touch())
-    monkeypatch.setattr(cache, "writable", lambda _: False)
-    assert cache.cache_folder("pack") == baked
+    baked = files.build_once(files.cache_folder("pack"), lambda path: (path / "file").touch())
+    monkeypatch.setattr(files, "writable", lambda _: False)
+    assert files.cache_folder("pack") == baked
 
 
 def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
     def nobody():
         raise RuntimeError("Could not determine home directory.")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(cache.Path, "home", nobody)
-    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
-    assert tmp_path in cache.cache_base().parents and not setup._hub_copy().exists()
+    monkeypatch.setattr(files.Path, "home", nobody)
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    assert tmp_path in files.cache_base().parents and not setup._hub_copy().exists()
 
 
 @pytest.mark.parametrize("theirs", ["link", "file", "owner"])
 def test_a_temporary_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch, theirs):
-    monkeypatch.setattr(cache.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     taken = tmp_path / f"lar_core-{os.getuid()}"
     if theirs == "link":
         (tmp_path / "elsewhere").mkdir()
@@ -289,18 +289,18 @@ def test_a_temporary_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch, 
         taken.write_text("")
     else:
         taken.mkdir()
-        monkeypatch.setattr(cache.os, "getuid", lambda uid=os.getuid(): uid + 1)
+        monkeypatch.setattr(files.os, "getuid", lambda uid=os.getuid(): uid + 1)
         taken.rename(tmp_path / f"lar_core-{os.getuid()}")
-    ours = cache.temporary_folder("cache")
+    ours = files.temporary_folder("cache")
     assert ours.is_dir() and taken not in ours.parents and (tmp_path / "elsewhere") not in ours.parents
 
 
 def test_no_temporary_folder_at_all_is_a_sentence(monkeypatch):
     def none():
         raise FileNotFoundError(2, "No usable temporary directory found")
-    monkeypatch.setattr(cache.tempfile, "gettempdir", none)
+    monkeypatch.setattr(files.tempfile, "gettempdir", none)
     with pytest.raises(LarError, match="set TMPDIR"):
-        cache.temporary_folder("cache")
+        files.temporary_folder("cache")
 
 
 @pytest.mark.parametrize("name, found, wrong", [
@@ -308,10 +308,10 @@ def test_no_temporary_folder_at_all_is_a_sentence(monkeypatch):
     ("libero", "0.1.0", False)])
 def test_versions_are_compared_with_the_pinned_ones(monkeypatch, name, found, wrong):
     """LIBERO's repository calls the same code 0.1.0."""
-    real = versions.installed
-    monkeypatch.setattr(versions, "installed", lambda asked: found if asked == name else real(asked))
-    said = versions.wrong_versions()
-    assert len(said) == wrong and all(f"pip install --no-deps {name}=={versions.pins()[name]}" in line for line in said)
+    real = folder.installed
+    monkeypatch.setattr(folder, "installed", lambda asked: found if asked == name else real(asked))
+    said = folder.wrong_versions()
+    assert len(said) == wrong and all(f"pip install --no-deps {name}=={folder.pins()[name]}" in line for line in said)
 
 
 def test_a_scene_that_cannot_be_built_names_the_version_at_fault(monkeypatch):
@@ -336,9 +336,9 @@ def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, wor
 def test_pins_are_the_same_wherever_they_are_repeated():
     root = Path(__file__).parents[1]
     for name in ("pyproject.toml", "requirements-colab.txt", "constraints.txt"):
-        assert f"mujoco=={versions.pins()['mujoco']}" in (root / name).read_text()
+        assert f"mujoco=={folder.pins()['mujoco']}" in (root / name).read_text()
     manifest = load_manifest()
-    assert {manifest[name].revision for name in ("libero",)} == {versions.pins()["libero"]}
+    assert {manifest[name].revision for name in ("libero",)} == {folder.pins()["libero"]}
 
 
 def test_init_state_files_can_hold_arrays_and_nothing_else(tmp_path):

@@ -2,7 +2,7 @@
 
 import torch
 
-from lar_core.data.augment import shift_images
+from lar_core.data.dataset import shift_images
 from lar_core.run.draws import Draws
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
-from lar_core.model.loading import load_backbone
+from lar_core.model.paligemma import load_backbone
 from lar_core.run.errors import LarError
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]

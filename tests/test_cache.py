@@ -8,10 +8,9 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.data.dataset import load_split
+from lar_core.data.dataset import Stats, load_split
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.features import FeatureCache
-from lar_core.data.stats import Stats
 from lar_core.model.train import load_policy, make_dataset, train
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lar_core.model.loading import load_backbone
+from lar_core.model.paligemma import load_backbone
 from lar_core.run.errors import Damaged, LarError
 
 

@@ -6,17 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lar_core.measure.contrast import (
-    LESS,
-    MORE,
-    NOT_DETECTED,
-    Contrast,
-    clustered_bootstrap,
-    cohens_h,
-    comparison,
-    holm,
-)
 from lar_core.measure.statistics import bootstrap_mean, detectable_paired
+from lar_core.measure.study import LESS, MORE, NOT_DETECTED, Contrast, clustered_bootstrap, cohens_h, comparison, holm
 
 
 def pairs(both: int, only_a: int, only_b: int, neither: int, seeds: int = 1) -> Contrast:

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lar_core.drive_copies import copied, copy, make_parents, remove, swap
+from lar_core.drive_units import copied, copy, make_parents, remove, swap
 
 
 @pytest.fixture

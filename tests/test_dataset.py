@@ -9,9 +9,8 @@ import pytest
 import torch
 from test_demos import SENTENCE, make_episode
 
-from lar_core.data.dataset import DemoDataset, FrameSampler, drop_noops, load_split
+from lar_core.data.dataset import DemoDataset, FrameSampler, Stats, drop_noops, load_split
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.data.stats import Stats
 from lar_core.run.errors import LarError
 
 SIZES = {"image_size": 16, "wrist_size": 8, "chunk": 4}

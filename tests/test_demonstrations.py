@@ -15,11 +15,10 @@ import torch
 from test_demos import make_episode
 from test_lerobot import content, write_lerobot
 
-from lar_core.data import download as downloading
-from lar_core.data.dataset import DemoDataset, load_split
+from lar_core.data import hub as downloading
+from lar_core.data.dataset import DemoDataset, Stats, load_split
 from lar_core.data.demos import merge_episodes, read_episodes, read_origin, write_episode
-from lar_core.data.manifest import entry
-from lar_core.data.stats import Stats
+from lar_core.data.hub import entry
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import write_text

@@ -8,8 +8,7 @@ from test_probes import demos, trained  # noqa: F401  (demos is a fixture)
 from test_results import interval, minimal
 
 from lar_core.data.dataset import load_split
-from lar_core.measure.denoising import denoising
-from lar_core.measure.probes import probe_heldout, reconstruction_panels
+from lar_core.measure.probes import denoising, probe_heldout, reconstruction_panels
 from lar_core.measure.results import validate_results
 from lar_core.model.train import make_dataset
 from lar_core.show import findings

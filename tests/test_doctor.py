@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from lar_core import doctor
-from lar_core.run.child import ChildError
 from lar_core.run.errors import LarError
+from lar_core.run.processes import ChildError
 
 CHECKS = ("_python", "_packages", "_torch", "_caches", "_rendering", "_scene", "_memory", "_disk")
 

@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hub_stand_in import TOKEN
 
-from lar_core.data import download as downloading
-from lar_core.data.download import download
-from lar_core.data.manifest import Entry, entry
+from lar_core.data import hub as downloading
+from lar_core.data.hub import Entry, download, entry
 from lar_core.run.errors import LarError
 
 KEY, COMMIT = "a-key", "0123456789" * 4

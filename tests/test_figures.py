@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from lar_core.measure import film
 from lar_core.show import figures
 
 P, SIZE = 64, 64
@@ -41,7 +42,7 @@ def draws(figure: Figure) -> bool:
 
 def test_overlay_colours_the_salient_patch_only():
     grey = np.full((SIZE, SIZE, 3), 100, np.uint8)
-    result = figures.overlay(grey, peak(0))
+    result = film.overlay(grey, peak(0))
     assert result.shape == grey.shape and result.dtype == np.uint8
     assert np.ptp(result[4, 4].astype(int)) > 50  # the middle of patch 0
     assert np.array_equal(result[32:, 32:], grey[32:, 32:])
@@ -49,24 +50,24 @@ def test_overlay_colours_the_salient_patch_only():
 
 def test_overlay_leaves_the_patches_beside_a_salient_one_as_they_are():
     grey = np.full((SIZE, SIZE, 3), 100, np.uint8)
-    changed = (figures.overlay(grey, peak(9, share=1.0)) != grey).any(axis=2)
+    changed = (film.overlay(grey, peak(9, share=1.0)) != grey).any(axis=2)
     side = SIZE // 8
     assert changed[side : 2 * side, side : 2 * side].all() and changed.sum() == side**2
 
 
 def test_overlay_of_a_uniform_map_has_no_colour():
     grey = np.full((SIZE, SIZE, 3), 100, np.uint8)
-    assert np.array_equal(figures.overlay(grey, np.full(P, 1 / P, np.float32)), grey)
+    assert np.array_equal(film.overlay(grey, np.full(P, 1 / P, np.float32)), grey)
 
 
 def test_overlay_strength_zero_shows_no_heat():
     grey = np.full((SIZE, SIZE, 3), 100, np.uint8)
-    assert np.array_equal(figures.overlay(grey, peak(0), strength=0.0), grey)
+    assert np.array_equal(film.overlay(grey, peak(0), strength=0.0), grey)
 
 
 @pytest.mark.parametrize("wrist, width", [(images(1)[0], 784), (None, 528)])
 def test_video_frames_have_sides_that_encoders_accept(wrist, width):
-    frame = figures.frame_with_saliency(images(1)[0], peak(9), wrist, "pick up the bowl " * 30)
+    frame = film.frame_with_saliency(images(1)[0], peak(9), wrist, "pick up the bowl " * 30)
     assert frame.shape == (288, width, 3) and frame.dtype == np.uint8
     assert frame.shape[0] % 16 == frame.shape[1] % 16 == 0
     assert (frame[256:] > 100).any()  # the caption

@@ -8,9 +8,9 @@ import torch
 
 from lar_core import full_size
 from lar_core.full_size import full_size_config, smoke
-from lar_core.meter import own_bytes
-from lar_core.model.offline import build_tiny, full_config
+from lar_core.measure.costs import own_bytes
 from lar_core.model.policy import Policy
+from lar_core.model.tiny import build_tiny, full_config
 from lar_core.run.config import PROFILES
 from lar_core.run.errors import LarError
 

@@ -11,8 +11,8 @@ import types
 import pytest
 
 from lar_core.run import errors
-from lar_core.run.child import ChildError, in_child
 from lar_core.run.errors import LarError
+from lar_core.run.processes import ChildError, in_child
 from lar_core.scene import gl
 
 DRAWS = {"renderer": "a card", "version": "4.6", "device": None}

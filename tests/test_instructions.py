@@ -5,7 +5,7 @@ import pytest
 from lar_core.run.config import PROFILES
 from lar_core.run.errors import LarError
 from lar_core.scene.env import instruction
-from lar_core.scene.instructions import check_kinds, kinds, kinds_of, other_task, told
+from lar_core.scene.episode import check_kinds, kinds, kinds_of, other_task, told
 from lar_core.scene.placements import BOWLS, OTHER_SENTENCE, RELATIONS, evaluation_scenes
 
 TEN = tuple(range(10))

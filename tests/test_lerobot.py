@@ -14,10 +14,9 @@ import torch
 from PIL import Image
 from test_demos import SENTENCE, make_episode
 
-from lar_core.data.dataset import DemoDataset
+from lar_core.data.dataset import DemoDataset, Stats
 from lar_core.data.demos import read_episode, write_episode
 from lar_core.data.lerobot import list_episodes, read_listed
-from lar_core.data.stats import Stats
 from lar_core.run.errors import LarError
 
 OTHER = "open the drawer"

@@ -4,11 +4,18 @@
 import pytest
 import torch
 
-from lar_core.model import loading
-from lar_core.model.loading import LINEARS, load_backbone, parameter_table, quantised_modules, settle
-from lar_core.model.offline import build_tiny
+from lar_core.model import paligemma
+from lar_core.model.paligemma import (
+    LINEARS,
+    activation_ranges,
+    load_backbone,
+    parameter_table,
+    quantised_modules,
+    settle,
+    too_large,
+)
 from lar_core.model.policy import make_policy
-from lar_core.model.ranges import activation_ranges, too_large
+from lar_core.model.tiny import build_tiny
 from lar_core.run.config import PROFILES, make_config
 from lar_core.run.errors import Damaged, LarError
 
@@ -116,7 +123,7 @@ def test_the_parameter_table_adds_up(backbone_folder):
 
 
 def test_a_wrong_number_of_quantised_modules_is_refused(backbone_folder, monkeypatch):
-    monkeypatch.setattr("lar_core.model.loading.LINEARS", LINEARS + ("another_proj",))
+    monkeypatch.setattr("lar_core.model.paligemma.LINEARS", LINEARS + ("another_proj",))
     with pytest.raises(LarError, match="21 modules were quantised instead of 24"):
         load_backbone(backbone_folder, precision="int8", tune="lora_all")
 
@@ -150,7 +157,7 @@ def test_the_smallest_model_acts_in_4_bit_on_any_cpu(policy_of, batch):
 def test_the_true_cause_is_passed_on_and_nothing_is_to_be_deleted(backbone_folder, monkeypatch, stage, error, sentence):
     def fail(*_):
         raise error
-    monkeypatch.setattr(loading, stage, fail)
+    monkeypatch.setattr(paligemma, stage, fail)
     with pytest.raises(LarError, match=sentence) as caught:
         load_backbone(backbone_folder)
     assert "delete it" not in str(caught.value) and not isinstance(caught.value, Damaged)

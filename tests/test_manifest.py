@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from lar_core.data.manifest import Entry, entry, load_manifest
+from lar_core.data.hub import Entry, entry, load_manifest
 from lar_core.run.errors import LarError
 from lar_core.scene.setup import task_names
 

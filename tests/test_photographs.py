@@ -11,8 +11,8 @@ from PIL import Image
 from test_grounding_sets import flickr30k, refcoco
 
 from lar_core.data.phrases import Phrase, Place, phrases
-from lar_core.measure.gather import gather_results
-from lar_core.measure.photographs import photograph_rows, score_photographs
+from lar_core.measure.maps import photograph_rows, score_photographs
+from lar_core.measure.results import gather_results
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run
@@ -37,7 +37,7 @@ def test_a_photograph_is_stretched_with_its_masks(policy, tmp_path, monkeypatch)
     phrase = Phrase(tmp_path / "wide.png", "the left half", Place(((0, 0, 40, 40),)))
     given = np.zeros((1, 16), np.float32)
     given.reshape(4, 4)[:, :2] = 1 / 8  # all of it on the left half
-    monkeypatch.setattr("lar_core.measure.photographs.maps_in_batches", lambda *_: {"mean": given})
+    monkeypatch.setattr("lar_core.measure.maps.maps_in_batches", lambda *_: {"mean": given})
     metrics = photograph_rows(policy, [phrase])[0]["metrics"]
     for name in ("energy", "best_iou", "box_iou", "auc", "pointing_0px"):
         assert metrics[name]["mean"] == pytest.approx(1), name

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lar_core import estimate
-from lar_core.data.manifest import entry
+from lar_core.data.hub import entry
 from lar_core.estimate import T4, Machine, Size, plan, this_machine
-from lar_core.model.offline import full_config
 from lar_core.model.policy import make_policy
+from lar_core.model.tiny import full_config
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from test_train import demos, new_run  # noqa: F401  (fixtures)
 
 from lar_core.model.losses import decode
-from lar_core.model.offline import build_tiny
 from lar_core.model.policy import Teacher, make_policy
+from lar_core.model.tiny import build_tiny
 from lar_core.model.train import train
 from lar_core.run.config import CONDITIONS, PROFILES, make_config
 from lar_core.run.draws import Draws

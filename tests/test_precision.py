@@ -7,14 +7,14 @@ import time
 import numpy as np
 import torch
 
-from lar_core.measure.precision import answer, compare_precisions, load, logits
+from lar_core.measure.costs import answer, compare_precisions, load, logits
 
 SENTENCES = ["pick up the black bowl on the ramekin", "move the bowl"]
 image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
 def test_eight_bit_is_smaller_and_says_nearly_the_same(backbone_folder, monkeypatch):
-    monkeypatch.setattr("lar_core.measure.precision.milliseconds", lambda work, repeats: 1000 * len(work()) + repeats)
+    monkeypatch.setattr("lar_core.measure.costs.milliseconds", lambda work, repeats: 1000 * len(work()) + repeats)
     began = time.perf_counter()
     full, eight = compare_precisions(backbone_folder, ["fp32", "int8"], image, SENTENCES)
     assert (full.error, full.agreement) == (0, 1)

@@ -11,17 +11,16 @@ from test_train import demos  # noqa: F401  (a fixture)
 from transformers import PaliGemmaForConditionalGeneration
 
 from lar_core import pretrain as module
-from lar_core.measure.pretraining import Heldout, centre, grounding, table
 from lar_core.model.policy import make_policy
 from lar_core.model.train import train
-from lar_core.pretrain import Captioned, JointMasking, pretrain, pretrained
+from lar_core.pretrain import Captioned, Heldout, JointMasking, centre, grounding, pretrain, pretrained, table
 from lar_core.run.config import make_config
 from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 from lar_core.run.files import read_jsonl
 from lar_core.run.folder import Run
 from lar_core.scene.captioned import HELDOUT, Pictures, captions, render_scenes, scene_paths
-from lar_core.show.pretraining import SIDE, write_picture
+from lar_core.show.pictures import SIDE, write_picture
 
 SETTINGS = {"tasks": (3, 5), "placement": "wide", "samples": 320, "batch_size": 8, "checkpoint_every": 10,
             "demos_per_task": 2}

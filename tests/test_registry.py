@@ -10,8 +10,8 @@ from test_results import full, interval, series
 from lar_core import cli
 from lar_core.estimate import Size
 from lar_core.measure import costs
+from lar_core.measure.maps import available, saliency_maps
 from lar_core.measure.metrics import Truth, score
-from lar_core.measure.passes import available, saliency_maps
 from lar_core.measure.results import validate_results
 from lar_core.model.aggregation import Aggregation
 from lar_core.model.heads import ParallelHead
@@ -21,9 +21,8 @@ from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 from lar_core.run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, REGULARISERS, Registry
 from lar_core.show import figures
-from lar_core.show.page import metrics_guide
-from lar_core.show.report import beside_baselines, columns, saliency_cells
-from lar_core.show.rivals import masks
+from lar_core.show.pictures import masks
+from lar_core.show.report import beside_baselines, columns, metrics_guide, saliency_cells
 
 REGISTRIES = {name: found for name, found in vars(registry).items() if isinstance(found, Registry)}
 

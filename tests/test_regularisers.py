@@ -16,8 +16,8 @@ from test_train import demos, new_run, without_times  # noqa: F401  (fixtures am
 from lar_core.estimate import Size
 from lar_core.model import regularisers
 from lar_core.model.backbone import Backbone
-from lar_core.model.loading import load_backbone
 from lar_core.model.masking import make_mask, mask_top, pixel_mask
+from lar_core.model.paligemma import load_backbone
 from lar_core.model.regularisers import (
     CONTENT,
     HALF,

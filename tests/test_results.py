@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lar_core.measure.results import SCHEMA, load_results, save_results, validate_results
+from lar_core.measure.results import SCHEMA, load_results, save_results, success_row, validate_results
 from lar_core.measure.statistics import wilson
-from lar_core.measure.success import success_row
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import provenance

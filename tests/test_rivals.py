@@ -8,7 +8,7 @@ import pytest
 from lar_core.model.policy import count
 from lar_core.run.config import CONDITIONS, PROFILES
 from lar_core.run.registry import MASK_SOURCES
-from lar_core.show import rivals
+from lar_core.show import pictures
 from lar_core.show.pictures import GAP, TITLE
 
 
@@ -19,13 +19,13 @@ def policy(policy_of):
 
 def panels(picture: np.ndarray, columns: int) -> np.ndarray:
     """The pictures of a grid: (N, SIDE, SIDE, 3)."""
-    step, rows = rivals.SIDE + GAP, picture.shape[0] // (rivals.SIDE + TITLE)
-    return np.stack([picture[row * (rivals.SIDE + TITLE) + TITLE :, column * step :][: rivals.SIDE, : rivals.SIDE]
+    step, rows = pictures.SIDE + GAP, picture.shape[0] // (pictures.SIDE + TITLE)
+    return np.stack([picture[row * (pictures.SIDE + TITLE) + TITLE :, column * step :][: pictures.SIDE, : pictures.SIDE]
                      for row in range(rows) for column in range(columns)])
 
 
 def test_every_source_but_the_teacher_hides_a_quarter_of_the_picture(policy, batch):
-    drawn = panels(rivals.masks(policy, batch), columns=5)
+    drawn = panels(pictures.masks(policy, batch), columns=5)
     assert len(drawn) == 10 == len(MASK_SOURCES)  # the last place is white: a trained policy has no teacher
     grey = (drawn[:-1] == 128).all(axis=-1).mean(axis=(1, 2))
     np.testing.assert_allclose(grey, 0.25, atol=0.02)
@@ -35,27 +35,27 @@ def test_every_source_but_the_teacher_hides_a_quarter_of_the_picture(policy, bat
 
 def test_without_segmentation_gaze_is_left_out(policy, batch):
     del batch["regions"]
-    assert (panels(rivals.masks(policy, batch), columns=5)[-2] == 255).all()
+    assert (panels(pictures.masks(policy, batch), columns=5)[-2] == 255).all()
 
 
 def test_region_and_reconstructor_make_four_pictures(policy, batch):
     batch["images"][:] = 0
     batch["images"][0, :, 16:32, 32:48] = 200  # the named object
-    gaze, attention, box, square = panels(rivals.regions(policy, batch), columns=4)
+    gaze, attention, box, square = panels(pictures.regions(policy, batch), columns=4)
     assert (gaze == 128).all(axis=-1).mean() == pytest.approx(0.25, abs=0.02) and not (gaze >= 190).any()
     assert (attention == 128).any() and not (box == 128).any()
     assert (box > 100).all(axis=-1).mean() == pytest.approx(1 / 1.5**2, abs=0.03)  # padded by a quarter on each side
 
 
 def test_the_table_names_every_condition_and_what_it_changes():
-    rows = {row[0]: row for row in rivals.conditions(PROFILES["micro"])}
+    rows = {row[0]: row for row in pictures.conditions(PROFILES["micro"])}
     assert list(rows) == list(CONDITIONS)
     assert rows["attention_mask"][1:5] == ("attention", "mae", "parallel", "")
     assert rows["growing_mask"][4] == "mask_ratio 0.75, mask_ratio_start 0.15" and rows["blind"][4] == "blind"
 
 
 def test_decoders_have_the_size_that_is_said(policy, policy_of):
-    sizes = {row[0]: row[5] for row in rivals.conditions(PROFILES["micro"])}
+    sizes = {row[0]: row[5] for row in pictures.conditions(PROFILES["micro"])}
     assert sizes["attention_mask"] == count(policy.decoder) / 1e6 and sizes["action_only"] == 0
     assert sizes["gaze_diffusion"] == count(policy_of("gaze_diffusion").decoder) / 1e6
     assert sizes["gaze_diffusion_matched"] == pytest.approx(sizes["attention_mask"], rel=0.15)

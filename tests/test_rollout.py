@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from lar_core.measure.gather import scenes
+from lar_core.measure.results import scenes
 from lar_core.measure.rollout import Trial, _warn, close_envs, episodes_of, missing_episodes, rolled_out, vector_env
 from lar_core.run.config import PROFILES, make_config
 from lar_core.run.files import append_jsonl

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from lar_core import studies
-from lar_core.measure.arms import STUDY
 from lar_core.measure.results import load_results
-from lar_core.measure.study import Study
+from lar_core.measure.study import STUDY, Study
 from lar_core.run.config import CONDITIONS
 from lar_core.run.errors import LarError
 

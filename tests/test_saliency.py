@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from lar_core.model.loading import load_backbone
-from lar_core.model.offline import make_processor, tiny_config
+from lar_core.model.paligemma import load_backbone
 from lar_core.model.saliency import SaliencyTap
+from lar_core.model.tiny import make_processor, tiny_config
 from lar_core.run.config import PROFILES
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_demos import make_episode
 
-from lar_core.data.stats import Stats
+from lar_core.data.dataset import Stats
 from lar_core.measure.maps import aggregation_rows, localisation_heads, maps_in_batches, robustness_rows, row, truth_of
 from lar_core.measure.robustness import SPLITS
 from lar_core.model.train import make_dataset

@@ -7,8 +7,8 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.data.stats import Stats
-from lar_core.measure.shortcut import GREY, shortcut
+from lar_core.data.dataset import Stats
+from lar_core.measure.probes import GREY, shortcut
 from lar_core.model.losses import absolute_error
 from lar_core.model.train import make_dataset
 from lar_core.run.config import make_config

@@ -9,7 +9,7 @@ from lar_core.measure.costs import untrained
 from lar_core.measure.snapshots import keep_snapshots, snapshots
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
-from lar_core.show.gallery import over_time
+from lar_core.show.pictures import over_time
 
 
 class Heldout:

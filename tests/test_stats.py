@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_demos import make_episode
 
-from lar_core.data.stats import Stats, proprio
+from lar_core.data.dataset import Stats, proprio
 from lar_core.run.errors import LarError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lar_core.measure.success import contradictions, success_row, summarise
+from lar_core.measure.results import contradictions, success_row, summarise
 
 
 def episode(instruction: str, task: int, success: bool | None, **more) -> dict:

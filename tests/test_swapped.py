@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from test_results import minimal, rollout
 
-from lar_core.measure.results import load_results
-from lar_core.measure.swapped import modern_rows, read_episodes
+from lar_core.measure.results import load_results, modern_rows, read_episodes
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 

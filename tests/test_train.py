@@ -14,12 +14,10 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.data.dataset import load_split
+from lar_core.data.dataset import Stats, load_split
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.data.stats import Stats
-from lar_core.model.offline import build_tiny
+from lar_core.model.tiny import build_tiny, prepare_backbone
 from lar_core.model.train import Trainer, load_policy, make_dataset, rate, train
-from lar_core.model.weights import prepare_backbone
 from lar_core.run.config import PROFILES, make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl, read_jsonl

@@ -7,9 +7,9 @@ import pytest
 import torch
 from test_results import full, minimal
 
-from lar_core.measure import training_cost
+from lar_core.measure import costs
+from lar_core.measure.costs import ARMS, BASE, compare_training, measure_training
 from lar_core.measure.results import validate_results
-from lar_core.measure.training_cost import ARMS, BASE, compare_training, measure_training
 from lar_core.model.policy import count
 from lar_core.run.config import CONDITIONS, make_config
 from lar_core.run.folder import Run
@@ -79,15 +79,15 @@ def test_conditions_are_compared_and_a_second_look_costs_more_operations():
 def test_a_condition_that_does_not_fit_is_said_and_the_others_go_on(monkeypatch):
     def full(config, steps):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    monkeypatch.setattr(training_cost, "_cost", full)
-    costs = compare_training(make_config(profile="micro"), (BASE, "random_mask"))
-    assert cost_rows(costs, BASE)[1][:2] == ("random_mask", "does not fit in memory")
+    monkeypatch.setattr(costs, "_cost", full)
+    made = compare_training(make_config(profile="micro"), (BASE, "random_mask"))
+    assert cost_rows(made, BASE)[1][:2] == ("random_mask", "does not fit in memory")
 
 
 def test_the_feature_cache_is_left_to_those_that_can_use_it(monkeypatch):
     used = {}
     def remember(config, steps):
         used[config.condition.name] = config.profile.cache
-    monkeypatch.setattr(training_cost, "_cost", remember)
+    monkeypatch.setattr(costs, "_cost", remember)
     compare_training(make_config(profile="t4"), (BASE, "joint_mask"))
     assert used == {BASE: True, "joint_mask": False}

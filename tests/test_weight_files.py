@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PaliGemmaForConditionalGeneration
 
-from lar_core.model import weight_files
-from lar_core.model.loading import load_backbone
-from lar_core.model.weight_files import check_numbers, plain_names, read_weights, weights_identity
+from lar_core.model import weights
+from lar_core.model.paligemma import load_backbone
+from lar_core.model.weights import check_numbers, plain_names, read_weights, weights_identity
 from lar_core.run.errors import Damaged, LarError
 
 LAYER = "language_model.model.layers.1.mlp.down_proj.weight"  # in the names of PaliGemma's published weights
@@ -73,8 +73,8 @@ def test_every_generation_of_paligemmas_own_names_loads_without_a_word(folder, s
     buffers = {"vision_tower.vision_model.embeddings.position_ids": torch.arange(16)[None],
                "language_model.model.rotary_emb.inv_freq": torch.ones(8)}
     without_head = {name: tensor for name, tensor in official.items() if name != "lm_head.weight"}
-    for weights in (saved, older, older | buffers, official, without_head):
-        assert same(write(folder, weights), official)
+    for written in (saved, older, older | buffers, official, without_head):
+        assert same(write(folder, written), official)
 
 
 @pytest.mark.filterwarnings("ignore:.*names of a wrapper")
@@ -101,7 +101,7 @@ def test_names_of_more_than_one_model_are_refused(tmp_path, names, sentence):
 def test_shards_are_read_as_one_and_have_the_same_identity(folder, saved, official, backbone_folder):
     PaliGemmaForConditionalGeneration.from_pretrained(backbone_folder).save_pretrained(folder, max_shard_size="200KB")
     (folder / "model.safetensors").unlink(missing_ok=True)
-    assert len(weight_files.weight_files(folder)) == 3 and same(folder, official)
+    assert len(weights.weight_files(folder)) == 3 and same(folder, official)
     assert weights_identity(read_weights(folder)) == weights_identity(saved)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lar_core.model.weights import find_weights
+from lar_core.model.tiny import find_weights
 from lar_core.run.errors import LarError
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from lar_core.data.stats import Stats
+from lar_core.data.dataset import Stats
 from lar_core.model.policy import make_policy
-from lar_core.model.weights import prepare_backbone
+from lar_core.model.tiny import prepare_backbone
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
 from lar_core.share import export

@@ -25,7 +25,7 @@ from ..model.policy import Policy
 from ..model.saliency import SaliencyTap
 from ..run.errors import LarError, unknown
 from . import grounding
-from .passes import available, saliency_maps
+from .maps import available, saliency_maps
 from .statistics import Interval, bootstrap_mean
 
 REDUCE = {"mean": np.mean, "max": np.max}
@@ -98,7 +98,7 @@ class AttentionReader:
 
     @property
     def aggregations(self) -> list[str]:
-        """Names of `model/aggregation.py` and `measure/passes.py` that `aggregated` takes."""
+        """Names of `model/aggregation.py` and `measure/maps.py` that `aggregated` takes."""
         return available(self.policy, self.localisation is not None)
 
     def aggregated(self, image: np.ndarray, instruction: str, name: str) -> np.ndarray:

@@ -9,9 +9,8 @@ from itertools import combinations
 from pathlib import Path
 
 from ..run.errors import LarError
-from .results import load_results
+from .results import load_results, read_episodes
 from .statistics import describe_difference
-from .swapped import read_episodes
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,35 @@ Weights do not matter for time, so nothing here needs a trained policy.
 
 from __future__ import annotations
 
+import gc
 import statistics
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import psutil
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.dataset import DemoDataset, Stats
+from ..data.demos import Episode
+from ..model.backbone import Backbone, normalise_pixels
+from ..model.paligemma import load_backbone, parameter_table
 from ..model.policy import Policy, make_policy
-from ..model.weights import prepare_backbone
+from ..model.tiny import prepare_backbone
+from ..model.train import Trainer, make_dataset
+from ..run.config import CONDITIONS, RunConfig
+from ..run.files import write_json
 from ..run.folder import Run
 from ..run.registry import HEADS
-from ..run.runtime import device
-from .latency import one_observation, time_acting
+from ..run.runtime import device, device_name
 
 
 def heads() -> dict[str, dict]:
@@ -64,3 +81,255 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - began))
     return statistics.median(times[2:])
+
+
+# Latency: how long one policy step takes (image and instruction in, a chunk of actions out), saliency included.
+
+WARM_UP = 5
+REPEATS = 50
+
+
+def measure_latency(run: Run, policy: Policy, repeats: int = REPEATS) -> dict:
+    """Time `policy.act` on one observation; writes and returns `latency.json` (milliseconds, per second)."""
+    profile = run.config.profile
+    times = time_acting(policy, repeats)
+    result = {"device": device_name(), "dtype": policy.profile.precision, "n": repeats, **times,
+              "replans_per_s": 1000 / times["p50_ms"], "actions_per_s": 1000 / times["p50_ms"] * profile.execute,
+              "chunk": profile.chunk, "execute": profile.execute}
+    write_json(run.path / "latency.json", result)
+    return result
+
+
+def time_acting(policy: Policy, repeats: int = REPEATS) -> dict[str, float]:
+    """Median and 95th percentile of one policy step, in milliseconds."""
+    batch = one_observation(policy)
+    times = []
+    for _ in range(WARM_UP + repeats):
+        began = time.perf_counter()
+        policy.act(batch)
+        if policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - began))
+    p50, p95 = np.percentile(times[WARM_UP:], [50, 95])
+    return {"p50_ms": float(p50), "p95_ms": float(p95)}
+
+
+def one_observation(policy: Policy) -> dict:
+    """A batch of one made-up observation, in the policy's sizes and on its device."""
+    profile, device = policy.profile, policy.device
+    def noise(size: int) -> torch.Tensor:
+        return torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device)
+    batch = {"images": noise(policy.backbone.image_size), "proprio": torch.zeros(1, 8, device=device),
+             "instructions": ["pick up the black bowl on the ramekin and place it on the plate"]}
+    return batch | ({"wrist": noise(profile.wrist_size)} if profile.wrist_size else {})
+
+
+# What a condition costs in training, beside `action_only` at the same profile: parameters, operations, time, memory.
+
+WARM_UP, STEPS = 2, 8
+BASE = "action_only"
+ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "gaze_diffusion_matched", "teacher_mask",
+        "contrastive_attention", "language_mask", "autoregressive_head", "bridge_head", "focus_head")  # one of each
+
+
+def measure_training(run: Run, steps: int = STEPS) -> dict:
+    """Measure a training step of the run's condition and of `action_only`; writes and returns `training_cost.json`."""
+    layers = run.config.condition.saliency_layers  # which action_only does not read, but which the profile must allow
+    base = run.config.replace(condition=CONDITIONS[BASE].replace(saliency_layers=layers))
+    result = {"device": device_name(), "batch_size": run.config.profile.batch_size, "n": steps,
+              "own": _cost(run.config, steps), "action_only": _cost(base, steps)}
+    write_json(run.path / "training_cost.json", result)
+    return result
+
+
+def compare_training(config: RunConfig, names: Sequence[str] = ARMS, steps: int = STEPS) -> dict[str, dict | None]:
+    """The cost of each of these conditions at the profile of `config`, by name; None where the GPU's memory ran out.
+
+    The feature cache is left to those that can use it.
+    """
+    return {name: _cost_or_none(config.replace(condition=CONDITIONS[name], cache=config.profile.cache
+                                               and not CONDITIONS[name].sees_again), steps) for name in names}
+
+
+def _cost_or_none(config: RunConfig, steps: int) -> dict | None:
+    try:
+        return _cost(config, steps)
+    except torch.cuda.OutOfMemoryError:
+        return None
+
+
+def _cost(config: RunConfig, steps: int) -> dict:
+    """parameters that learn; flops of one step on one sample; step_ms; peak_bytes, of a GPU only."""
+    gc.collect()
+    if device().type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(Run.open(config, Path(folder) / "run"), noise_dataset(config), Path(folder))
+        trainer.bare.train()
+        flops = _flops(trainer) / config.profile.batch_size if _all_counted(config) else None
+        return {"parameters": sum(tensor.numel() for tensor in trainer.bare.trained().values()), "flops": flops,
+                "step_ms": statistics.median([_step_ms(trainer) for _ in range(WARM_UP + steps)][WARM_UP:]),
+                "peak_bytes": torch.cuda.max_memory_allocated() if device().type == "cuda" else None}
+
+
+def _flops(trainer: Trainer) -> float:
+    """Floating-point operations of one training step: two for each multiply-and-add of a matrix product."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a CPU's fused kernels do not count
+        trainer.one_step()
+    return float(counter.get_total_flops())
+
+
+def _all_counted(config: RunConfig) -> bool:
+    """The products of 8-bit and 4-bit layers are not among the operators that are counted."""
+    return config.profile.cache or config.profile.precision not in ("int8", "nf4")
+
+
+def _step_ms(trainer: Trainer) -> float:
+    began = time.perf_counter()
+    trainer.one_step()
+    if device().type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - began)
+
+
+# One backbone in several precisions, one after the other: memory, speed, and whether it still says the same.
+
+@dataclass(frozen=True)
+class Measured:
+    """bytes of all weights; seconds to load; ms of one forward pass; against the first precision of the comparison:
+    the relative error of the logits, and how often the most likely next token is the same (0 to 1).
+    """
+
+    name: str
+    bytes: int
+    seconds: float
+    ms: float
+    error: float
+    agreement: float
+
+
+def load(source: str | Path, precision: str) -> Backbone:
+    """The backbone in `precision` on this machine's device, for inference: low-bit layers keep no float copies."""
+    tune = "lora_all" if precision in ("int8", "nf4") else "all"
+    return load_backbone(source, precision=precision, tune=tune, lora_rank=1, device=device()).eval()
+
+
+def compare_precisions(source: str | Path, precisions: list[str], image: np.ndarray,
+                       sentences: list[str]) -> list[Measured]:
+    """Measure each precision on image (H, W, 3) uint8 with several sentences; only one model is in memory at a time."""
+    reference, rows = None, []
+    for precision in precisions:
+        began = time.perf_counter()
+        backbone = load(source, precision)
+        seconds = time.perf_counter() - began
+        found = torch.cat([logits(backbone, image, sentence) for sentence in sentences])
+        reference = found if reference is None else reference
+        ms = milliseconds(lambda backbone=backbone: logits(backbone, image, sentences[0]), repeats=3)
+        rows.append(Measured(precision, sum(row["bytes"] for row in parameter_table(backbone.vlm)), seconds, ms,
+                             ((found - reference).norm() / reference.norm()).item(),
+                             (found.argmax(-1) == reference.argmax(-1)).float().mean().item()))
+        del backbone
+        gc.collect()
+    return rows
+
+
+@torch.no_grad()
+def logits(backbone: Backbone, image: np.ndarray, sentence: str) -> Tensor:
+    """Logits (L, vocabulary) in fp32, on the CPU, at every text position."""
+    inputs = _inputs(backbone, image, sentence)
+    L = inputs["input_ids"].shape[1] - backbone.patches
+    return backbone.vlm(**inputs, logits_to_keep=L).logits[0].float().cpu()
+
+
+@torch.no_grad()
+def saliency(backbone: Backbone, image: np.ndarray, sentence: str) -> np.ndarray:
+    """Where the sentence looks, (P,), summing to 1."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None].to(backbone.vlm.device)
+    return backbone.encode(normalise_pixels(pixels), [sentence]).saliency[0].float().cpu().numpy()
+
+
+@torch.no_grad()
+def answer(backbone: Backbone, image: np.ndarray, prompt: str, tokens: int = 20) -> str:
+    """What PaliGemma itself says, e.g. to "caption en" or "detect black bowl"."""
+    inputs = _inputs(backbone, image, prompt)
+    said = backbone.vlm.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+    return backbone.processor.tokenizer.decode(said[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True)
+
+
+def _inputs(backbone: Backbone, image: np.ndarray, sentence: str) -> dict[str, Tensor]:
+    inputs = backbone.processor(images=image, text="<image>" + sentence, return_tensors="pt").to(backbone.vlm.device)
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
+            if name in inputs} | {"pixel_values": inputs["pixel_values"].to(backbone.vlm.model.vision_tower.dtype)}
+
+
+NOISE_FRAMES = 64
+INSTRUCTION = "pick up the black bowl on the ramekin and place it on the plate"
+
+
+def noise_dataset(config: RunConfig) -> DemoDataset:
+    """One made-up episode in the sizes that the profile asks for."""
+    rng, steps, profile = np.random.default_rng(0), NOISE_FRAMES, config.profile
+    def pixels(size: int) -> np.ndarray:
+        return rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8)
+    episode = Episode(
+        instruction=INSTRUCTION, actions=rng.uniform(-1, 1, (steps, 7)), agentview_rgb=pixels(profile.image_size),
+        eye_in_hand_rgb=pixels(profile.wrist_size) if profile.wrist_size else None, ee_pos=rng.normal(size=(steps, 3)),
+        ee_ori=rng.normal(size=(steps, 3)), gripper_states=rng.normal(size=(steps, 2)), joint_states=None, states=None,
+        segmentation=rng.integers(0, 3, (steps, profile.image_size, profile.image_size), dtype=np.uint8),
+        objects=("bowl", "other"), target="bowl", distractor="other")
+    return make_dataset([episode], Stats.of([episode]), config)
+
+
+# Time and peak memory of a piece of work: of the process on a CPU, of torch's allocator on a GPU.
+
+SAMPLE_EVERY = 0.02  # seconds
+
+
+@dataclass
+class Reading:
+    """seconds, and bytes at the peak: of memory that belongs to this process alone, or of the GPU."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+def own_bytes() -> int:
+    """Memory of this process without files that it has only mapped, such as the checkpoint that it reads."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+
+
+@contextmanager
+def meter() -> Iterator[Reading]:
+    """Yield a Reading that is complete when the block ends."""
+    reading, began = Reading(), time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        yield reading
+        torch.cuda.synchronize()
+        reading.peak_bytes = torch.cuda.max_memory_allocated()
+    else:
+        with _sampled(reading):
+            yield reading
+    reading.seconds = time.perf_counter() - began
+
+
+@contextmanager
+def _sampled(reading: Reading) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            reading.peak_bytes = max(reading.peak_bytes, own_bytes())
+            done.wait(SAMPLE_EVERY)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        reading.peak_bytes = max(reading.peak_bytes, own_bytes())

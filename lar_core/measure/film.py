@@ -1,17 +1,27 @@
-"""What is kept of a rollout to be looked at: a video, and beside it (same name, .npz) the traces of the same steps."""
+"""What is kept of a rollout to be looked at: a video, and beside it (same name, .npz) the traces of the same steps.
+
+Saliency is always drawn on one scale, so that pictures can be compared: no colour = what a uniform map would give a patch,
+full colour = four times as much or more.
+"""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import imageio.v2 as imageio
+import matplotlib
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from ..run.errors import LarError
 from ..run.files import atomic_path
-from ..show.figures import frame_with_saliency
+from .regions import upsample
 
 FPS = 20  # LIBERO's control frequency
+ROUNDS = 6  # of smoothing within patches
+HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 255).astype(np.float32)
+FULL_COLOUR = 4.0  # times a uniform map's share
 
 
 class Film:
@@ -53,3 +63,48 @@ class Film:
             raise LarError(f"{path} cannot be played, because it or its traces are missing or damaged ({error}): "
                            "delete rollouts.jsonl beside its folder and roll out again.") from error
         return film
+
+
+def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85) -> np.ndarray:
+    """Colour image (H, H, 3) uint8 by saliency (P,), P a square number, summing to 1; returns (H, H, 3) uint8.
+
+    Smoothly, but no patch's saliency leaks onto its neighbours: see `regions.upsample`.
+    """
+    density = upsample(saliency, len(image), ROUNDS) * len(image) ** 2  # 1 = what a uniform map would give
+    heat = np.clip((density - 1) / (FULL_COLOUR - 1), 0, 1)
+    grey = image.mean(axis=2, keepdims=True, dtype=np.float32)
+    ground = 0.35 * image + 0.65 * grey  # half without colour, so that the heat is not mistaken for an object's own
+    alpha = strength * heat[..., None] ** 0.7
+    return (ground * (1 - alpha) + HEAT[(heat * 255).astype(np.uint8)] * alpha).astype(np.uint8)
+
+
+def frame_with_saliency(image: np.ndarray, saliency: np.ndarray, wrist: np.ndarray | None = None,
+                        caption: str = "") -> np.ndarray:
+    """One video frame: image | overlay | wrist camera (absent if None), each 256 x 256, above a line of caption.
+
+    Returns uint8 (288, 784 or 528, 3): multiples of 16, as video encoders want them.
+    """
+    panels = [image, overlay(image, saliency), *([] if wrist is None else [wrist])]
+    side, gap, bar = 256, 8, 32
+    width = len(panels) * (side + gap) - gap
+    canvas = Image.new("RGB", (-(-width // 16) * 16, side + bar), "#14171b")
+    for i, panel in enumerate(panels):
+        canvas.paste(Image.fromarray(panel).resize((side, side), Image.Resampling.BILINEAR), (i * (side + gap), 0))
+    ImageDraw.Draw(canvas).text((10, side + bar // 2), _shortened(caption, canvas.width - 20), font=_font(),
+                                fill="#e8eaed", anchor="lm")
+    return np.asarray(canvas)
+
+
+@functools.cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=15)
+
+
+@functools.lru_cache(maxsize=64)
+def _shortened(text: str, width: int) -> str:
+    """Cut `text` so that it is at most `width` pixels long."""
+    if _font().getlength(text) <= width:
+        return text
+    while text and _font().getlength(text + " ...") > width:
+        text = text[:-1]
+    return text.rstrip() + " ..."

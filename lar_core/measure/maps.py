@@ -6,17 +6,33 @@ A row is {"name", "frames", "metrics"}, with every metric of `heatmaps` as an in
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
 
 from ..data.dataset import DemoDataset
+from ..data.phrases import Phrase, Place, Unusable, phrases
+from ..model.aggregation import GENERIC
+from ..model.backbone import Encoding
+from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
+from ..model.saliency import mean_attention
 from ..model.train import HEAD_FRAMES, to_device
+from ..run.draws import Draws
+from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.folder import Run
+from ..run.registry import AGGREGATIONS, PASSES
 from .metrics import Truth, score
-from .passes import available, saliency_maps
 from .robustness import SPLITS, Frames
 from .statistics import over_episodes
 
@@ -109,3 +125,200 @@ def _shown(dataset: DemoDataset, frames: np.ndarray) -> tuple[np.ndarray, list[s
 
 def _some(frames: np.ndarray) -> np.ndarray:
     return frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
+
+
+# Saliency of images by any aggregation, whatever the policy was trained with.
+
+MASKS, HIDDEN = 8, 0.25  # how many random masks are averaged over; share of the patches that each hides
+
+
+@torch.no_grad()
+def saliency_maps(policy: Policy, images: Tensor, instructions: Sequence[str], names: Iterable[str],
+                  heads: list[tuple[int, int]] | None = None) -> dict[str, Tensor]:
+    """images (B, 3, H, W) uint8 -> saliency (B, P) by every aggregation in `names`.
+
+    heads: what `localisation_heads` is to take, (layer, head) counted from the first tapped layer. An aggregation that
+    the policy has itself is used as the policy has learned or chosen it.
+    """
+    names = list(names)
+    encoding, prefix = read(policy, images, instructions)
+    if any(name in AGGREGATIONS and AGGREGATIONS[name].relative for name in names):
+        generic, _ = read(policy, images, [GENERIC] * len(images))
+        prefix.reference = mean_attention(generic.attention, generic.instruction_mask)
+    maps = {}
+    for name in names:
+        if name in PASSES:
+            maps[name] = PASSES[name](policy, images, instructions)
+        else:
+            maps[name] = _aggregation(policy, name, heads)(encoding.attention, prefix)
+    return maps
+
+
+def read(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Tensor | None = None):
+    """The prefix alone through the backbone -> (Encoding with attention, Prefix); hidden (B, P) becomes grey."""
+    backbone = policy.backbone
+    prefix = backbone.tokenise(list(instructions))
+    pixels = policy.see(images.to(policy.device), hidden)
+    return backbone.upper(backbone.lower(pixels, prefix), prefix), prefix
+
+
+@PASSES.register("multi_pass")
+def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
+    """The mean over MASKS passes, each with other patches hidden; a hidden patch does not count in its pass."""
+    draws, total, seen = Draws(0), 0.0, 0.0
+    for _ in range(MASKS):
+        scores = draws.uniform(len(images), policy.backbone.patches).to(policy.device)
+        hidden = mask_top(scores, count_masked(scores.shape[1], HIDDEN))
+        saliency = _mean(read(policy, images, instructions, hidden)[0])
+        total, seen = total + saliency.masked_fill(hidden, 0.0), seen + (~hidden).float()
+    mean = total / seen.clamp_min(1)
+    return mean / mean.sum(dim=1, keepdim=True)
+
+
+@PASSES.register("coarse_to_fine")
+def coarse_to_fine(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
+    """Look again, at twice the resolution, at the quarter of the image that held most saliency.
+
+    Inside that window the second look says how the first one's share of saliency is spread; outside nothing changes.
+    """
+    coarse = _mean(read(policy, images, instructions)[0])
+    grid = round(coarse.shape[1] ** 0.5)
+    half, square = grid // 2, coarse.unflatten(1, (grid, grid))
+    tops, lefts = _densest(square, half)
+    crops = _crops(images.to(policy.device), tops, lefts, grid, half)
+    fine = area_resample(_mean(read(policy, crops, instructions)[0]), half)
+    result = square.clone()
+    for row, (top, left) in enumerate(zip(tops, lefts)):
+        window = result[row, top : top + half, left : left + half]  # a view
+        window.copy_(window.sum() * (fine[row] / fine[row].sum()).view(half, half))
+    return result.flatten(1)
+
+
+def available(policy: Policy, chosen: bool = True) -> list[str]:
+    """The aggregations that mean something for a policy: a gate must have been learned, and the heads that localise
+    chosen (`chosen`), unless they are the policy's own.
+    """
+    missing = {name for name in AGGREGATIONS if AGGREGATIONS[name].learns} | (set() if chosen else {"localisation_heads"})
+    return [name for name in (*AGGREGATIONS, *PASSES) if name not in missing - {policy.condition.aggregation}]
+
+
+def _aggregation(policy: Policy, name: str, heads: list[tuple[int, int]] | None):
+    own = policy.backbone.aggregation
+    if type(own) is AGGREGATIONS[name]:
+        return own
+    made = policy.backbone.make_aggregation(name).to(policy.device)
+    if name == "localisation_heads" and heads is not None:
+        made.choose(heads)
+    return made
+
+
+def _mean(encoding: Encoding) -> Tensor:
+    return mean_attention(encoding.attention, encoding.instruction_mask)
+
+
+def _densest(square: Tensor, side: int) -> tuple[list[int], list[int]]:
+    """Top left corners of the side x side windows of maps (B, g, g) that hold most."""
+    mass = F.avg_pool2d(square[:, None], side, stride=1)[:, 0]
+    best, width = mass.flatten(1).argmax(dim=1), mass.shape[-1]
+    return (best // width).tolist(), (best % width).tolist()
+
+
+def _crops(images: Tensor, tops: list[int], lefts: list[int], grid: int, side: int) -> Tensor:
+    """Windows of side x side patches, enlarged to the whole image; uint8."""
+    size = images.shape[-1]
+    patch = size // grid
+    crops = torch.stack([image[:, top * patch : (top + side) * patch, left * patch : (left + side) * patch]
+                         for image, top, left in zip(images, tops, lefts)])
+    return F.interpolate(crops.float(), (size, size), mode="bilinear").round().to(torch.uint8)
+
+
+# Saliency on photographs with phrases: RefCOCO-M, RefCOCO/+/g, Flickr30k Entities, Visual Genome.
+
+PHRASES = 500  # of a data set, unless more are asked for
+RIVALS = 7  # other places of a picture that are ranked against the named one, at most; the largest
+
+
+def score_photographs(run: Run, policy: Policy, name: str, folder: Path | str, split: str = "val",
+                      limit: int = PHRASES) -> list[dict]:
+    """The rows of a data set in `grounding_sets.SETS`, on the first `limit` phrases of `split`; also written down.
+
+    Raises LarError as `phrases` and `photograph_rows` do.
+    """
+    heads = kept_heads(run, policy)
+    rows = photograph_rows(policy, phrases(name, folder, split), limit, available(policy, heads is not None), heads)
+    write_json(run.path / "photographs" / f"{name}-{split}.json", rows)
+    return rows
+
+
+def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = PHRASES, names: Sequence[str] | None = None,
+                    heads: list[tuple[int, int]] | None = None) -> list[dict]:
+    """A row (see `saliency_rows`) for each aggregation in `names` (None: all), on the first `limit` phrases.
+
+    Phrases that cannot be used are left out, counted by reason, printed, and counted in the rows as `skipped`. Intervals
+    are over pictures: phrases of one picture are not independent. heads: what `localisation_heads` takes.
+    Raises LarError where there are no phrases, or none of them can be used.
+    """
+    size, grid = policy.backbone.image_size, round(policy.backbone.patches**0.5)
+    chosen, seen, skipped = _usable(policy, islice(phrases, limit), size)
+    maps = maps_in_batches(policy, np.stack([image for image, _ in seen]), [phrase.text for phrase in chosen],
+                           list(names or available(policy)), heads)
+    objects = np.stack([places for _, places in seen])
+    truth = Truth(objects[:, 0], grid, objects=objects)
+    return [row(name, saliency, truth, _pictures(chosen)) | {"skipped": skipped} for name, saliency in maps.items()]
+
+
+def _usable(policy: Policy, phrases: Iterable[Phrase], size: int) -> tuple[list[Phrase], list[tuple], int]:
+    """The phrases that can be scored, what `_seen` makes of each, and how many others there were; says why."""
+    chosen, seen, reasons, first = [], [], Counter(), ""
+    for phrase in tqdm(phrases, desc="reading photographs", unit="phrase", leave=False):
+        try:
+            _check_text(policy, phrase)
+            seen.append(_seen(phrase, size))
+            chosen.append(phrase)
+        except Unusable as error:
+            first = first or str(error)
+            reasons[error.reason] += 1
+    skipped = reasons.total()
+    counted = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
+    if not chosen and skipped:
+        raise LarError(f"None of {skipped} phrases can be scored ({counted}). The first: {first} Check that the folder "
+                       "holds all of the data set, its pictures as well.")
+    if not chosen:
+        raise LarError("There are no phrases to score: check the folder and the split.")
+    if skipped:
+        print(f"{skipped} of {skipped + len(chosen)} phrases were skipped: {counted}.")
+    return chosen, seen, skipped
+
+
+def _check_text(policy: Policy, phrase: Phrase) -> None:
+    try:
+        policy.backbone.tokenise([phrase.text])
+    except LarError as error:
+        raise Unusable("its text is no instruction", error) from error
+
+
+def _seen(phrase: Phrase, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (size, size, 3) uint8, and the places (1 + RIVALS, size, size) bool, the named one first.
+
+    Raises Unusable where the named one cannot be shown; other places that cannot be are left out.
+    """
+    picture = phrase.picture()
+    def stretched(place: Place) -> np.ndarray:
+        mask = Image.fromarray(place.pixels(picture.height, picture.width))
+        return np.asarray(mask.resize((size, size), Image.Resampling.NEAREST))
+    named, others = stretched(phrase.named), []
+    if not named.any():
+        raise Unusable("its place is smaller than a pixel of the model's image")
+    for place in phrase.others:
+        with suppress(Unusable):
+            others.append(stretched(place))
+    others = sorted(others, key=np.sum, reverse=True)[:RIVALS]
+    places = np.zeros((1 + RIVALS, size, size), dtype=bool)
+    places[: 1 + len(others)] = [named, *others]
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), places
+
+
+def _pictures(phrases: Sequence[Phrase]) -> np.ndarray:
+    """A number for each picture, (B,)."""
+    numbers: dict = {}
+    return np.array([numbers.setdefault(phrase.image, len(numbers)) for phrase in phrases])

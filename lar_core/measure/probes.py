@@ -5,16 +5,16 @@ Intervals are bootstrapped over episodes, because the frames of one episode are 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.dataset import DemoDataset, load_split
+from ..data.dataset import DemoDataset, Stats, load_split
 from ..data.demos import read_origin
-from ..data.stats import Stats
-from ..model.diffusion import Denoising
+from ..model.diffusion import Denoising, paste
 from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
 from ..model.policy import Policy
@@ -23,10 +23,8 @@ from ..run.draws import Draws
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
 from . import grounding
-from .denoising import denoising, denoising_panels
 from .maps import aggregation_rows, robustness_rows, truth_of
 from .metrics import METRICS, Truth, score
-from .shortcut import sample_losses, shortcut
 from .statistics import over_episodes
 
 BATCH = 32
@@ -207,3 +205,99 @@ def _patch_panels(policy: Policy, recon: Reconstruction) -> Tensor:
     hidden = pixel_mask(recon.mask, original.shape[-1])
     return torch.stack([original, original.masked_fill(hidden, 0.0), predicted,
                         torch.where(hidden, predicted, original)], dim=1)
+
+
+# The shortcut probe: what the actions lose when the image is taken away, or another frame's is put in its place.
+
+GREY = 128
+CAMERAS = ("images", "wrist")
+KINDS = ("blank", "shuffled")
+
+
+@torch.no_grad()
+def shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
+    """The section `shortcut` of results.json, measured on `frames` of `dataset`."""
+    loss, error = _measure_shortcut(policy, dataset, frames)
+    episode = dataset.episode[frames]
+
+    def entry(name: str) -> dict:
+        return {"loss": over_episodes(loss[name], episode), "l1": over_episodes(error[name], episode),
+                "increase": over_episodes(loss[name] - loss["right"], episode)}
+
+    right = entry("right")
+    return {"frames": len(frames), "episodes": len(np.unique(episode)),
+            "unit": "normalised" if policy.head.l1 else "nats", "right": {name: right[name] for name in ("loss", "l1")},
+            "whole": {kind: entry(kind) for kind in KINDS},
+            "head": {kind: entry(f"head {kind}") for kind in KINDS} if policy.head.reads_layers else None}
+
+
+def _measure_shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> tuple[dict, dict]:
+    """Loss and mean absolute error of each frame (N,), by what was changed."""
+    loss, error = {}, {}
+    others = np.roll(frames, len(frames) // 2)  # far away: another episode, and of several tasks often another task
+    for start in range(0, len(frames), BATCH):
+        part = slice(start, start + BATCH)
+        batch, other = (to_device(dataset.batch(rows[part]), policy.device) for rows in (frames, others))
+        for name, answer in _answers(policy, batch, other):
+            actions, padded = policy.head.decode(answer), batch["action_pad"]
+            loss.setdefault(name, []).append(sample_losses(policy, answer, batch))
+            error.setdefault(name, []).append(_errors(actions, batch["actions"], padded))
+    return tuple({name: torch.cat(parts).cpu().numpy() for name, parts in values.items()} for values in (loss, error))
+
+
+def _answers(policy: Policy, batch: dict, other: dict) -> Iterator[tuple[str, Tensor]]:
+    """The head's answers to the right images and to changed ones."""
+    cameras = [name for name in CAMERAS if name in batch]
+    changed = {"right": {}, "blank": {name: torch.full_like(batch[name], GREY) for name in cameras},
+               "shuffled": {name: other[name] for name in cameras}}
+    encodings = {kind: policy.encode(batch | images, saliency=False) for kind, images in changed.items()}
+    for kind, encoding in encodings.items():
+        yield kind, policy.head(encoding)
+        if kind != "right" and policy.head.reads_layers:
+            yield f"head {kind}", policy.head(encodings["right"], encoding)
+
+
+def sample_losses(policy: Policy, answer: Tensor, batch: dict) -> Tensor:
+    """L_action of each sample, (B,)."""
+    one = [slice(i, i + 1) for i in range(len(answer))]
+    return torch.stack([policy.head.loss(answer[i], batch["actions"][i], batch["action_pad"][i]) for i in one])
+
+
+def _errors(predicted: Tensor, actions: Tensor, padded: Tensor) -> Tensor:
+    """Mean absolute error of each sample's actions over its valid steps, (B,)."""
+    absolute = (predicted - actions).abs().mean(dim=-1) * ~padded  # (B, K)
+    return absolute.sum(dim=1) / (~padded).sum(dim=1)
+
+
+# What a denoiser knows of held-out frames: its loss told by the frame's own states, and told by another frame's.
+
+
+
+@torch.no_grad()
+def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
+    """The section `denoising` of results.json, measured on `frames` of `dataset`."""
+    own, swapped = [], []
+    others = np.roll(frames, len(frames) // 2)  # far away, as in the shortcut probe
+    for start in range(0, len(frames), BATCH):
+        part = slice(start, start + BATCH)
+        batch, other = (to_device(dataset.batch(rows[part]), policy.device) for rows in (frames, others))
+        recon, foreign = (_reconstruct(policy, rows, Draws(start)) for rows in (batch, other))
+        own.append(recon.errors)
+        swapped.append(policy.decoder.errors(foreign.states, recon.noised))
+    loss, other_frame = (torch.cat(parts).cpu().numpy() for parts in (own, swapped))
+    episode = dataset.episode[frames]
+    return {"frames": len(frames), "episodes": len(np.unique(episode)), "loss": over_episodes(loss, episode),
+            "other_frame": over_episodes(other_frame, episode), "increase": over_episodes(other_frame - loss, episode)}
+
+
+def _reconstruct(policy: Policy, batch: dict, draws: Draws) -> Denoising:
+    encoding = policy.encode(batch)
+    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
+
+
+def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:
+    """Original, region hidden, region sampled from noise (stretched to the image), put back: (B, 4, 3, H, W)."""
+    original, sampled = recon.images, policy.decoder.sample(recon.states, Draws(0))
+    whole = torch.tensor([[0.0, 0, 1, 1]], device=original.device).expand(len(original), -1)
+    hidden = paste(original, torch.zeros_like(sampled), recon.boxes)
+    return torch.stack([original, hidden, paste(original, sampled, whole), paste(original, sampled, recon.boxes)], dim=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..scene.instructions import BLANK
+from ..scene.episode import BLANK
 from .regions import box_of
 
 GREY = 128

@@ -20,20 +20,19 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from tqdm import tqdm
 
-from ..data.stats import Stats, proprio
+from ..data.dataset import Stats, proprio
 from ..model.policy import Policy
 from ..run.config import Profile
 from ..run.errors import LarError, say_once
 from ..run.files import append_jsonl
 from ..run.folder import Run
 from ..run.processes import processes
-from ..scene.episode import episode_env
-from ..scene.instructions import check_kinds, kinds, told
+from ..scene.episode import check_kinds, episode_env, kinds, told
 from ..scene.placements import evaluation_scenes
 from ..scene.reference import MEANING
 from ..scene.setup import prepare
 from .film import Film
-from .swapped import read_episodes
+from .results import read_episodes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from ..data.dataset import DemoDataset
 from ..model.policy import Policy, make_policy
-from ..model.weights import prepare_backbone
+from ..model.tiny import prepare_backbone
 from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import atomic_path

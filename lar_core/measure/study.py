@@ -5,16 +5,24 @@ Every run of a study is an ordinary run (`RunConfig`); the blind control is one 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ..run.checked import Checked
 from ..run.config import CONDITIONS, PROFILES, Placement, RunConfig, make_config
 from ..run.errors import LarError, unknown
-from ..run.folder import blind_twin
+from ..run.folder import Run, blind_twin
+from ..run.registry import Checked
+from .compare import Result, outcomes
+from .results import Document, contradictions, load_results, modern_rows, scenes, summarise
+from .rollout import episodes_of
+from .statistics import Interval, bootstrap_mean, detectable_paired, mcnemar, wilson
 
 OWN_LINE = ("condition", "seed", "profile", "tasks", "placement")  # of these, `set` may change none
 BLIND = "blind"
@@ -102,3 +110,231 @@ def _mapping(path: Path) -> dict[str, Any]:
     if not isinstance(lines, dict) or not all(isinstance(name, str) for name in lines):
         raise LarError(f"{path} is not a study: it needs lines such as conditions: [action_only, attention_mask].")
     return lines
+
+
+# Two arms of a study: how different they are, how sure one may be, and what so many rollouts could have missed.
+
+ALPHA = 0.05
+MORE, LESS, NOT_DETECTED = "more successful", "less successful", "not detected"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for how many were computed, by Holm's step-down method (1979); none for none."""
+    values, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(scaled).clip(max=1)
+    return corrected.tolist()
+
+
+def cohens_h(rate_a: float, rate_b: float) -> float:
+    """Difference of the rates' arcsine transforms, an effect size: 0.2 is called small, 0.5 medium, 0.8 large."""
+    return float(2 * np.arcsin(np.sqrt(rate_a)) - 2 * np.arcsin(np.sqrt(rate_b)))
+
+
+def clustered_bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
+    """Mean of values (S, N) with a percentile bootstrap interval that draws seeds, then rollouts of each.
+
+    Rollouts of one trained policy resemble each other, so that the seeds have to vary too (Davison and Hinkley, 1997,
+    section 3.8). One seed says nothing about others: rollouts alone are drawn then. n counts the seeds.
+    """
+    values = np.asarray(values, dtype=float)
+    seeds, rollouts = values.shape
+    if seeds == 1:
+        within = bootstrap_mean(values[0], seed, resamples)
+        return Interval(within.value, within.low, within.high, 1)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(seeds, size=(seeds, 1))
+        means[i] = values[drawn, rng.integers(rollouts, size=(seeds, rollouts))].mean()
+    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
+    return Interval(float(values.mean()), float(low), float(high), seeds)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Arm `a` against arm `b` before anything is known of other tests; `difference` is rate a - rate b."""
+
+    a: np.ndarray  # (S, N) bool
+    b: np.ndarray
+    difference: Interval
+    p: float  # McNemar's, exact, over the pairs of all seeds
+
+    @classmethod
+    def of(cls, a: np.ndarray, b: np.ndarray) -> Contrast:
+        """Compare outcomes (S, N) pair by pair. Raises ValueError for unequal shapes."""
+        a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+        if a.shape != b.shape:
+            raise ValueError(f"Paired outcomes must have equal shapes, not {a.shape} and {b.shape}.")
+        return cls(a, b, clustered_bootstrap(a.astype(float) - b), mcnemar(a.ravel(), b.ravel()))
+
+    def detectable(self, tests: int) -> float:
+        """Smallest difference that so many pairs find four times out of five, at the strictest of `tests` tests.
+
+        The share of pairs that differ is taken at the upper end of its interval; the pairs count as independent, so
+        with seeds that disagree the truth is larger.
+        """
+        differing = wilson(int((self.a != self.b).sum()), self.a.size).high
+        return detectable_paired(self.a.size, differing, ALPHA / tests)
+
+    def verdict(self, p_holm: float) -> str:
+        """Detected only if the corrected test and the interval over seeds both say so."""
+        low, high = self.difference.low, self.difference.high
+        if p_holm >= ALPHA or low is None or low <= 0 <= high:
+            return NOT_DETECTED
+        return MORE if self.difference.value > 0 else LESS
+
+
+def comparison(names: tuple[str, str], placement: str, contrast: Contrast, p_holm: float, tests: int) -> dict:
+    """One entry of `comparisons` in study.json."""
+    a, b, difference = contrast.a, contrast.b, contrast.difference
+    numbers = {"condition": names[0], "reference": names[1], "placement": placement, "seeds": len(a), "pairs": a.size,
+               "only_condition": int((a & ~b).sum()), "only_reference": int((b & ~a).sum()),
+               "difference": {"mean": difference.value, "low": difference.low, "high": difference.high},
+               "cohens_h": cohens_h(a.mean(), b.mean()), "p": contrast.p, "p_holm": p_holm,
+               "detectable": contrast.detectable(tests), "verdict": contrast.verdict(p_holm)}
+    return numbers | {"sentence": _sentence(numbers, int(a.sum()), int(b.sum()), tests)}
+
+
+def _sentence(row: dict, successes: int, reference_successes: int, tests: int) -> str:
+    name, reference, difference, seeds = row["condition"], row["reference"], row["difference"], row["seeds"]
+    interval = "no interval" if difference["low"] is None else (
+        f"95 % interval over {f'{seeds} seeds' if seeds > 1 else 'rollouts of one seed'} "
+        f"{100 * difference['low']:+.0f} to {100 * difference['high']:+.0f} points")
+    numbers = (f"{successes}/{row['pairs']} against {reference_successes}/{row['pairs']}, "
+               f"{100 * difference['mean']:+.0f} points, {interval}, Cohen's h {row['cohens_h']:+.2f}, exact McNemar "
+               f"p = {row['p']:.2g}, {row['p_holm']:.2g} after Holm's correction for {tests} "
+               f"{'test' if tests == 1 else 'tests'}")
+    where = f"on {row['placement']} placements"
+    if row["verdict"] != NOT_DETECTED:
+        return f"{name} is {row['verdict']} than {reference} {where}: {numbers}."
+    why = " The rollouts differ, but not alike in every seed." if row["p_holm"] < ALPHA and seeds > 1 else ""
+    return (f"A difference between {name} and {reference} was not detected {where}: {numbers}.{why} A study of this "
+            f"size can miss differences of up to about {100 * row['detectable']:.0f} points.")
+
+
+# study.json: what the runs of a study say together, read and written through one schema (fields: docs/study.md).
+
+FILE = "study.json"
+SCORES = {"aos": ("grounding", "aos", "model"),  # where results.json has them: intervals, of which the mean is taken
+          "target_minus_distractor": ("grounding", "target_minus_distractor", "model"), "action_l1": ("action", "l1")}
+COSTS = {"parameters": ("training_cost", "own", "parameters"), "flops": ("training_cost", "own", "flops"),
+         "train_step_ms": ("training_cost", "own", "step_ms"), "peak_bytes": ("training_cost", "own", "peak_bytes"),
+         "train_seconds": ("training", "seconds"), "act_ms": ("latency", "p50_ms")}
+BASE = "action_only"  # what every run measures beside its own training step, at the same moment
+
+
+def _contradictions(document: dict) -> Iterator[tuple[str, str]]:
+    for i, arm in enumerate(document["arms"]):
+        for j, row in enumerate(arm["success"]):
+            yield from contradictions(f"arms[{i}].success[{j}]", row)
+
+
+def _modern(document: dict) -> dict:
+    """Older studies by the present names of what the policies were told; the tasks are those that were rolled out."""
+    def of(arm: object) -> object:
+        rows = arm.get("success") if isinstance(arm, dict) else None
+        tasks = [row["task"] for row in rows if isinstance(row, dict) and isinstance(row.get("task"), int)] \
+            if isinstance(rows, list) else []
+        return arm | {"success": modern_rows(rows, tasks)} if tasks else arm
+    return document | {"arms": [of(arm) for arm in document["arms"]]} if isinstance(document.get("arms"), list) else document
+
+
+STUDY = Document("study_schema.json", "study", "lar study", _contradictions, _modern)
+
+
+def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> dict:
+    """Compare the finished runs of a study; validates, writes and returns `study.json`.
+
+    Raises LarError for rollouts that cannot be paired and for runs that used different assets.
+    """
+    results = {arm: _read(run) for arm, run in runs.items()}
+    arms = {condition: [results[condition, seed] for seed in study.seeds] for condition in study.arms}
+    document = {
+        "schema_version": 1,
+        "study": {"name": study.name, "conditions": list(study.arms), "reference": study.reference,
+                  "seeds": list(study.seeds), "profile": study.profile, "placements": list(study.placement),
+                  "changes": json.loads(json.dumps(study.changes))},
+        "provenance": _provenance(arms),
+        "arms": [_arm(condition, made, arms[study.reference], study.placement)
+                 for condition, made in arms.items()],
+        "comparisons": comparisons(study, arms),
+    }
+    STUDY.save(folder / FILE, document)
+    return document
+
+
+def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
+    """Every arm against the reference, at every placement; all p values are corrected together."""
+    others = [condition for condition in study.arms if condition != study.reference]
+    contrasts = {(condition, placement): Contrast.of(*_paired(arms[condition], arms[study.reference], placement))
+                 for placement in study.placement for condition in others}
+    corrected = holm([contrast.p for contrast in contrasts.values()])
+    return [comparison((condition, study.reference), placement, contrast, p, len(contrasts))
+            for ((condition, placement), contrast), p in zip(contrasts.items(), corrected)]
+
+
+def _read(run: Run) -> Result:
+    return Result(run.path.name, load_results(run.results), tuple(episodes_of(run)))
+
+
+def _paired(a: Sequence[Result], b: Sequence[Result], placement: str) -> tuple[np.ndarray, np.ndarray]:
+    """Outcomes (S, N) of two arms, seed by seed, in the same order of init states. Raises LarError if they differ."""
+    tables = [[{key: success for key, success in outcomes(result.rows, result.condition).items() if key[0] == placement}
+               for result in arm] for arm in (a, b)]
+    keys = sorted(tables[0][0])
+    for result, table in zip((*a, *b), (*tables[0], *tables[1])):
+        if sorted(table) != keys or not keys:
+            raise LarError(f"{result.name} and {a[0].name} were not rolled out on the same {placement} init states: "
+                           "run the study again with one setting of tasks and episodes_per_task.")
+    return tuple(np.array([[table[key] for key in keys] for table in arm]) for arm in tables)
+
+
+def _arm(condition: str, made: Sequence[Result], reference: Sequence[Result], placements: Sequence[str]) -> dict:
+    """One entry of `arms`; success is counted over all seeds."""
+    rows = [row for result in made for row in result.rows if row["placement"] in placements]
+    return {"condition": condition, "runs": [result.name for result in made], "success": summarise(rows),
+            **{name: _score(made, reference, path) for name, path in SCORES.items()},
+            "costs": {name: _cost(made, path) for name, path in COSTS.items()}}
+
+
+def _score(made: Sequence[Result], reference: Sequence[Result], path: Sequence[str]) -> dict | None:
+    """Mean over seeds, and mean difference from the same seeds of the reference, with intervals over seeds."""
+    values = [_value(result.results, (*path, "mean")) for result in made]
+    if None in values:
+        return None
+    beside = [_value(result.results, (*path, "mean")) for result in reference]
+    gain = None if None in beside else _interval(np.subtract(values, beside))
+    return {**_interval(values), "seeds": values, "over_reference": gain}
+
+
+def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
+    """Mean over seeds; ratio: how many times that of `action_only`, where each run measured both."""
+    values = [_value(result.results, path) for result in made]
+    if None in values:
+        return None
+    beside = [_value(result.results, [BASE if name == "own" else name for name in path]) for result in made]
+    ratio = float(np.mean(np.divide(values, beside))) if "own" in path else None
+    return {"mean": float(np.mean(values)), "ratio": ratio}
+
+
+def _interval(values: Sequence[float]) -> dict:
+    interval = bootstrap_mean(values)
+    return {"mean": interval.value, "low": interval.low, "high": interval.high}
+
+
+def _value(results: dict, path: Sequence[str]) -> float | None:
+    value: object = results
+    for name in path:
+        value = value and value.get(name)
+    return value
+
+
+def _provenance(arms: dict[str, Sequence[Result]]) -> dict:
+    """That of the first run. Raises LarError where another one used other assets: they could not be compared."""
+    made = [result.results["provenance"] for results in arms.values() for result in results]
+    if len({json.dumps(one["assets"], sort_keys=True) for one in made}) > 1:
+        raise LarError("The runs of this study used different assets: run all with one set in another --run-dir.")
+    return {**made[0], "commit": ", ".join(sorted({one["commit"] for one in made})),
+            "scenes": scenes([row for results in arms.values() for result in results for row in result.rows])}

@@ -6,7 +6,7 @@ Kang et al. 2025a, "See what you are told: visual attention sink in large multim
 vision-language model only needs a few attention heads for visual grounding"; Zhang et al. 2025, "MLLMs know where to
 look".
 
-All take one pass (`relative` two) and can feed training masks. Those that need many passes are in `measure/passes.py`.
+All take one pass (`relative` two) and can feed training masks. Those that need many passes are in `measure/maps.py`.
 """
 
 from __future__ import annotations

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 
 from ..run.draws import Draws
 from ..run.errors import Damaged, LarError
-from .checks import check_loaded
 from .mae import patchify, sincos_positions, unpatchify
-from .weight_files import first_not_finite
+from .weights import check_loaded, first_not_finite
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

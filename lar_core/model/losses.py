@@ -2,7 +2,7 @@
 
 Actions are 256 equal bins per degree of freedom over the normalised range [-1, 1] (as in RT-2 and OpenVLA). Order of the
 seven: dx, dy, dz, droll, dpitch, dyaw, gripper (-1 opens, +1 closes). Normalisation by quantiles happens in
-`lar_core.data.stats`; L_recon is `mae.reconstruction_loss`.
+`lar_core.data.dataset`; L_recon is `mae.reconstruction_loss`.
 """
 
 from __future__ import annotations

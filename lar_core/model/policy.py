@@ -34,11 +34,11 @@ from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoiser, Denoising, DiffusionDecoder, Latents, Pixels, densest_boxes, load_vae, object_boxes
 from .heads import Head, Trunk
-from .loading import load_for
 from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
+from .paligemma import load_for
 from .regularisers import Given
-from .weight_files import check_trained_on, first_not_finite
+from .weights import check_trained_on, first_not_finite
 
 DECAY = 0.996  # teacher = DECAY * teacher + (1 - DECAY) * student after every step
 

@@ -20,11 +20,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from ..data.augment import shift_images
-from ..data.dataset import DemoDataset, FrameSampler, load_split
+from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, shift_images
 from ..data.demos import Episode
 from ..data.features import BlindFeatures, FeatureCache
-from ..data.stats import Stats
 from ..run.config import Condition, RunConfig
 from ..run.draws import Draws
 from ..run.errors import Damaged, LarError
@@ -34,11 +32,10 @@ from ..run.processes import Stopped, on_stop
 from ..run.registry import MASK_SOURCES, REGULARISERS
 from ..run.runtime import act_precision, device, float_dtype, group, mixed_precision
 from ..scene.placements import BOWLS, other_instruction
-from .loading import settle
 from .losses import gradient_norm
+from .paligemma import activation_ranges, settle, too_large
 from .policy import Policy, Teacher, make_policy
-from .ranges import activation_ranges, too_large
-from .weights import prepare_backbone, prepare_vae
+from .tiny import prepare_backbone, prepare_vae
 
 LOG_EVERY = 10  # steps
 GRADIENTS_EVERY = 50  # steps; two more backward passes each time

@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, model_serializer, model_validator
 
-from .checked import Checked
 from .errors import LarError, unknown
 from .files import write_text
-from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS
+from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS, Checked
 
 Placement = Literal["official", "wide", "counterfactual"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
-INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/instructions.py
+INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/episode.py
 Verdict = tuple[object, str]  # whether it is wrong, and what to say then
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

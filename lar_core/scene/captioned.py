@@ -20,10 +20,9 @@ from tqdm.auto import tqdm
 from ..run.config import Profile, RunConfig
 from ..run.files import atomic_path, produce
 from ..run.processes import processes
-from .env import SpatialEnv, instruction
+from .env import SpatialEnv, instruction, pool
 from .placements import RELATIONS, Scene, evaluation_scenes, sample_scene
 from .setup import task_names, use_assets
-from .workers import pool
 
 HELDOUT = 10  # pictures a task
 WRIST = 0  # pre-training has one camera

@@ -20,10 +20,10 @@ from ..run.config import Profile, RunConfig
 from ..run.errors import LarError
 from ..run.files import produce, write_text
 from ..run.processes import processes
+from .env import environment, pool
 from .expert import run_expert
 from .placements import sample_scene
 from .setup import task_names, use_assets
-from .workers import environment, pool
 
 MOST_ATTEMPTS = 3  # times the number of demonstrations: an expert that fails more often is broken
 

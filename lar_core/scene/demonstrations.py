@@ -19,19 +19,17 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.demos import Episode, episode_count, merge_episodes, read_episode, write_episode
-from ..data.download import download
+from ..data.hub import download, entry
 from ..data.lerobot import META, Listed, list_episodes, read_listed
-from ..data.manifest import entry
 from ..data.resize import resize_episode
 from ..run.config import Profile, RunConfig
 from ..run.errors import LarError
 from ..run.files import produce, require_space
 from ..run.processes import processes
 from .collect import collect
-from .env import instruction
+from .env import environment, instruction, pool
 from .rerender import render_again
 from .setup import bddl_file, task_names, use_assets
-from .workers import environment, pool
 
 KEYS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # in data_manifest.yaml
 

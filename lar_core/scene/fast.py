@@ -16,7 +16,7 @@ import robosuite
 from libero.libero.envs import TASK_MAPPING
 from robosuite.utils.errors import RandomizationError
 
-from ..run.cache import build_once, cache_folder
+from ..run.files import build_once, cache_folder
 
 CELL = 0.011  # metres: vertices of a robot mesh that share a cube of this size become one
 _ROBOT_MESHES = Path(robosuite.__file__).parent / "models" / "assets"

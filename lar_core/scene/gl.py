@@ -14,8 +14,8 @@ import json
 import os
 import sys
 
-from ..run.child import ChildError, in_child
 from ..run.errors import LarError, say_once
+from ..run.processes import ChildError, in_child
 
 INSTALL = {"osmesa": "libosmesa6", "egl": "libegl1"}  # Debian's names of the GL libraries
 DEVICE, WORKS = "MUJOCO_EGL_DEVICE_ID", "LAR_GL_WORKS"

@@ -19,10 +19,9 @@ from unittest import mock
 
 import yaml
 
-from ..run.cache import cache_base, home, library_caches, temporary_folder
 from ..run.errors import LarError, say_once
-from ..run.files import write_text
-from ..run.versions import pins, wrong_versions
+from ..run.files import cache_base, home, library_caches, temporary_folder, write_text
+from ..run.folder import pins, wrong_versions
 from . import gl
 
 STANDIN = Path(__file__).parent / "assets"  # our own objects under LIBERO's names, made by scripts/make_assets.py
@@ -190,7 +189,7 @@ def resolve_assets(choice: str | Path | None = None) -> Path:
     if choice == "standin":
         return STANDIN
     if choice == "hub":
-        from ..data.download import download  # the hub's library is slow to import, and every worker would
+        from ..data.hub import download  # the hub's library is slow to import, and every worker would
 
         return download("libero-assets", folder=_hub_copy())
     if choice:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCardData
 
-from ..data.manifest import Entry, entry
+from ..data.hub import Entry, entry
 from ..run.config import RunConfig
 from . import findings
-from .page import fill_template
-from .report import summary_table
+from .report import fill_template, summary_table
 
 _LICENCES = {"Gemma Terms of Use": "gemma"}  # the manifest's word -> the hub's
 _DEMOS = {"expert": "made by a scripted expert", "official": "of LIBERO's official files",

@@ -18,7 +18,7 @@ from ..measure.attention import AttentionReader, Choice, View, coverage_of, regi
 from ..model.policy import Policy
 from ..run.errors import LarError
 from ..scene.env import instruction
-from ..scene.instructions import BLANK
+from ..scene.episode import BLANK
 from ..scene.placements import BOWLS, OTHER_SENTENCE
 from .pictures import enlarge, grid, heat, hidden, outlined, png, side_by_side
 

@@ -18,17 +18,14 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from ..measure.regions import upsample
+from ..measure.film import FULL_COLOUR, HEAT, overlay
 from ..run.registry import METRICS, REGULARISERS
 
 # Okabe & Ito's palette: told apart with every kind of colour vision.
 MODEL, CHANGED, CONTROL, GREY = "#0a84c6", "#e69f00", "#9aa1a9", "#737b84"
 TARGET, OTHER = "#00e0ff", "#ffffff"  # outlines: the named object (solid), the other bowl (dashed)
-ROUNDS = 6  # of smoothing within patches
-FULL_COLOUR = 4.0  # times a uniform map's share
-_HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 255).astype(np.float32)
 
 SERIES = {"model": "this policy", "uniform": "uniform map", "centre": "image centre",
           "mean_map": "where it was in training"}
@@ -50,51 +47,6 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
             return draw(*args, **kwargs)
 
     return drawn
-
-
-def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85) -> np.ndarray:
-    """Colour image (H, H, 3) uint8 by saliency (P,), P a square number, summing to 1; returns (H, H, 3) uint8.
-
-    Smoothly, but no patch's saliency leaks onto its neighbours: see `regions.upsample`.
-    """
-    density = upsample(saliency, len(image), ROUNDS) * len(image) ** 2  # 1 = what a uniform map would give
-    heat = np.clip((density - 1) / (FULL_COLOUR - 1), 0, 1)
-    grey = image.mean(axis=2, keepdims=True, dtype=np.float32)
-    ground = 0.35 * image + 0.65 * grey  # half without colour, so that the heat is not mistaken for an object's own
-    alpha = strength * heat[..., None] ** 0.7
-    return (ground * (1 - alpha) + _HEAT[(heat * 255).astype(np.uint8)] * alpha).astype(np.uint8)
-
-
-def frame_with_saliency(image: np.ndarray, saliency: np.ndarray, wrist: np.ndarray | None = None,
-                        caption: str = "") -> np.ndarray:
-    """One video frame: image | overlay | wrist camera (absent if None), each 256 x 256, above a line of caption.
-
-    Returns uint8 (288, 784 or 528, 3): multiples of 16, as video encoders want them.
-    """
-    panels = [image, overlay(image, saliency), *([] if wrist is None else [wrist])]
-    side, gap, bar = 256, 8, 32
-    width = len(panels) * (side + gap) - gap
-    canvas = Image.new("RGB", (-(-width // 16) * 16, side + bar), "#14171b")
-    for i, panel in enumerate(panels):
-        canvas.paste(Image.fromarray(panel).resize((side, side), Image.Resampling.BILINEAR), (i * (side + gap), 0))
-    ImageDraw.Draw(canvas).text((10, side + bar // 2), _shortened(caption, canvas.width - 20), font=_font(),
-                                fill="#e8eaed", anchor="lm")
-    return np.asarray(canvas)
-
-
-@functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=15)
-
-
-@functools.lru_cache(maxsize=64)
-def _shortened(text: str, width: int) -> str:
-    """Cut `text` so that it is at most `width` pixels long."""
-    if _font().getlength(text) <= width:
-        return text
-    while text and _font().getlength(text + " ...") > width:
-        text = text[:-1]
-    return text.rstrip() + " ..."
 
 
 @styled
@@ -151,7 +103,7 @@ def _gallery_key(figure: Figure) -> None:
     """Name the outlines and the colour scale below the gallery."""
     height = figure.get_figheight()
     bar = figure.add_axes((0.68, 0.28 / height, 0.3, 0.10 / height))
-    scale = ScalarMappable(Normalize(1, FULL_COLOUR), matplotlib.colors.ListedColormap(_HEAT / 255))
+    scale = ScalarMappable(Normalize(1, FULL_COLOUR), matplotlib.colors.ListedColormap(HEAT / 255))
     figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=[1, 2, 3, 4])
     bar.set_xticklabels(["≤ 1×", "2×", "3×", "≥ 4×"], fontsize=8)
     bar.tick_params(length=0, pad=2)

@@ -23,7 +23,7 @@ from ..measure.statistics import (
 )
 from ..run.config import CONDITIONS, PROFILES
 from ..run.registry import REGULARISERS
-from ..scene.instructions import kinds_of
+from ..scene.episode import kinds_of
 from ..scene.placements import OTHER_SENTENCE
 from .rates import CHANGES, by_task, changes, pooled, rows_of, tasks_of
 

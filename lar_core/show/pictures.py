@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib
 import numpy as np
+import torch
+from matplotlib.figure import Figure
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 from scipy.ndimage import binary_erosion
+from torch import Tensor
 
+from ..measure.attention import Attention, AttentionReader, Choice, aggregate, shared
+from ..model.aggregation import SINK
+from ..model.diffusion import crop, densest_boxes, object_boxes
+from ..model.policy import Policy, count, make_decoder
+from ..run.config import CONDITIONS, Condition, Profile
+from ..run.draws import Draws
+from ..run.errors import LarError
+from ..run.files import atomic_path
+from ..run.folder import Run
+from ..run.registry import MASK_SOURCES
+from ..scene.episode import BLANK
+from . import figures
 from .figures import OTHER, TARGET, overlay
 
 SIDE, GAP, TITLE = 288, 10, 24  # pixels: of a panel, between panels, above them
@@ -86,3 +103,172 @@ def filmstrip(frames: np.ndarray, count: int = 6, side: int = 150) -> np.ndarray
     """`count` of the frames (T, H, W, 3), evenly spread, in a row."""
     chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
     return side_by_side([enlarge(frames[i], side) for i in chosen], [f"step {i}" for i in chosen])
+
+
+# Many saliency maps of one frame side by side: one for every word, every head, or every way to aggregate.
+
+def maps(image: np.ndarray, attention: Attention, choices: dict[str, Choice], regions: np.ndarray | None = None, *,
+         columns: int = 5, side: int = 180) -> np.ndarray:
+    """One heatmap a choice over image (H, W, 3), each under its name; regions (2, H, W) are outlined."""
+    return grid([heat(image, aggregate(attention, choice), regions, side) for choice in choices.values()],
+                list(choices), columns)
+
+
+def by_name(reader: AttentionReader, image: np.ndarray, instruction: str, regions: np.ndarray | None = None, *,
+            columns: int = 5, side: int = 180) -> np.ndarray:
+    """One heatmap for every aggregation that has a name, those of many passes too."""
+    names = reader.aggregations
+    return grid([heat(image, reader.aggregated(image, instruction, name), regions, side) for name in names],
+                [name.replace("_", " ") for name in names], columns)
+
+
+def sinks(reader: AttentionReader, image: np.ndarray, instruction: str,
+          regions: np.ndarray | None = None) -> np.ndarray:
+    """The mean map; that of a blank instruction; what every token gives at least; and the map without its sinks."""
+    common = shared(reader.read(image, instruction))
+    panels = {"mean over the words": reader.aggregated(image, instruction, "mean"),
+              "nothing was said": reader.aggregated(image, BLANK, "mean"),
+              f"what every token gives: up to {common.max():.1f}": common / common.size,
+              f"without sinks, of which there are {(common > SINK).sum()}":
+                  reader.aggregated(image, instruction, "sink_removal")}
+    return side_by_side([heat(image, panel, regions, 230) for panel in panels.values()], list(panels))
+
+
+def by_word(attention: Attention) -> dict[str, Choice]:
+    """A choice for every token: the instruction's own words by place, the others as they are."""
+    return {f"{place} {word}" if attention.own[place] else word: Choice(words=(place,))
+            for place, word in enumerate(attention.words)}
+
+
+def by_head(attention: Attention, layers: tuple[int, ...] | None = None) -> dict[str, Choice]:
+    """A choice for every head of `layers` (None: of all)."""
+    count, heads = attention.values.shape[:2]
+    return {f"layer {layer}, head {head}": Choice(layers=(layer,), heads=(head,))
+            for layer in (layers or range(count)) for head in range(heads)}
+
+
+# The pictures that scoring leaves in a run folder (gallery.npz, see docs/results.md), as figures.
+
+def arrays(run: Run) -> dict[str, np.ndarray]:
+    """The arrays of gallery.npz. Raises LarError when there is none."""
+    path = run.path / "gallery.npz"
+    if not path.exists():
+        raise LarError(f"{path} is missing: run `lar saliency --run-dir {run.path}` first.")
+    with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+
+
+def saliency(run: Run, limit: int = 4) -> Figure:
+    """Image, saliency and its top quarter on held-out frames."""
+    of = {name.removeprefix("saliency_"): value for name, value in arrays(run).items()}
+    return figures.saliency_gallery(of["images"], of["maps"], of.get("regions"), of["instructions"], of["masks"], limit)
+
+
+def panels(run: Run, limit: int = 3) -> Figure | None:
+    """Original, masked, reconstructed, pasted; None for a condition that reconstructs nothing."""
+    pictures = arrays(run).get("panels")
+    return None if pictures is None else figures.reconstruction_panels(pictures, limit)
+
+
+def over_time(moments: dict[int, np.ndarray], limit: int = 5, side: int = 180) -> np.ndarray:
+    """Panels (M, 4, H, W, 3) by training step -> masked, reconstructed, pasted (rows) of the first frame over time."""
+    steps = sorted(moments)
+    chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(limit, len(steps))).round().astype(int))]
+    rows = [[enlarge(moments[step][0, panel], side) for step in chosen] for panel in (1, 2, 3)]
+    titles = [f"after {step} steps" if step else "before training" for step in chosen]
+    return grid(sum(rows, []), [*titles, *[""] * 2 * len(chosen)], len(chosen))
+
+
+# Where a backbone looks in stored scenes, before pre-training and after.
+
+SCENES, COLUMNS, SIDE = 10, 5, 230  # scenes shown, how many in a row, pixels of one
+
+
+def write_picture(run: Run) -> Path:
+    """RUN_DIR/pretraining.png, of the maps that pre-training left in `pretraining.npz`."""
+    path = run.path / "pretraining.png"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(png(before_and_after(run.path / "pretraining.npz")))
+    return path
+
+
+def before_and_after(path: Path) -> np.ndarray:
+    """Two heatmaps a scene, before above after, on SCENES evenly spread: (h, w, 3) uint8; both bowls are outlined."""
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    chosen = np.linspace(0, len(arrays["images"]) - 1, SCENES).round().astype(int)
+    panels, titles = [], []
+    for row in np.array_split(chosen, SCENES // COLUMNS):
+        for maps in ("before", "after"):
+            panels += [heat(arrays["images"][i], arrays[maps][i], arrays["regions"][i], SIDE) for i in row]
+            titles += [f"{maps}: {_relation(arrays['instructions'][i])}" for i in row]
+    return grid(panels, titles, COLUMNS)
+
+
+def _relation(instruction: str) -> str:
+    """What the sentence says of the bowl, short enough for a title."""
+    relation = str(instruction).removeprefix("pick up the black bowl ").split(" and place ")[0]
+    return textwrap.shorten(relation.replace("the ", ""), 29, placeholder=" ...")
+
+
+# The conditions beside each other on one frame: what each mask source hides, which region each denoiser is given.
+
+SIDE = 180  # pixels of a picture
+_SHOWN = ("name", "mask_source", "reconstructor", "head")  # fields of a condition with a column of their own
+
+
+def conditions(profile: Profile) -> list[tuple[str, str, str, str, str, float]]:
+    """(name, mask source, reconstructor, action head, what else it changes, million parameters of the decoder)."""
+    return [(name, condition.mask_source, condition.reconstructor, condition.head, _changes(condition),
+             _decoder_size(condition, profile)) for name, condition in CONDITIONS.items()]
+
+
+def masks(policy: Policy, batch: dict) -> np.ndarray:
+    """What every mask source hides in the first frame, by the policy's own attention where it asks for that.
+
+    The teacher's mask is left out: a trained policy has no teacher any more.
+    """
+    absent = {"teacher"} if "regions" in batch else {"teacher", "segmentation"}
+    names = [name for name in MASK_SOURCES if MASK_SOURCES.about(name).needs not in absent]
+    image = enlarge(_image(batch), SIDE)
+    return grid([hidden(image, _mask(policy, batch, name)[0].cpu().numpy()) for name in names], names, columns=5)
+
+
+def regions(policy: Policy, batch: dict) -> np.ndarray:
+    """Region x reconstructor: the patches that an MAE fills in, and the crops that a denoiser makes out of noise.
+
+    The frames need segmentation.
+    """
+    image, size = enlarge(_image(batch), SIDE), batch["images"].shape[-1]
+    gaze, attention = (_mask(policy, batch, name) for name in ("gaze", "attention"))
+    pixels = batch["images"].to(policy.device).float()
+    crops = [crop(pixels, boxes, size)[0].permute(1, 2, 0).round().byte().cpu().numpy()
+             for boxes in (object_boxes(batch["regions"][:, 0].to(policy.device)), densest_boxes(attention))]
+    panels = [hidden(image, gaze[0].cpu().numpy()), hidden(image, attention[0].cpu().numpy()),
+              *(enlarge(one, SIDE) for one in crops)]
+    return grid(panels, ["gaze_mask", "attention_mask", "gaze_diffusion", "attention_diffusion"], columns=4)
+
+
+@torch.no_grad()
+def _mask(policy: Policy, batch: dict, source: str) -> Tensor:
+    """(B, P) bool, True = masked, on the policy's mask grid."""
+    return policy.mask(batch, policy.encode(batch).saliency, Draws(0), source)
+
+
+def _image(batch: dict) -> np.ndarray:
+    return batch["images"][0].permute(1, 2, 0).cpu().numpy()
+
+
+def _changes(condition: Condition) -> str:
+    """Fields that differ from the default, but for those with a column of their own."""
+    plain = Condition().model_dump()
+    changed = {name: value for name, value in condition.model_dump().items()
+               if name not in _SHOWN and value != plain.get(name)}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
+
+
+def _decoder_size(condition: Condition, profile: Profile) -> float:
+    with torch.device("meta"):  # only shapes
+        decoder = make_decoder(condition, profile, grid=profile.image_size // profile.patch_size,
+                               patch_size=profile.patch_size, feature_width=profile.text_width)
+    return 0.0 if decoder is None else count(decoder) / 1e6

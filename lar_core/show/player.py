@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..measure.film import FPS, Film
-from ..measure.swapped import read_episodes
+from ..measure.results import read_episodes
 from ..run.errors import LarError
 from ..run.folder import Run
 from .figures import CHANGED, GREY, MODEL, styled

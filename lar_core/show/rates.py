@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from ..scene.instructions import kinds_of
+from ..scene.episode import kinds_of
 
 CHANGES = {"blank": "a blank instruction", "other_task": "the instruction of another of its tasks",
            "other_bowl": "the other bowl's instruction",
            "foreign_task": "the instruction of a task that is not its own",  # these two only in older results:
-           "mixed": "a sentence that is right every second time"}  # measure/swapped.py
+           "mixed": "a sentence that is right every second time"}  # measure/results.py
 
 
 def changes(results: dict, placement: str) -> list[str]:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..measure.arms import FILE, SCORES, STUDY
-from ..measure.contrast import LESS, MORE, NOT_DETECTED
+from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
 from ..run.registry import METRICS
 from . import figures
 from .findings import BLIND, bounds, estimate
-from .page import write_page
 from .rates import percent, solved
+from .report import write_page
 
 _CHIPS = {MORE: "detected", LESS: "opposite-detected", NOT_DETECTED: "not-detected"}
 _LEAD = {MORE: "More successful than the reference", LESS: "Less successful", NOT_DETECTED: "No difference detected"}

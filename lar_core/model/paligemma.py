@@ -27,9 +27,8 @@ from ..run.config import Profile
 from ..run.errors import LarError
 from ..run.runtime import float_dtype
 from .backbone import Backbone
-from .checks import check_loaded, read_config, read_processor
 from .saliency import ATTENTION
-from .weight_files import check_numbers, read_weights, weights_identity
+from .weights import check_loaded, check_numbers, read_config, read_processor, read_weights, weights_identity
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of one Gemma layer
 _LAYER = "model.language_model.layers"
@@ -198,3 +197,34 @@ def _check_quantised(vlm: PaliGemmaForConditionalGeneration, precision: str, tun
                        + (f", {foreign[0]} among them, which must stay in floats" if foreign else "")
                        + ": this version of transformers or bitsandbytes reads the list of exceptions otherwise; "
                        "install the versions in requirements-colab.txt.")
+
+
+# How large activations get: fp16 ends at 65,504, and a language model's residual stream can come near it.
+
+FP16_MAX = 65_504.0
+
+
+@contextmanager
+def activation_ranges(backbone: Backbone) -> Iterator[dict[str, float]]:
+    """Yield a dictionary that fills with the largest absolute output of every layer that runs inside the block."""
+    ranges: dict[str, float] = {}
+    layers = {"vision tower": backbone.vlm.model.vision_tower, "projector": backbone.vlm.model.multi_modal_projector}
+    layers |= {f"layer {index}": layer for index, layer in enumerate(backbone.vlm.model.language_model.layers)}
+
+    def watch(name: str):
+        def look(_module, _inputs, output) -> None:
+            states = output if isinstance(output, torch.Tensor) else output[0]
+            ranges[name] = max(ranges.get(name, 0.0), float(states.detach().abs().max()))
+        return look
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in layers.items() if layer is not None]
+    try:
+        yield ranges
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def too_large(ranges: dict[str, float]) -> list[str]:
+    """Names of the layers whose outputs pass half of what fp16 can hold."""
+    return [name for name, largest in ranges.items() if not largest < FP16_MAX / 2]
