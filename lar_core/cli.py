@@ -11,10 +11,12 @@ from pathlib import Path
 import yaml
 
 from .run.config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfig, make_config
-from .run.errors import LarError
+from .run.conventions import stated_conventions
+from .run.errors import LarError, unknown
 from .run.folder import DATA, RUNS, Run
 from .run.processes import on_stop, stop
 from .run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
+from .run.unreadable import cause
 
 STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",
@@ -23,6 +25,12 @@ STEPS: dict[str, tuple[str, str]] = {
     "demos": ("record demonstrations with the scripted expert",
               "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed "
               "attempt is never saved."),
+    "check-demos": ("say by which conventions other people's demonstrations were made",
+                    "For an HDF5 file, a folder of them or a LeRobot data set: whether rows were observed before or after "
+                    "the action, how pictures lie, sense and range of the gripper, scale of the actions and order of the "
+                    "state, each with the evidence for it. Where there are simulator states, one is drawn beside its "
+                    "stored picture. Exit code 2 where something has to be stated: "
+                    "lar check-demos PATH --set demos_conventions=gripper=1/0"),
     "pretrain": ("give a tiny backbone its language, from rendered scenes with captions",
                  "Renders scenes of all tasks at wide placements (--set demos_per_task=N pictures a task), hides words of "
                  "generated captions and patches of the pictures, and trains to predict them; no boxes anywhere. Then "
@@ -80,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"lar: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"lar: {error.strerror or error}: {error.filename or ''} Free the disk or correct the path, then run the "
-              "same command again; finished work is kept.", file=sys.stderr)
+        print(f"lar: {error.strerror or error}: {error.filename or ''} ({cause(error) or 'mend that'}). Then run the same "
+              "command again; finished work is kept.", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stopped:
         print("lar: stopped. Finished work is kept: run the same command again to go on.", file=sys.stderr)
@@ -106,6 +114,9 @@ def build_parser() -> argparse.ArgumentParser:
                                 epilog="Fields for --set, with their meaning, are in lar_core/run/config.py.")
         if name == "study":
             _add_study_options(step)
+            continue
+        if name == "check-demos":
+            _add_check_options(step)
             continue
         _add_run_options(step)
         if name == "doctor":
@@ -156,6 +167,13 @@ def _add_study_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--data-dir", type=Path, default=DATA, help=f"where demonstrations are kept (default: {DATA})")
     step.add_argument("--workers", type=int, metavar="N",
                       help="runs at the same time, which share the cores (default: what the machine has)")
+
+
+def _add_check_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("path", type=Path, metavar="PATH", help="an HDF5 file, a folder of them, or a LeRobot data set")
+    step.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes",
+                      help="demos_conventions=NAME=VALUE,...: what the demonstrations do not show")
+    step.add_argument("--picture-dir", type=Path, default=Path("."), metavar="FOLDER", help="where the picture goes")
 
 
 def _add_run_options(step: argparse.ArgumentParser) -> None:
@@ -214,6 +232,14 @@ def _demos(arguments: argparse.Namespace) -> None:
     from . import steps
     for path in steps.make_demos(config_of(arguments), arguments.data_dir, arguments.workers):
         print(path)
+
+
+def _check_demos(arguments: argparse.Namespace) -> None:
+    from .scene.check_demos import check_demos
+    changes = dict(change.partition("=")[::2] for change in arguments.changes)
+    if foreign := set(changes) - {"demos_conventions"}:
+        raise unknown("setting of check-demos", min(foreign), ["demos_conventions"])
+    check_demos(arguments.path, stated_conventions(changes.get("demos_conventions", "")), arguments.picture_dir)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
@@ -314,9 +340,9 @@ def _print_report(run: Run) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "reproduce": _reproduce, "demos": _demos, "pretrain": _pretrain, "train": _train, "saliency": _saliency,
-    "photographs": _photographs, "rollout": _rollout, "latency": _latency, "report": _report, "study": _study, "push": _push,
-    "doctor": _doctor,
+    "reproduce": _reproduce, "demos": _demos, "check-demos": _check_demos, "pretrain": _pretrain,
+    "train": _train, "saliency": _saliency, "photographs": _photographs, "rollout": _rollout, "latency": _latency,
+    "report": _report, "study": _study, "push": _push, "doctor": _doctor,
 }
 
 if __name__ == "__main__":

@@ -11,13 +11,14 @@ Nothing else leaves this machine: no optimiser state, no token, no weights that 
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, get_token, snapshot_download
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.errors import HTTPError as TransportError  # of httpx or httpx2, whichever the library stands on
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
@@ -36,6 +37,7 @@ from .run.config import RunConfig
 from .run.errors import Damaged, LarError, unknown
 from .run.files import atomic_path, write_json, write_text
 from .run.folder import Run
+from .run.unreadable import unreadable, unwritable
 from .show.card import model_card
 
 FORMAT = 1  # of config.json
@@ -159,6 +161,7 @@ def _read_config(folder: Path) -> RunConfig:
         config = RunConfig(**{part: values[part] for part in RunConfig.model_fields})
         base = values["base_model"]
     except (OSError, ValueError, KeyError, TypeError, LarError) as error:
+        _pass_on(path, error)
         raise LarError(f"{folder} holds no policy of this version of lar_core (config.json: {_first_line(error)}): "
                        "`lar push --to FOLDER --run-dir RUN` makes one.") from error
     pinned = _named(base_model(config))
@@ -197,8 +200,16 @@ def _download(repo_id: str, revision: str | None) -> Path:
         raise LarError(f"{repo_id!r} is neither a folder here nor a model on the hub that you may read: check the "
                        "spelling; for a private or gated one, set HF_TOKEN.") from error
     except OSError as error:
+        if error.errno is not None:
+            raise unwritable(error.filename or constants.HF_HUB_CACHE, error, "set HF_HOME to another folder") from error
         raise LarError(f"{repo_id} could not be downloaded ({type(error).__name__}): check the connection and the "
                        "free space on this disk.") from error
+
+
+def _pass_on(path: Path, error: Exception) -> None:
+    """Raise LarError for what the system refused, which does not say that the content is wrong."""
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+        raise unreadable(path, error, "export or download the policy again") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """The feature cache: the same losses as without it, whole or absent, and refused where it cannot be right."""
 
+import errno
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -156,3 +157,19 @@ def test_files_hold_fp32_for_fp32_models_and_fp16_for_the_others(losses_of, tmp_
     losses_of("int8", tune="full_top", precision="int8", cache=True)
     features = load_file(next((tmp_path / "data").rglob("*.safetensors")))
     assert features["states"].dtype == torch.float16 and features["wrist_tokens"].shape[1] == 4
+
+
+@pytest.mark.parametrize("number, words", [(errno.EACCES, "no permission"), (errno.EROFS, "read-only"),
+                                           (errno.EIO, "failed")])
+@pytest.mark.parametrize("place", ["write_json", "hashlib.file_digest"])
+def test_a_cache_that_the_system_refuses_says_why_and_is_not_called_damaged(losses_of, monkeypatch, number, words, place):
+    settings = {"files": 1, "tune": "full_top", "cache": True}
+    if place == "hashlib.file_digest":
+        losses_of("whole", **settings)
+    def refuse(*_):
+        raise OSError(number, "refused")
+    monkeypatch.setattr(f"lar_core.data.features.{place}", refuse)
+    with pytest.raises(LarError, match=words) as error:
+        losses_of("run", **settings)
+    assert "damaged" not in str(error.value) and "delete" not in str(error.value)
+    assert ("--data-dir" in str(error.value)) == (place == "write_json")

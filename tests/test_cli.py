@@ -17,7 +17,8 @@ def test_every_step_teaches(step, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert len(text) > 200 and (all(option in text for option in (
-        ("--run-dir", "--workers") if step == "study" else ("--condition", "--profile", "--seed", "--run-dir"))))
+        ("--run-dir", "--workers") if step == "study" else ("--set", "PATH") if step == "check-demos"
+        else ("--condition", "--profile", "--seed", "--run-dir"))))
     assert ("--workers" in text) == (step in ("study", *cli.WORKING))
 
 

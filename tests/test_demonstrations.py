@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-import h5py
 import numpy as np
 import pytest
 import torch
+from moving import moving_episode, write_hdf5
+from PIL import Image
 from test_demos import make_episode
-from test_lerobot import content, write_lerobot
+from test_lerobot import write_lerobot
 
+from lar_core import cli
 from lar_core.data import hub as downloading
+from lar_core.data.copies import plain
 from lar_core.data.dataset import DemoDataset, Stats, load_split
-from lar_core.data.demos import merge_episodes, read_episodes, read_origin, write_episode
+from lar_core.data.demos import PER_STEP, merge_episodes, read_episodes, read_origin, write_episode
 from lar_core.data.hub import entry
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
@@ -33,21 +36,9 @@ SIZES = {"size": 64, "wrist": 32}  # those of the micro profile
 
 def write_official(path, episodes):
     """As LIBERO's scripts/create_dataset.py writes: each row holds an action and what was seen *after* it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        sentence = episodes[0].instruction.replace("pick up the", "Pick the akita")  # as LIBERO's task files have it
-        data.attrs["problem_info"] = json.dumps({"language_instruction": sentence})
-        for number, episode in enumerate(episodes):
-            demo = data.create_group(f"demo_{number}")
-            demo.attrs.update(num_samples=len(episode) + 1, model_file=episode.model_file)
-            for name in ("actions", "states"):
-                rows = getattr(episode, name)
-                demo[name] = np.concatenate([rows[:1], rows])
-            for name in ("ee_pos", "ee_ori", "gripper_states", "joint_states", "agentview_rgb", "eye_in_hand_rgb"):
-                rows = np.concatenate([getattr(episode, name), getattr(episode, name)[-1:]])
-                demo[f"obs/{name}"] = rows[:, ::-1, ::-1] if name.endswith("rgb") else rows
-        data.attrs["num_demos"] = len(episodes)
+    sentence = episodes[0].instruction.replace("pick up the", "Pick the akita")  # as LIBERO's task files have it
+    return write_hdf5(path, episodes, alignment="after", pictures="rotated", sentence=sentence,
+                      attributes={"macros_image_convention": "opengl", "num_demos": len(episodes)})
 
 
 def file_name(task: int) -> str:
@@ -55,8 +46,8 @@ def file_name(task: int) -> str:
 
 
 def episodes_of(task: int, count: int = 3, **sizes):
-    return [replace(content(seed, instruction(task), **(SIZES | sizes)), states=make_episode(5 + seed).states,
-                    joint_states=make_episode(5 + seed).joint_states) for seed in range(count)]
+    return [moving_episode(60 + seed, 10 * task + seed, **(SIZES | sizes), sentence=instruction(task))
+            for seed in range(count)]
 
 
 @pytest.fixture
@@ -105,6 +96,62 @@ def test_batches_equal_those_of_our_own_files_for_the_same_content(tmp_path, thr
     assert set(theirs) == set(our_batches)
     assert theirs.pop("instructions") == our_batches.pop("instructions")
     assert all(torch.equal(theirs[name], our_batches[name]) for name in theirs)
+
+
+def test_conventions_are_of_the_whole_folder_printed_in_one_line_and_written_into_every_episode(tmp_path, threads, capsys):
+    """Task 5's own file shows neither gripper nor pictures; task 2's, from the same copy, does."""
+    closed = [replace(moving_episode(60, seed, **SIZES, sentence=instruction(5), closed=True), agentview_rgb=still)
+              for seed in range(2) for still in [moving_episode(60, **SIZES).agentview_rgb[[0] * 60]]]
+    copy = {"gripper": "1/0", "pictures": "mirrored", "sentence": None}
+    write_hdf5(tmp_path / "official" / file_name(5), closed, leave_out=("states", "joint_states"), **copy)
+    with pytest.raises(LarError, match="gripper .all commands lie between 0 and 0.*--set demos_conventions=gripper="):
+        make(tmp_path, demos="official")
+    write_hdf5(tmp_path / "official" / file_name(2), episodes_of(2), **copy)
+    episodes = list(read_episodes(make(tmp_path, demos="official")[0]))
+    line = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Conventions")]
+    shown = ("alignment before", "gripper 1/0", "pictures mirrored", "actions units")
+    assert len(line) == 1 and all(word in line[0] for word in shown)
+    for episode, wanted in zip(episodes, closed, strict=True):
+        assert episode.provenance["conventions"]["gripper"].startswith("1/0: opening 3 steps later")
+        np.testing.assert_array_equal(episode.actions[:, 6], 1.0)
+        np.testing.assert_array_equal(episode.agentview_rgb, wanted.agentview_rgb)
+    assert read_origin(make(tmp_path, demos="official")[0])["conventions"]["pictures"].startswith("mirrored")
+
+
+def test_what_is_stated_has_files_of_its_own(tmp_path, threads):
+    write_hdf5(tmp_path / "official" / file_name(5), episodes_of(5))
+    shown, stated = (make(tmp_path, demos="official", demos_conventions=text)[0] for text in ("", "alignment=after"))
+    assert shown != stated and shown.exists()
+    assert [len(episode) for episode in read_episodes(stated)] == [59, 60, 61]
+    assert "against the evidence for before" in read_origin(stated)["conventions"]["alignment"]
+
+
+def test_files_may_be_called_and_put_otherwise_than_at_the_hub(tmp_path, threads):
+    name = task_names()[5].replace("pick", "Pick")
+    write_hdf5(tmp_path / "official" / "libero_spatial_no_noops" / f"{name}.h5", episodes_of(5), sentence=None)
+    assert len(list(read_episodes(make(tmp_path, demos="official")[0]))) == 3
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    with pytest.raises(LarError, match="are both of task 5: leave one copy"):
+        make(tmp_path, demos="official", demos_per_task=2)
+
+
+@pytest.mark.parametrize("other", [2, 8])
+def test_a_file_with_another_tasks_name_is_refused(tmp_path, threads, other):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(other))
+    with pytest.raises(LarError, match="recorded for the sentence 'Pick the akita .* not 'pick up .*on the ramekin"):
+        make(tmp_path, demos="official")
+
+
+def test_a_task_without_a_file_is_named(tmp_path, threads):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    with pytest.raises(LarError, match="holds no file of task 2, pick_up_the_black_bowl_from_table_center"):
+        make(tmp_path, demos="official", tasks=(5, 2))
+
+
+def test_every_sentence_of_liberos_task_files_is_the_benchmarks(tmp_path):
+    for task in range(10):
+        written = re.search(r"\(:language (.*)\)", bddl_file(task).read_text()).group(1)
+        assert plain(written) == plain(f"{written}.".upper()) == instruction(task)
 
 
 def test_only_the_files_of_the_profiles_tasks_are_fetched_and_once(tmp_path, threads, unchecked, hub):
@@ -212,7 +259,7 @@ def test_another_size_is_resized_and_the_choice_is_recorded(tmp_path, threads):
 
 def test_at_most_the_demonstrations_asked_for_are_taken_in_order(tmp_path, threads):
     write_official(tmp_path / "official" / file_name(5), episodes_of(5, 4))
-    assert [len(episode) for episode in read_episodes(make(tmp_path, demos="official", demos_per_task=2)[0])] == [5, 6]
+    assert [len(episode) for episode in read_episodes(make(tmp_path, demos="official", demos_per_task=2)[0])] == [60, 61]
     assert len(list(read_episodes(make(tmp_path, demos="official", demos_per_task=9)[0]))) == 4
 
 
@@ -292,7 +339,7 @@ def test_rendered_again_the_pictures_are_those_that_the_simulator_drew(tmp_path,
     episode = replace(make_episode(), **{name: arrays[name] for name in names}, segmentation=None, objects=(),
                       target="", distractor="", model_file=model_file)
     write_official(tmp_path / "official" / file_name(5), [episode])
-    (path,) = make(tmp_path, demos="official", render_demos=True)
+    (path,) = make(tmp_path, demos="official", render_demos=True, demos_conventions="gripper=-1/1,actions=units")
     (made,) = read_episodes(path)
     np.testing.assert_array_equal(made.states, arrays["states"])
     np.testing.assert_array_equal(made.agentview_rgb, arrays["small"])
@@ -310,3 +357,34 @@ def test_without_states_or_scene_description_nothing_is_rendered(recorded):
         with pytest.raises(LarError, match=message):
             render_again(env, replace(make_episode(), **({"model_file": recorded[1]} | missing)))
     env.close()
+
+
+@pytest.mark.parametrize(("alignment", "pictures"), [("before", "rotated"), ("after", "mirrored")])
+def test_a_state_is_drawn_beside_its_stored_picture_and_says_how_that_lies(tmp_path, recorded, capsys, alignment, pictures):
+    """Twelve random steps: too few changes to follow, but a drawn state tells."""
+    arrays, model_file = recorded
+    episode = replace(make_episode(), **{name: arrays[name] for name in PER_STEP if name in arrays}, segmentation=None,
+                      model_file=model_file)
+    path = write_hdf5(tmp_path / file_name(5), [episode], alignment=alignment, pictures=pictures)
+    words = ["check-demos", str(path), "--picture-dir", str(tmp_path), "--set",
+             "demos_conventions=gripper=-1/1,actions=units"]
+    assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, value in (("alignment", alignment), ("pictures", pictures), ("gripper", "-1/1"), ("actions", "units")):
+        assert any(line.split()[:2] == [name, value] for line in lines), name
+    (picture,) = (line.rsplit(": ", 1)[1] for line in lines if "as drawn here: " in line)
+    stored_picture, turned_picture, drawn = np.hsplit(np.asarray(Image.open(picture)), 3)
+    np.testing.assert_array_equal(turned_picture, episode.agentview_rgb[6])
+    assert np.abs(turned_picture.astype(int) - drawn).mean() < 1 < np.abs(stored_picture.astype(int) - drawn).mean()
+
+
+def test_what_is_not_shown_is_an_error_after_all_that_is(tmp_path, capsys):
+    write_lerobot(tmp_path / "x", episodes_of(5), "v3.0")
+    assert cli.main(["check-demos", str(tmp_path / "x")]) == 0
+    still = [replace(episode, agentview_rgb=episode.agentview_rgb[[0] * len(episode)]) for episode in episodes_of(5)]
+    write_lerobot(tmp_path / "y", still, "v3.0")
+    assert cli.main(["check-demos", str(tmp_path / "y")]) == 2
+    out, error = capsys.readouterr()
+    assert "pictures  UNKNOWN" in out and "gripper   -1/1" in out and "no simulator states" in out
+    assert "pictures (nothing moves in the pictures) is one of upright, rotated, flipped, mirrored" in error
+    assert cli.main(["check-demos", str(tmp_path / "y"), "--set", "demos_conventions=pictures=upright"]) == 0

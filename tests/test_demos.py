@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import h5py
@@ -55,24 +59,6 @@ def demo_file(tmp_path, bddl):
     return path
 
 
-@pytest.fixture
-def official_file(tmp_path):
-    """What LIBERO's scripts/create_dataset.py writes: nothing of ours, uncompressed, seen after acting."""
-    episode, path = make_episode(steps=5), tmp_path / "official.hdf5"
-    with h5py.File(path, "w") as file:
-        data = file.create_group("data")
-        data.attrs["problem_info"] = json.dumps({"language_instruction": f'"{SENTENCE}"'})
-        data.attrs.update(num_demos=1, total=5, macros_image_convention="opengl")
-        demo = data.create_group("demo_0")
-        demo.attrs.update(num_samples=5, init_state=episode.states[0], model_file="<mujoco/>")
-        demo["actions"], demo["states"] = episode.actions, episode.states
-        for name in ("ee_pos", "ee_ori", "gripper_states", "joint_states"):
-            demo[f"obs/{name}"] = getattr(episode, name)
-        for name in ("agentview_rgb", "eye_in_hand_rgb"):
-            demo[f"obs/{name}"] = getattr(episode, name)[:, ::-1, ::-1]
-    return path, episode
-
-
 def test_an_episode_comes_back_exactly(demo_file):
     wanted, found = make_episode(), read_episode(demo_file, 0)
     for name in (*PER_STEP, "init_state"):
@@ -96,16 +82,6 @@ def test_the_file_has_the_official_keys_shapes_and_orientation(demo_file):
         assert demo["dones"][()].tolist() == [0, 0, 0, 0, 0, 1]
         np.testing.assert_array_equal(demo["obs/agentview_rgb"][2], episode.agentview_rgb[2, ::-1, ::-1])
         assert demo["obs/agentview_rgb"].chunks == (1, 16, 16, 3)
-
-
-def test_an_official_file_is_read_upright_and_each_frame_paired_with_the_next_action(official_file):
-    path, raw = official_file
-    episode = read_episode(path, 0)
-    assert (episode.instruction, episode.segmentation, len(episode)) == (SENTENCE, None, 4)
-    np.testing.assert_array_equal(episode.agentview_rgb, raw.agentview_rgb[:-1])
-    np.testing.assert_array_equal(episode.ee_pos, raw.ee_pos[:-1])
-    np.testing.assert_array_equal(episode.actions, raw.actions[1:])
-    np.testing.assert_array_equal(episode.states, raw.states[1:])
 
 
 def test_parts_merge_in_order_even_beyond_ten(tmp_path, bddl):
@@ -212,7 +188,11 @@ def test_a_truncated_a_foreign_and_a_missing_file_are_named(tmp_path, demo_file)
     whole = demo_file.read_bytes()
     demo_file.write_bytes(whole[:len(whole) // 2])
     (tmp_path / "text.hdf5").write_text("not HDF5")
-    for path, message in ((demo_file, "not a readable HDF5 file"), (tmp_path / "text.hdf5", "not a readable HDF5"),
+    (tmp_path / "empty.hdf5").touch()
+    (tmp_path / "pointer.hdf5").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 3\n")
+    for path, message in ((demo_file, "damaged or of another kind"), (tmp_path / "text.hdf5", "damaged or of another kind"),
+                          (tmp_path / "empty.hdf5", "damaged or of another kind"),
+                          (tmp_path / "pointer.hdf5", "pointer of Git LFS: fetch the content with `git lfs pull`"),
                           (tmp_path / "none.hdf5", "no demonstration file")):
         with pytest.raises(LarError, match=message):
             check_file(path)
@@ -224,8 +204,57 @@ def test_damaged_pixels_are_noticed(demo_file):
     content = bytearray(demo_file.read_bytes())
     content[place.byte_offset:place.byte_offset + 40] = bytes(40)
     demo_file.write_bytes(content)
-    with pytest.raises(LarError, match="obs/agentview_rgb cannot be read, the file is damaged"):
+    with pytest.raises(LarError, match="demo_0: obs/agentview_rgb cannot be read, the file is damaged"):
         check_file(demo_file)
+
+
+def test_a_locked_file_is_healthy(demo_file):
+    code = f"from lar_core.data.demos import check_file; check_file({str(demo_file)!r})"
+    with demo_file.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "another program holds a lock on it" in done.stderr and "HDF5_USE_FILE_LOCKING=FALSE" in done.stderr
+    assert "damaged" not in done.stderr and "delete" not in done.stderr.splitlines()[-1]
+    assert check_file(demo_file) == 1
+
+
+def test_a_file_packed_by_a_filter_that_is_not_there_is_healthy(demo_file):
+    """32008 is bitshuffle's number; the chunk is never unpacked, so what is in it does not matter."""
+    with h5py.File(demo_file, "a") as file:
+        group = file["data/demo_0/obs"]
+        del group["ee_pos"]
+        packed = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        packed.set_chunk((6, 3))
+        packed.set_filter(32008, h5py.h5z.FLAG_OPTIONAL, (0, 0))
+        made = h5py.h5d.create(group.id, b"ee_pos", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((6, 3)), packed)
+        made.write_direct_chunk((0, 0), bytes(144), 0)
+    with pytest.raises(LarError, match="demo_0: obs/ee_pos could not be read.*pip install hdf5plugin") as error:
+        check_file(demo_file)
+    assert "damaged" not in str(error.value) and "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize(("refused", "words"), [
+    (PermissionError(errno.EACCES, "Permission denied"), "this user has no permission"),
+    (OSError(errno.EIO, "Input/output error"), "the disk or network drive failed"),
+    (OSError(errno.ENOTCONN, "Transport endpoint is not connected"), "not mounted"),
+    (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+    (OSError(errno.ENOLCK, "No locks available"), "HDF5_USE_FILE_LOCKING"),
+    (OSError(errno.EXDEV, "Invalid cross-device link"), "nothing is known to be wrong with the content"),
+    (MemoryError(), "not enough memory"),
+    (OSError("Unable to open file (something new)"), "does not say that its content is wrong"),
+])
+@pytest.mark.parametrize("place", ["file", "array"])
+def test_what_the_system_refuses_is_passed_on_with_its_own_remedy(demo_file, monkeypatch, refused, words, place):
+    def refuse(*_, **__):
+        raise refused
+    if place == "file" and not isinstance(refused, MemoryError):
+        monkeypatch.setattr(h5py, "File", refuse)
+    else:
+        monkeypatch.setattr(h5py.Dataset, "__getitem__", refuse)
+    with pytest.raises(LarError, match=words) as error:
+        check_file(demo_file)
+    assert "damaged" not in str(error.value) and str(demo_file) in str(error.value)
+    assert place == "file" or "demo_0" in str(error.value)
 
 
 def test_an_episode_out_of_range_is_refused(demo_file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 import time
@@ -152,6 +153,31 @@ def test_a_disk_that_becomes_full_is_named(repo, monkeypatch):
     monkeypatch.setattr(downloading, "snapshot_download", full)
     with pytest.raises(LarError, match="The disk became full while downloading someone/data"):
         download(KEY)
+
+
+@pytest.mark.parametrize(("number", "words"), [(errno.EACCES, "no permission"), (errno.EROFS, "read-only"),
+                                               (errno.EDQUOT, "quota"), (errno.EIO, "disk or network drive failed")])
+def test_a_cache_that_cannot_be_written_is_not_blamed_on_the_connection(repo, monkeypatch, number, words):
+    def refuse(*_, **__):
+        raise OSError(number, "refused", "/read/only/hub")
+    monkeypatch.setattr(downloading, "snapshot_download", refuse)
+    said = f"/read/only/hub, where someone/data is kept, cannot be written.*{words}.*HF_HOME"
+    with pytest.raises(LarError, match=said) as error:
+        download(KEY)
+    assert "connection" not in str(error.value)
+
+
+@pytest.mark.parametrize("refused", [PermissionError(errno.EACCES, "refused"), OSError(errno.EIO, "refused")])
+def test_a_new_file_that_cannot_be_hashed_is_kept(repo, lists, monkeypatch, refused):
+    lists(sha256={"a/first.bin": digest(b"another")})
+    new = []
+    def refuse(path):
+        new.append(path)
+        raise refused
+    monkeypatch.setattr(downloading, "_hash", refuse)
+    with pytest.raises(LarError, match="where someone/data is kept"):
+        download(KEY, ["a/first.bin"])
+    assert new and all(path.exists() for path in new)
 
 
 def test_what_the_hub_does_not_have_is_named(repo, lists):

@@ -18,16 +18,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..run.files import append_jsonl, atomic_path, locked, read_jsonl, require_space, write_json
+from ..run.unreadable import reading, unwritable
 from .dataset import DemoDataset
 
 BATCH = 16  # frames computed at once
+_AGAIN = "delete it, and it is computed again"
 Look = Callable[[dict], dict[str, Tensor]]  # a batch -> its features by name, states (B, P + L, D) among them
 
 
@@ -45,7 +47,8 @@ class FeatureCache:
         self._files: dict[int, object] = {}
 
     def fill(self, look: Look) -> None:
-        """Compute what is missing. Raises LarError when the disk has no room for it, before anything is computed.
+        """Compute what is missing. Raises LarError when the disk has no room for it, before anything is computed, and where
+        the system does not let it be read or written, saying why.
 
         Of several processes that fill one cache one computes at a time, and the next one finds what it has left.
         """
@@ -58,6 +61,13 @@ class FeatureCache:
         if not missing:
             return
         self._check_space(missing, look)
+        try:
+            self._fill(missing, look)
+        except OSError as error:
+            raise unwritable(f"The feature cache {self.folder}", error,
+                             "choose another --data-dir, or train without it (--set cache=false)") from error
+
+    def _fill(self, missing: list[int], look: Look) -> None:
         write_json(self.folder / "identity.json", self.identity)
         with tqdm(total=sum(len(self._frames(number)) for number in missing), unit="frame", desc="feature cache") as bar:
             for number in missing:
@@ -71,7 +81,8 @@ class FeatureCache:
     def _row(self, index: int) -> dict[str, Tensor]:
         number = int(self.dataset.episode[index])
         if number not in self._files:
-            self._files[number] = safe_open(self._path(number), "pt")
+            with reading(self._path(number), _AGAIN, OSError, SafetensorError):
+                self._files[number] = safe_open(self._path(number), "pt")
         file, row = self._files[number], index - int(self.starts[number])
         return {name: file.get_slice(name)[row] for name in file.keys()}
 
@@ -88,7 +99,8 @@ class FeatureCache:
 
     def _missing(self, numbers: Sequence[int]) -> list[int]:
         """Those of the episodes whose files are not there, or do not match their checksums."""
-        known = {row["name"]: row["sha256"] for row in read_jsonl(self.folder / "index.jsonl")}
+        with reading(self.folder / "index.jsonl", _AGAIN):
+            known = {row["name"]: row["sha256"] for row in read_jsonl(self.folder / "index.jsonl")}
         there = {number for number in numbers if self._path(number).exists()}
         bar = tqdm(numbers, desc="checking the feature cache", disable=len(there) < 100)
         return [number for number in bar
@@ -147,5 +159,5 @@ def _together(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with reading(path, "get it again"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,6 +28,7 @@ from pydantic import Field, StringConstraints, model_validator
 from ..run.errors import LarError, unknown
 from ..run.files import locked, require_space
 from ..run.registry import Checked
+from ..run.unreadable import unreadable, unwritable
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has none
@@ -74,7 +75,9 @@ def load_manifest(path: Path | str | None = None) -> dict[str, Entry]:
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))["files"]
         entries = [_entry(row, path) for row in rows]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise unreadable(path, error, "install the package again") from error
+    except (yaml.YAMLError, KeyError, TypeError) as error:
         raise LarError(f"{path} is not a manifest ({error}): it needs a list named files.") from error
     keys = [entry.key for entry in entries]
     if len(set(keys)) != len(keys):
@@ -105,6 +108,10 @@ def _entry(row: dict, path: Path) -> Entry:
 
 # Files from the hub: what `data_manifest.yaml` lists, at the revision it pins, checked; and a sentence for each
 # failure.
+# What a disk refuses, and no connection.
+_LOCAL = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EMFILE,
+          errno.EAGAIN, errno.ENOLCK, errno.ENOTDIR, errno.ENAMETOOLONG}
+
 
 def download(key: str, files: Sequence[str] | None = None, folder: Path | str | None = None) -> Path:
     """Bring what the manifest lists as `key` onto this machine; returns the folder that holds its files.
@@ -227,11 +234,12 @@ def _sentences(source: Entry) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise LarError(f"The disk became full while downloading {source.id}: free some space, or set HF_HOME to a "
                            "folder on a larger disk, and try again; finished files are kept.") from error
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise LarError(f"{source.id} cannot be written to {error.filename or constants.HF_HUB_CACHE} "
-                           f"({error.strerror}): set HF_HOME to a folder that can be written.") from error
-        raise LarError(f"{source.id} is not on this machine and could not be downloaded ({type(error).__name__}): check "
-                       "the connection and try again; finished files are kept.") from error
+        if isinstance(error, OSError) and error.errno in _LOCAL:
+            place = error.filename or constants.HF_HUB_CACHE
+            raise unwritable(f"{place}, where {source.id} is kept,", error, "set HF_HOME to a folder that can") from error
+        raise LarError(f"{source.id} is not on this machine and could not be downloaded ({type(error).__name__}: "
+                       f"{str(error).splitlines()[0] if str(error) else 'no details'}): check the connection and try again; "
+                       "finished files are kept.") from error
 
 
 def _refusal(source: Entry, error: HfHubHTTPError) -> str:

@@ -12,6 +12,7 @@ be is yielded all the same, and raises Unusable, with the reason, where it is lo
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
@@ -28,6 +29,7 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 from ..run.errors import LarError, unknown
+from ..run.unreadable import unreadable
 
 Box = tuple[float, float, float, float]
 
@@ -83,6 +85,8 @@ class Phrase:
         except FileNotFoundError as error:
             raise Unusable("its picture is missing", self.image) from error
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the system's refusal: the picture may be healthy
+                raise unreadable(self.image, error, "get the data set's images as well") from error
             raise Unusable("its picture is damaged", self.image if isinstance(self.image, Path) else "") from error
 
 
@@ -92,10 +96,17 @@ def phrases(name: str, folder: Path | str, split: str = "val") -> Iterator[Phras
         raise unknown("grounding data set", name, SETS)
     try:
         yield from SETS[name](Path(folder), split)
-    except (OSError, LookupError, AttributeError, ValueError, TypeError, pickle.UnpicklingError, EOFError,
-            xml.ParseError) as error:
-        raise LarError(f"{folder} does not hold {name} as it is published ({type(error).__name__}: {error}): see the "
-                       "top of lar_core/data/phrases.py for the files that are expected.") from error
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT):
+            raise unreadable(error.filename or folder, error, "get the data set again") from error
+        raise _foreign(name, folder, error) from error
+    except (LookupError, AttributeError, ValueError, TypeError, pickle.UnpicklingError, EOFError, xml.ParseError) as error:
+        raise _foreign(name, folder, error) from error
+
+
+def _foreign(name: str, folder: Path | str, error: Exception) -> LarError:
+    return LarError(f"{folder} does not hold {name} as it is published ({type(error).__name__}: {error}): see the top of "
+                    "lar_core/data/phrases.py for the files that are expected.")
 
 
 def _refcoco_m(folder: Path, split: str) -> Iterator[Phrase]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from zipfile import BadZipFile
 
 import imageio.v2 as imageio
 import matplotlib
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..run.errors import LarError
 from ..run.files import atomic_path
+from ..run.unreadable import reading
 from .regions import upsample
 
 FPS = 20  # LIBERO's control frequency
@@ -55,13 +57,13 @@ class Film:
     def load(cls, path: Path | str) -> Film:
         """Read what `save` wrote. Raises LarError where video or traces are missing or damaged."""
         path, film = Path(path), cls()
-        try:
+        again = "delete rollouts.jsonl beside its folder and roll out again"
+        if missing := [file for file in (path, path.with_suffix(".npz")) if not file.exists()]:
+            raise LarError(f"{missing[0]} is missing: {again}.")
+        with reading(f"{path} or its traces beside it", again, OSError, ValueError, KeyError, EOFError, BadZipFile):
             film.frames = list(imageio.mimread(path, memtest=False))
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as arrays:
                 film.traces = {name: list(arrays[name]) for name in film.traces}
-        except (OSError, ValueError, KeyError) as error:
-            raise LarError(f"{path} cannot be played, because it or its traces are missing or damaged ({error}): "
-                           "delete rollouts.jsonl beside its folder and roll out again.") from error
         return film
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field, model_serializer, model_validator
 
+from .conventions import stated_conventions
 from .errors import LarError, unknown
 from .files import write_text
 from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS, Checked
@@ -43,8 +44,7 @@ class Condition(Checked):
     mask_ratio_start: float = Field(0.0, ge=0, lt=1)  # easy to hard: moves from here to mask_ratio; 0: constant
     mask_grid: Literal["native", "essay"] = "native"  # the backbone's patches, or the literal 14x14 grid with k = 49
     mask_input: bool = False  # a second pass that cannot see the masked patches feeds the decoder
-    recon_target: Literal["normalised", "raw", "latent"] = "normalised"  # per-patch normalised pixels (MAE, section 4.1),
-    # pixels as they are, or an autoencoder's latents
+    recon_target: Literal["normalised", "raw", "latent"] = "normalised"  # MAE's (section 4.1), pixels, a VAE's latents
     matched_capacity: bool = False  # a denoiser as large as the profile's MAE decoder, instead of its own size
     saliency_layers: Count = 3  # the last so many layers of the language model
     aggregation: str = "mean"  # how layers, heads and words become one map; "mean" is the literal method
@@ -98,12 +98,10 @@ class Profile(Checked):
     text_layers: Count = 4
     attention_heads: Count = 4
     precision: Literal["fp32", "bf16", "fp16", "int8", "nf4"] = "fp32"  # of frozen weights; what is trained is in fp32
-    tune: Literal["all", "lora_all", "lora_top", "full_top"] = "all"  # what of the backbone learns: all of it, LoRA in
-    # every layer, LoRA or all weights in the top
+    tune: Literal["all", "lora_all", "lora_top", "full_top"] = "all"  # what of the backbone learns (model/paligemma.py)
     top_layers: Count = 3  # how many of the last layers lora_top and full_top train; the head's tokens join below them
     lora_rank: Count = 16
-    # of rollouts and latency: auto takes 16-bit floats on a GPU where they fit
-    act_precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"
+    act_precision: Literal["auto", "fp32", "bf16", "fp16", "int8", "nf4"] = "auto"  # of rollouts and latency
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
     cache: bool = False  # compute what the frozen lower layers give once, and train the top from disk
     # MAE decoder
@@ -121,9 +119,9 @@ class Profile(Checked):
     # Data
     tasks: tuple[Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], ...] = Field((5,), strict=False, title="task")
     placement: Placement = "official"
-    demos: Literal["expert", "official", "lerobot"] = "expert"  # whose demonstrations: our scripted expert's, LIBERO's
-    # official files, or LeRobot's copy
+    demos: Literal["expert", "official", "lerobot"] = "expert"  # the scripted expert's, LIBERO's files, LeRobot's copy
     render_demos: bool = False  # official demonstrations of another size: render them again, instead of resizing them
+    demos_conventions: str = ""  # of official or lerobot files, where they do not show them: alignment=before,gripper=1/0
     demos_per_task: int = Field(50, ge=2)  # one to train on and one to hold out, at least
     heldout_fraction: Share = 0.1  # of episodes
     recovery_noise: float = Field(0.1, ge=0)  # expert's action noise while recording; the clean action is the label
@@ -155,6 +153,7 @@ class RunConfig(Checked):
     def _refuse_nonsense(self) -> RunConfig:
         """Raises LarError for a name that stands for nothing, and for a combination that cannot mean anything."""
         _check_names(self.condition)
+        stated_conventions(self.profile.demos_conventions)
         for wrong, sentence in _impossible(self.condition, self.profile):
             if wrong:
                 raise LarError(sentence)
@@ -375,6 +374,9 @@ def _impossible_head(condition: Condition, profile: Profile) -> Iterator[Verdict
            f"text_width is {profile.text_width}, but head={condition.head} attends in {head.multiple} heads: choose a "
            f"multiple of {head.multiple}.")
     yield (condition.head != "focus" and focus != (0.5, True, True),
+        (bool(profile.demos_conventions) and profile.demos == "expert",
+         "demos_conventions says how other people's files are to be read, but demos is expert: set demos to official or "
+         "lerobot, or leave it out."),
            f"focus_keep, focus_gate and focus_cascade are settings of the focus head, but head is {condition.head}.")
     yield (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
            "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "

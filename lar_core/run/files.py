@@ -23,6 +23,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tqdm import tqdm
 
 from .errors import Damaged, LarError, say_once
+from .unreadable import unwritable
 
 NOTICE = 2.0  # seconds before a process that waits for another one says so
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # some network drives have none
@@ -306,8 +307,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
-        raise LarError(f"The cache folder {folder.parent} cannot be written ({error.strerror}): "
-                       "set XDG_CACHE_HOME to a folder that can.") from error
+        raise unwritable(f"The cache folder {folder.parent}", error, "set XDG_CACHE_HOME to a folder that can") from error
 
     def make() -> None:
         build(temporary)
@@ -316,7 +316,7 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     try:
         produce(folder, f"generating {folder.name}", make)
     except OSError as error:
-        raise LarError(f"Writing {folder} failed ({error.strerror}): free some space and try again.") from error
+        raise unwritable(folder, error, "set XDG_CACHE_HOME to another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder

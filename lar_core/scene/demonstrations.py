@@ -1,9 +1,9 @@
 """Whose demonstrations a profile asks for, as one file a task in our own format, whatever their origin.
 
 `expert`: recorded here (`collect`). `official`: LIBERO's HDF5 files. `lerobot`: their copy in LeRobot's format. The last two
-come from the folder DATA/official or DATA/lerobot where there is one (in the layout of the hub's repository), and from the
-hub otherwise; they are converted once, to the profile's sizes: resized, or rendered again from their simulator states with
-`render_demos`. Every episode's provenance says which.
+come from the folder DATA/official or DATA/lerobot where there is one, and from the hub otherwise; they are converted once,
+to the profile's sizes: resized, or rendered again from their simulator states with `render_demos`. By which conventions they
+were made is decided for the whole data set before the first is converted. Every episode's provenance says all of it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..data.demos import Episode, episode_count, merge_episodes, read_episode, write_episode
+from ..data import lerobot
+from ..data.conventions import Conventions
+from ..data.copies import conventions_of, plain
+from ..data.demos import Episode, episode_count, made_here, merge_episodes, read_episode, write_episode
 from ..data.hub import download, entry
 from ..data.lerobot import META, Listed, list_episodes, read_listed
+from ..data.raw import Raw, Verdict
 from ..data.resize import resize_episode
 from ..run.config import Profile, RunConfig
+from ..run.conventions import stated_conventions
 from ..run.errors import LarError
 from ..run.files import produce, require_space
 from ..run.processes import processes
+from .check_demos import draw_verdict
 from .collect import collect
 from .env import environment, instruction, pool
 from .rerender import render_again
@@ -59,10 +65,12 @@ def demonstrations(config: RunConfig, data_dir: Path | str, *, workers: int | No
 
 def converted_paths(profile: Profile, data_dir: Path) -> dict[int, Path]:
     """Where the converted demonstrations of each task lie: everything that changes them is part of the path."""
+    stated = stated_conventions(profile.demos_conventions)
+    read = f"stated-{hashlib.sha256(repr(sorted(stated.items())).encode()).hexdigest()[:8]}" if stated else "by-evidence"
     assets = use_assets() if profile.render_demos else None
     pictures = f"rendered-{assets['name']}-{assets['sha256'][:8]}" if assets else "resized"
     folder = (data_dir / "demos" / f"{profile.demos}-{_version(profile, data_dir)[:8]}" / pictures
-              / f"{profile.image_size}-{profile.wrist_size}px-n{profile.demos_per_task}")
+              / f"{profile.image_size}-{profile.wrist_size}px-n{profile.demos_per_task}-{read}")
     return {task: folder / f"{task_names()[task]}_demo.hdf5" for task in profile.tasks}
 
 
@@ -73,12 +81,13 @@ class Hdf5Origin:
     version: str
     path: Path
     most: int
+    conventions: Conventions | None  # None: a file of our own kind, which needs none
 
     def __len__(self) -> int:
         return min(self.most, episode_count(self.path))
 
     def episode(self, number: int) -> Episode:
-        return read_episode(self.path, number)
+        return read_episode(self.path, number, self.conventions)
 
 
 @dataclass(frozen=True)
@@ -87,14 +96,14 @@ class LeRobotOrigin:
 
     version: str
     folder: Path
-    sentence: str
     listed: tuple[Listed, ...]
+    conventions: Conventions
 
     def __len__(self) -> int:
         return len(self.listed)
 
     def episode(self, number: int) -> Episode:
-        return read_listed(self.folder, self.listed[number], self.sentence)
+        return read_listed(self.folder, self.listed[number], self.conventions)
 
 
 def _refuse(profile: Profile) -> None:
@@ -150,19 +159,64 @@ def _linked(path: Path) -> Path:
 
 
 def _origins(profile: Profile, data_dir: Path, tasks: list[int]) -> list[Hdf5Origin | LeRobotOrigin]:
-    """What the demonstrations of `tasks` are converted from; downloads only what they need."""
-    own, key, most = _own_folder(profile, data_dir), KEYS[profile.demos], profile.demos_per_task
-    version = _version(profile, data_dir)
-    if profile.demos == "official":
-        names = [f"libero_spatial/{task_names()[task]}_demo.hdf5" for task in tasks]
-        folder = own or download(key, names)
-        return [Hdf5Origin(version, folder / name, most) for name in names]
-    folder = own or download(key, [META])
-    origins = [LeRobotOrigin(version, folder, sentence, tuple(list_episodes(folder, sentence)[:most]))
-               for sentence in map(instruction, tasks)]
-    if own is None:
-        download(key, sorted({listed.file for origin in origins for listed in origin.listed}))
-    return origins
+    """What the demonstrations of `tasks` are converted from; downloads only what the profile's tasks need.
+
+    The conventions are those of the whole folder, or of the profile's tasks if they come from the hub.
+    """
+    version, stated = _version(profile, data_dir), stated_conventions(profile.demos_conventions)
+    read = _official if profile.demos == "official" else _lerobot
+    origins, line = read(profile, _own_folder(profile, data_dir), version, stated)
+    print(line)
+    return [origins[task] for task in tasks]
+
+
+def _official(profile: Profile, own: Path | None, version: str, stated: dict[str, str]) -> tuple[dict[int, Hdf5Origin], str]:
+    if own:
+        files = own_files(own)
+        for task in profile.tasks:
+            if task not in files:
+                raise LarError(f"{own} holds no file of task {task}, {task_names()[task]}_demo.hdf5: put it there, or leave "
+                               "the task out.")
+    else:
+        names = {task: f"libero_spatial/{task_names()[task]}_demo.hdf5" for task in profile.tasks}
+        folder = download(KEYS["official"], list(names.values()))
+        files = {task: folder / name for task, name in names.items()}
+    theirs = [path for path in files.values() if not made_here(path)]
+    found = conventions_of(theirs, stated, _drawn, progress=len(theirs) > 1) if theirs else None
+    return ({task: Hdf5Origin(version, files[task], profile.demos_per_task, None if made_here(files[task]) else found)
+             for task in profile.tasks}, f"Conventions of the official demonstrations: {found or 'as recorded here'}")
+
+
+def _lerobot(profile: Profile, own: Path | None, version: str, stated: dict[str, str]) -> tuple[dict[int, LeRobotOrigin], str]:
+    folder = own or download(KEYS["lerobot"], [META])
+    listed = {task: list_episodes(folder, instruction(task)) for task in profile.tasks}
+    if own:
+        decided_by = list_episodes(folder)
+    else:
+        decided_by = [episode for part in listed.values() for episode in part[: profile.demos_per_task]]
+        download(KEYS["lerobot"], sorted({file for episode in decided_by for file in episode.files}))
+    found = lerobot.conventions_of(folder, decided_by, stated)
+    return ({task: LeRobotOrigin(version, folder, tuple(part[: profile.demos_per_task]), found)
+             for task, part in listed.items()}, f"Conventions of the lerobot demonstrations: {found}")
+
+
+def own_files(folder: Path) -> dict[int, Path]:
+    """The HDF5 files in a folder that are named after a task of LIBERO-Spatial. Raises LarError for two of one task."""
+    tasks = {instruction(task): task for task in range(len(task_names()))}
+    found: dict[int, Path] = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".hdf5", ".h5")):
+        task = tasks.get(plain(path.stem.removesuffix("_demo")))
+        if task in found:
+            raise LarError(f"{found[task]} and {path} are both of task {task}: leave one copy in {folder}.")
+        if task is not None:
+            found[task] = path
+    return found
+
+
+def _drawn(raw: Raw, alignment: str) -> Verdict:
+    """In a process of its own: where the pictures of a demonstration do not tell how they lie, draw one of its states."""
+    with pool(1) as executor:
+        return executor.submit(draw_verdict, raw.source, raw.where, alignment).result()
 
 
 def _convert(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, path: Path, workers: int,
@@ -185,7 +239,11 @@ def _convert(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, pa
 
 def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, number: int, part: Path) -> None:
     """In a worker process: convert one episode."""
-    recorded = replace(origin.episode(number), instruction=instruction(task))
+    recorded = origin.episode(number)
+    if plain(recorded.instruction) != instruction(task):
+        raise LarError(f"{origin}: demonstration {number} of task {task} was recorded for the sentence "
+                       f"{recorded.instruction!r}, not {instruction(task)!r}: the file has another task's name.")
+    recorded = replace(recorded, instruction=instruction(task))
     if profile.render_demos:
         env = environment(task, profile.image_size, profile.wrist_size)
         made, pictures = render_again(env, recorded), {"images": "rendered", "assets": env.assets}
@@ -194,6 +252,8 @@ def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, 
         pictures = {"images": "recorded" if _sizes(made) == _sizes(recorded) else "resized"}
     provenance = {"source": profile.demos, "revision": origin.version, "task": task, "placement": "official",
                   "episode": number, "recorded_sizes": _sizes(recorded), **pictures}
+    if origin.conventions:
+        provenance["conventions"] = origin.conventions.as_dict()
     write_episode(part, replace(made, provenance=provenance), bddl_file=bddl_file(task))
 
 

@@ -26,7 +26,7 @@ def render_again(env: SpatialEnv, episode: Episode) -> Episode:
         raise LarError("These demonstrations hold no simulator states to render again from: set render_demos to false, "
                        "and their pictures are resized.")
     env.reset(seed=0, options={"wait_steps": 0})  # only a reset hides the marks between the robot's fingers
-    _place_fixtures(env, episode.model_file)
+    place_fixtures(env, episode.model_file)
     frames = [_draw(env, state) for state in episode.states]
     pictures = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
     return replace(episode, **{"eye_in_hand_rgb": None} | pictures, objects=env.objects, target=BOWLS[0],
@@ -42,7 +42,8 @@ def _draw(env: SpatialEnv, state: np.ndarray) -> dict[str, np.ndarray]:
     return pictures
 
 
-def _place_fixtures(env: SpatialEnv, model_file: str) -> None:
+def place_fixtures(env: SpatialEnv, model_file: str) -> None:
+    """Put cabinet and stove where a scene description has them. Raises LarError for one that does not say it."""
     model = env.stock.sim.model
     poses = _body_poses(model_file)
     for name, fixture in env.stock.fixtures_dict.items():
