@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from lar_core.run.cache import build_once
 
 from lar_core.data.dataset import Stats
 from lar_core.data.hub import load_manifest
@@ -14,6 +13,7 @@ from lar_core.data.phrases import Phrase, Place, phrases
 from lar_core.measure.film import Film
 from lar_core.model.train import _load_trainer
 from lar_core.run.errors import LarError
+from lar_core.run.files import build_once
 from lar_core.run.unreadable import cause, unreadable
 
 

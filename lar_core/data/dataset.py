@@ -20,6 +20,7 @@ from torch import Tensor
 from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import write_json
+from ..run.unreadable import unreadable
 from .demos import PER_STEP, Episode, read_episodes
 
 _NOT_IN_SCENE = 255  # a segmentation number that no object has
@@ -250,7 +251,7 @@ class Stats:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
             stats = cls(**{name: tuple(map(float, values[name])) for name in _SIZES})
         except OSError as error:
-            raise LarError(f"{path} cannot be read ({error.strerror or error}). {_REMEDY}") from error
+            raise unreadable(path, error, "train again") from error
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise LarError(f"{path} does not hold action statistics ({error}). {_REMEDY}") from error
         if fault := stats.fault():

@@ -31,6 +31,7 @@ from ..run.folder import DATA, Run
 from ..run.processes import Stopped, on_stop
 from ..run.registry import MASK_SOURCES, REGULARISERS
 from ..run.runtime import act_precision, device, float_dtype, group, mixed_precision
+from ..run.unreadable import unreadable
 from ..scene.placements import BOWLS, other_instruction
 from .losses import gradient_norm
 from .paligemma import activation_ranges, settle, too_large
@@ -360,8 +361,8 @@ def _load_trainer(path: Path) -> dict:
     try:
         return torch.load(path, weights_only=True)
     except OSError as error:
-        raise LarError(f"The checkpoint {path} could not be read ({error}): mend that cause; nothing there has to be "
-                       "deleted.") from error
+        raise unreadable(f"The checkpoint {path}", error, f"delete the folder {path.parent} to go on from the one before",
+                         path=path) from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise Damaged(f"The checkpoint {path} is damaged ({str(error).splitlines()[0]}): delete the folder "
                        f"{path.parent} to go on from the one before.") from error

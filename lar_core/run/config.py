@@ -340,6 +340,9 @@ def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdic
            f"{profile.patch_size}.")
     yield (profile.execute > profile.chunk,
            f"execute is {profile.execute}, but must be between 1 and the chunk length {profile.chunk}.")
+    yield (profile.demos_conventions and profile.demos == "expert",
+           "demos_conventions says how other people's files are to be read, but demos is expert: set demos to official or "
+           "lerobot, or leave it out.")
     yield not profile.tasks, "No task was named: give at least one of the ten LIBERO-Spatial tasks, 0 to 9."
     for name, layers in (("saliency_layers", condition.saliency_layers), ("top_layers", profile.top_layers)):
         yield (layers > profile.text_layers,
@@ -374,9 +377,6 @@ def _impossible_head(condition: Condition, profile: Profile) -> Iterator[Verdict
            f"text_width is {profile.text_width}, but head={condition.head} attends in {head.multiple} heads: choose a "
            f"multiple of {head.multiple}.")
     yield (condition.head != "focus" and focus != (0.5, True, True),
-        (bool(profile.demos_conventions) and profile.demos == "expert",
-         "demos_conventions says how other people's files are to be read, but demos is expert: set demos to official or "
-         "lerobot, or leave it out."),
            f"focus_keep, focus_gate and focus_cascade are settings of the focus head, but head is {condition.head}.")
     yield (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
            "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "

@@ -36,12 +36,12 @@ def collect(config: RunConfig, data_dir: Path | str, *, workers: int | None = No
     after a kill. Ctrl-C lets the episodes that are being recorded end and saves them. A failed attempt is never saved.
     Raises LarError for a task without the placement, a full disk, and an expert that fails too often.
     """
-    paths = demo_paths(config, data_dir)
+    paths, count = demo_paths(config, data_dir), processes(workers)
     with tqdm(total=config.profile.demos_per_task * len(paths), unit="demo", disable=not progress) as bar:
         for index, (task, path) in enumerate(zip(config.profile.tasks, paths)):
             bar.set_description(f"demonstrations, task {task}")
             produce(path, f"recording the demonstrations of task {task}",
-                    partial(_record, config.profile, task, path, workers, bar))
+                    partial(_record, config.profile, task, path, count, bar))
             shutil.rmtree(_parts_folder(path), ignore_errors=True)  # nobody records any more what is there
             _check_count(path, config.profile.demos_per_task)
             bar.update((index + 1) * config.profile.demos_per_task - bar.n)  # also what another process has recorded
@@ -56,8 +56,8 @@ def demo_paths(config: RunConfig, data_dir: Path | str) -> list[Path]:
     return [folder / f"{task_names()[task]}_demo.hdf5" for task in profile.tasks]
 
 
-def _record(profile: Profile, task: int, path: Path, workers: int | None, bar: tqdm) -> None:
-    merge_episodes(_record_parts(profile, task, _parts_folder(path), processes(workers), bar), path)
+def _record(profile: Profile, task: int, path: Path, workers: int, bar: tqdm) -> None:
+    merge_episodes(_record_parts(profile, task, _parts_folder(path), workers, bar), path)
 
 
 def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: tqdm) -> list[Path]:
