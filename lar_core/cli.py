@@ -14,7 +14,7 @@ from .run.config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfi
 from .run.conventions import stated_conventions
 from .run.errors import LarError, unknown
 from .run.folder import DATA, RUNS, Run
-from .run.processes import on_stop, stop
+from .run.processes import on_stop, processes, stop
 from .run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
 from .run.unreadable import cause
 
@@ -68,7 +68,8 @@ STEPS: dict[str, tuple[str, str]] = {
                "Checks Python, packages and their versions, PyTorch, caches, off-screen rendering, memory and disk, and "
                "builds and renders one scene. With --profile it plans: memory and time of the condition, part by part, "
                "before anything is loaded (--machine t4: on a free Colab T4 instead of here). --full-size builds "
-               "PaliGemma-3B's true size with random weights, loads it in 8 bit, reads its saliency, trains one step and acts once, with time and peak memory of each."),
+               "PaliGemma-3B's true size with random weights, loads it in 8 bit, reads its saliency, trains one step "
+               "and acts once, with time and peak memory of each."),
 }
 
 WORKING = ("reproduce", "demos", "pretrain", "train", "saliency", "rollout")  # these start processes that simulate
@@ -100,6 +101,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from .run.runtime import quiet, use_cores
     quiet()
     use_cores()
+    processes(getattr(arguments, "workers", None))  # refuses fewer than one, also where none will be started
     COMMANDS[arguments.step](arguments)
 
 

@@ -93,8 +93,9 @@ def test_a_signal_of_a_scheduler_lets_what_is_being_recorded_end(config, tmp_pat
     attempt = collecting._attempt
 
     def slow(*arguments):
+        time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)
+        time.sleep(0.2)
         return attempt(*arguments)
     monkeypatch.setattr(collecting, "_attempt", slow)
     with pytest.raises(Stopped) as stopped, on_stop(stop):
