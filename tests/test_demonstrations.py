@@ -26,9 +26,8 @@ from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import write_text
 from lar_core.scene import demonstrations as module
-from lar_core.scene.demonstrations import KEYS, converted_paths, demonstrations
+from lar_core.scene.demonstrations import KEYS, converted_paths, demonstrations, render_again
 from lar_core.scene.env import SpatialEnv, instruction
-from lar_core.scene.rerender import render_again
 from lar_core.scene.setup import bddl_file, task_names
 
 SIZES = {"size": 64, "wrist": 32}  # those of the micro profile

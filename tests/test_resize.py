@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_demos import make_episode
 
-from lar_core.data.resize import resize, resize_episode
+from lar_core.data.episode import resize, resize_episode
 from lar_core.run.errors import LarError
 
 

@@ -19,9 +19,7 @@ import numpy as np
 
 from ..run.conventions import CONVENTIONS
 from ..run.errors import LarError
-from .evidence import action_scale, alignment, gripper, pictures_of
-from .raw import Raw, Verdict
-from .state_order import axis_angle, parts, state_order, width
+from .evidence import Raw, Verdict, action_scale, alignment, axis_angle, gripper, parts, pictures_of, state_order, width
 
 METRES, RADIANS = 0.05, 0.5  # what one unit commands in a step: robosuite's default OSC_POSE
 

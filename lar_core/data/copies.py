@@ -21,8 +21,8 @@ from tqdm.auto import tqdm
 from ..run.errors import LarError
 from .conventions import Conventions, commands, decide, ordered, turned
 from .episode import Episode, check_episode
+from .evidence import Raw, Verdict
 from .hdf5 import demo_group, demo_names, open_demos, read_array, read_sentence
-from .raw import Raw, Verdict
 
 NAMES = {  # what we call it: what copies call it, the more telling name first
     "actions": ("actions", "action"),

@@ -28,7 +28,7 @@ from ..run.unreadable import reading, unreadable
 from .conventions import Conventions, decide
 from .copies import NAMES, PICTURES, check_numbers, name_in, parts_of, plain, to_episode
 from .episode import Episode
-from .raw import Raw
+from .evidence import Raw
 
 META = "meta/*"  # what must be there, as a pattern for a download, before `list_episodes` can be asked
 AGAIN = "delete it, and download it again"

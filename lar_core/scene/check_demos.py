@@ -12,7 +12,7 @@ from ..data import lerobot
 from ..data.conventions import Conventions, decide, turned
 from ..data.copies import plain, raw_demos
 from ..data.demos import made_here
-from ..data.raw import Raw, Verdict
+from ..data.evidence import Raw, Verdict
 from ..run.conventions import CONVENTIONS
 from ..run.errors import LarError
 from ..run.files import atomic_path

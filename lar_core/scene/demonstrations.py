@@ -22,10 +22,10 @@ from ..data import lerobot
 from ..data.conventions import Conventions
 from ..data.copies import conventions_of, plain
 from ..data.demos import Episode, episode_count, made_here, merge_episodes, read_episode, write_episode
+from ..data.episode import resize_episode
+from ..data.evidence import Raw, Verdict
 from ..data.hub import download, entry
 from ..data.lerobot import META, Listed, list_episodes, read_listed
-from ..data.raw import Raw, Verdict
-from ..data.resize import resize_episode
 from ..run.config import Profile, RunConfig
 from ..run.conventions import stated_conventions
 from ..run.errors import LarError
@@ -187,7 +187,8 @@ def _official(profile: Profile, own: Path | None, version: str, stated: dict[str
              for task in profile.tasks}, f"Conventions of the official demonstrations: {found or 'as recorded here'}")
 
 
-def _lerobot(profile: Profile, own: Path | None, version: str, stated: dict[str, str]) -> tuple[dict[int, LeRobotOrigin], str]:
+def _lerobot(profile: Profile, own: Path | None, version: str,
+             stated: dict[str, str]) -> tuple[dict[int, LeRobotOrigin], str]:
     folder = own or download(KEYS["lerobot"], [META])
     listed = {task: list_episodes(folder, instruction(task)) for task in profile.tasks}
     if own:
