@@ -9,7 +9,7 @@ from lar_core.model.policy import count
 from lar_core.run.config import CONDITIONS, PROFILES
 from lar_core.run.registry import MASK_SOURCES
 from lar_core.show import pictures
-from lar_core.show.pictures import GAP, TITLE
+from lar_core.show.pictures import GAP, SMALL, TITLE
 
 
 @pytest.fixture
@@ -18,9 +18,9 @@ def policy(policy_of):
 
 
 def panels(picture: np.ndarray, columns: int) -> np.ndarray:
-    """The pictures of a grid: (N, SIDE, SIDE, 3)."""
-    step, rows = pictures.SIDE + GAP, picture.shape[0] // (pictures.SIDE + TITLE)
-    return np.stack([picture[row * (pictures.SIDE + TITLE) + TITLE :, column * step :][: pictures.SIDE, : pictures.SIDE]
+    """The pictures of a grid: (N, SMALL, SMALL, 3)."""
+    step, rows = SMALL + GAP, picture.shape[0] // (SMALL + TITLE)
+    return np.stack([picture[row * (SMALL + TITLE) + TITLE :, column * step :][: SMALL, : SMALL]
                      for row in range(rows) for column in range(columns)])
 
 
