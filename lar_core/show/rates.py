@@ -122,6 +122,17 @@ def outcome(row: dict) -> str:
     return {True: "solved", False: "not solved", None: "not its own bowl, the other one was not watched"}[row["success"]]
 
 
+def ended(row: dict) -> str:
+    """`solved in 90 steps`."""
+    return f"{outcome(row)} in {row['steps']} steps"
+
+
+def name_of(row: dict) -> str:
+    """A row of rollouts.jsonl: what was rolled out, and how it ended."""
+    return (f"{row['policy']}, {RUN_AS[row['instruction']]} instruction, {row['placement']} placements, task {row['task']}, "
+            f"episode {row['episode']}: {ended(row)}")
+
+
 def rate(successes: int, n: int, of: str = "rollouts") -> str:
     """`14 of 20 rollouts (70 %, 95 % interval 48 to 85 %)`, Wilson."""
     interval = wilson(successes, n)

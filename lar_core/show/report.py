@@ -68,8 +68,7 @@ def _clips(rows: Sequence[dict]) -> Iterator[tuple[str, Markup]]:
         size = row["film"].stat().st_size
         if shown < CLIPS and size <= left:
             shown, left = shown + 1, left - size
-            yield (f"{row['policy']}, {rates.RUN_AS[row['instruction']]} instruction, task {row['task']}: "
-                   f"{rates.outcome(row)}, {row['steps']} steps", data_url("video/mp4", row["film"].read_bytes()))
+            yield rates.name_of(row), data_url("video/mp4", row["film"].read_bytes())
 
 
 # Templates
