@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..measure.results import load_results, read_episodes
+from ..measure.results import gather_results, load_results, read_episodes
 from ..run.files import read_jsonl, write_text
 from ..run.folder import Run
 from ..run.registry import METRICS, AboutMetric
@@ -31,7 +31,7 @@ def write_report(run: Run) -> Path:
 
     Raises LarError for a damaged results.json.
     """
-    results = load_results(run.results) if run.results.exists() else _empty(run)
+    results = load_results(run.results) if run.results.exists() else gather_results(run)
     rows = filmed(run)
     found = findings.findings(results, rows)
     return write_page(
@@ -47,13 +47,6 @@ def filmed(run: Run) -> list[dict]:
     """Rows of rollouts.jsonl, of the policy and of its blind control, with `film`, the path of their video or None."""
     return [row | {"film": folder / row["video"] if row.get("video") else None} for folder in (run.path, run.control)
             for row in read_episodes(folder / "rollouts.jsonl", run.config.profile.tasks)]
-
-
-def _empty(run: Run) -> dict:
-    config = run.config
-    return {"schema_version": 1, "run": {"name": config.name, "condition": config.condition.name,
-            "profile": config.profile.name, "seed": config.seed, "fingerprint": config.fingerprint,
-            "config": config.model_dump(mode="json")}}
 
 
 def _clips(rows: Sequence[dict]) -> Iterator[tuple[str, Markup]]:
@@ -89,7 +82,7 @@ def _templates() -> jinja2.Environment:
     made = jinja2.Environment(loader=jinja2.PackageLoader(__package__), keep_trailing_newline=True,
                               autoescape=jinja2.select_autoescape(["html"]), finalize=_unbroken)
     made.filters |= {"png": _png, "estimate": estimate, "bounds": bounds, "g3": "{:.3g}".format, "amount": amount}
-    made.globals |= {"metrics_guide": metrics_guide, "ratio": ratio}
+    made.globals |= {"metrics_guide": metrics_guide, "ratio": ratio, "percent": rates.percent}
     return made
 
 
@@ -112,44 +105,13 @@ def data_url(kind: str, content: bytes) -> Markup:
 
 def summary_table(results: dict) -> str:
     """The plain text that the command line prints at the end of a run: numbers, intervals, what to compare with."""
-    run = results["run"]
-    rows = [("", "value", "95 % interval", "compare with"), *_summary_rows(results)]
+    run, grounding = results["run"], results.get("grounding") or {}
+    scored = [METRICS.about(name) for name in ("aos", "target_minus_distractor") if (grounding.get(name) or {}).get("model")]
+    text = fill_template("summary.txt", results=results, bars=rates.bars_and_tasks(results), scored=scored)
+    rows = [("", "value", "95 % interval", "compare with"), *(line.split(" | ") for line in text.splitlines() if line)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
     return "\n".join([f"{run['condition']} · {run['profile']} · seed {run['seed']}", "", *lines])
-
-
-def _summary_rows(results: dict) -> Iterator[tuple[str, str, str, str]]:
-    for (placement, label, kind, successes, n, low, high), tasks in rates.bars_and_tasks(results):
-        yield (label if kind == "ignored" else f"success, {label}", f"{successes}/{n}", rates.percent(low, high),
-               f"{placement}{tasks and f': {tasks}'}")
-    for metric in ("aos", "target_minus_distractor"):
-        series = (results.get("grounding") or {}).get(metric)
-        if series and series["model"]:
-            others = {name.replace("_", " "): value for name, value in series.items() if name != "model" and value}
-            yield _measured(METRICS.about(metric).label, series["model"], others)
-    if action := results.get("action"):
-        yield _measured("held-out action error", action["l1"], {"mean action": action["l1_mean_action"]})
-    if probe := results.get("shortcut"):
-        shown = {"the right images": probe["right"]["loss"], "grey images": probe["whole"]["blank"]["loss"]}
-        yield _measured("loss with another frame's images", probe["whole"]["shuffled"]["loss"], shown, f" {probe['unit']}")
-    if recon := results.get("reconstruction"):
-        yield ("reconstruction loss", f"{recon['loss']:.3g}", "",
-               f"mean patch {recon['mean_patch']:.3g}, neighbours {recon['neighbours']:.3g}")
-    if probe := results.get("denoising"):
-        yield _measured("denoising loss", probe["loss"], {"another frame's states": probe["other_frame"],
-                                                          "saying nothing": {"mean": 1}})
-    if cost := results.get("training_cost"):
-        own, base = cost["own"]["step_ms"], cost["action_only"]["step_ms"]
-        yield "training step", f"{own:.1f} ms", "", f"action_only {base:.1f} ms: {ratio(own, base)}"
-    if latency := results.get("latency"):
-        yield ("policy step, p50", f"{latency['p50_ms']:.1f} ms", "",
-               f"p95 {latency['p95_ms']:.1f} ms, {latency['actions_per_s']:.0f} actions/s")
-
-
-def _measured(name: str, interval: dict, others: dict[str, dict], unit: str = "") -> tuple[str, str, str, str]:
-    return (name, f"{interval['mean']:.3g}{unit}", bounds(interval),
-            ", ".join(f"{words} {other['mean']:.3g}" for words, other in others.items()))
 
 
 def columns() -> list[AboutMetric]:
