@@ -169,7 +169,7 @@ table(("condition", "hides", "reconstructs with", "action head", "and changes", 
       pictures.conditions(run.config.profile))
 
 # %% [markdown]
-# Where each comes from and how it differs from its source stands in `docs/pictures.md`; what each costs, in **06_latency**;
+# Where each comes from and how it differs from its source stands in `docs/rivals.md`; what each costs, in **06_latency**;
 # how to compare several with several seeds, in **07_results**.
 #
 # ## What to take along

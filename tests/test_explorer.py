@@ -11,7 +11,6 @@ from PIL import Image
 from lar_core.data.demos import Episode
 from lar_core.measure.attention import Attention, AttentionReader, Choice, compare, regions_of, shared
 from lar_core.show.explorer import BY_HAND, HeatmapExplorer, metrics_table, presets
-from lar_core.show.pictures import by_head, by_name, by_word, maps, sinks
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 T = 4
@@ -47,7 +46,7 @@ def shown(explorer) -> np.ndarray:
     ("smoothing", 1.0), ("ratio", 0.5)])
 def test_every_control_changes_the_picture(explorer, control, value):
     before = shown(explorer)
-    setattr(getattr(explorer, control), "value", value)
+    getattr(explorer, control).value = value
     after = shown(explorer)
     assert before.shape == after.shape and (before != after).any()
 
@@ -133,28 +132,9 @@ def test_choices_are_compared_on_the_same_frames_with_intervals_over_episodes(po
     assert scores["all"]["aos"] != scores["first layer"]["aos"] or scores["all"]["auc"] != scores["first layer"]["auc"]
 
 
-def test_maps_are_drawn_one_for_every_word_and_every_head(explorer):
-    image = episode().agentview_rgb[0]
-    attention = explorer.reader.read(image, SENTENCE)
-    assert len(by_word(attention)) == len(SENTENCE.split()) + 2
-    assert list(by_word(attention))[0] == "<bos>" and list(by_word(attention))[5] == "5 bowl"
-    assert list(by_head(attention))[-1] == "layer 2, head 1" and len(by_head(attention)) == 6
-    assert maps(image, attention, by_head(attention), columns=2, side=50).shape == (3 * 74, 110, 3)
-
-
-def test_every_named_aggregation_is_drawn_those_of_many_passes_too(explorer):
-    names, image = explorer.reader.aggregations, episode().agentview_rgb[0]
-    assert {"mean", "relative", "coarse_to_fine", "multi_pass"} <= set(names)
-    assert by_name(explorer.reader, image, SENTENCE, columns=len(names), side=50).shape == (74, 60 * len(names) - 10, 3)
-
-
 def test_a_patch_is_shared_only_as_far_as_every_token_looks_at_it():
     values = np.full((2, 1, 3, 4), 0.1)  # layers, heads, tokens, patches
     values[1, :, :, 0] = 0.7  # of the tapped layer: 2.8 times the mean of every token, ...
     values[1, :, 2, 0] = 0.1  # ... but not of the last one
     made = Attention(values, ("<bos>", "bowl", "\n"), np.array([False, True, False]), tapped=(1,))
     np.testing.assert_allclose(shared(made), [1.0, 0.4, 0.4, 0.4])
-
-
-def test_sinks_are_drawn_before_between_and_after(explorer):
-    assert sinks(explorer.reader, episode().agentview_rgb[0], SENTENCE).shape == (254, 4 * 230 + 30, 3)

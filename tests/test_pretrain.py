@@ -20,7 +20,7 @@ from lar_core.run.errors import LarError
 from lar_core.run.files import read_jsonl
 from lar_core.run.folder import Run
 from lar_core.scene.captioned import HELDOUT, Pictures, captions, render_scenes, scene_paths
-from lar_core.show.pictures import SIDE, write_picture
+from lar_core.show.pictures import MIDDLE, write_picture
 
 SETTINGS = {"tasks": (3, 5), "placement": "wide", "samples": 320, "batch_size": 8, "checkpoint_every": 10,
             "demos_per_task": 2}
@@ -83,7 +83,7 @@ def test_before_and_after_stand_beside_a_map_that_never_looks(run):
 
 def test_the_picture_shows_maps_before_and_after_in_the_same_scenes(run):
     picture = Image.open(write_picture(run))
-    assert picture.width > 5 * SIDE and picture.height > 4 * SIDE  # ten scenes, five a row, two maps each
+    assert picture.width > 5 * MIDDLE and picture.height > 4 * MIDDLE  # ten scenes, five a row, two maps each
     with np.load(run.path / "pretraining.npz") as kept:
         assert not np.allclose(kept["before"], kept["after"])
         np.testing.assert_allclose(kept["after"].sum(axis=1), 1, rtol=1e-5)

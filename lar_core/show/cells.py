@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import io
 import textwrap
 import threading
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from ..measure.film import FPS
 from ..run.errors import LarError
 from ..run.files import atomic_path, read_jsonl
 from ..run.folder import Run
-from .figures import training_curves
+from .figures import encoded, rasterised, training_curves
 from .findings import Finding
 
 LIMIT = 190_000  # bytes of a picture
@@ -31,37 +30,26 @@ WIDTH = 950  # pixels: what a notebook's column shows
 
 def show(picture: Figure | np.ndarray, words: str = "") -> None:
     """Display a figure, or pixels (H, W, 3) uint8, with a caption below."""
-    display(shown(picture))
-    if words:
-        print(words)
+    _display(shown(picture), words)
 
 
 def shown(picture: Figure | np.ndarray) -> Shown:
     """As PNG where that stays below LIMIT, else as JPEG, of the highest quality that does."""
-    pixels = rasterised(picture) if isinstance(picture, Figure) else picture
+    pixels = rasterised(picture, WIDTH) if isinstance(picture, Figure) else picture
     image = Image.fromarray(pixels)
-    data = _encoded(image, format="png", optimize=True)
+    data = encoded(image, format="png", optimize=True)
     qualities = iter((92, 85, 75, 60, 45, 30))
     while len(data) > LIMIT and (quality := next(qualities, None)):
-        data = _encoded(image, format="jpeg", quality=quality, subsampling=0 if quality > 80 else 2)
+        data = encoded(image, format="jpeg", quality=quality, subsampling=0 if quality > 80 else 2)
     return Shown(data, width=min(image.width, WIDTH), format="png" if data[1:4] == b"PNG" else "jpeg")
-
-
-def rasterised(figure: Figure, width: int = WIDTH) -> np.ndarray:
-    """A figure's pixels on white (the ink is dark), (H, W, 3) uint8."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
-    return np.asarray(Image.open(buffer).convert("RGB"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], words: str = "") -> None:
     """Display a table; numbers are shortened to three digits."""
     def line(cells: Sequence[object], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag} style='text-align:left'>{html.escape(_short(cell))}</{tag}>"
-                                for cell in cells) + "</tr>"
-    display(HTML(f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"))
-    if words:
-        print(words)
+        shown = (html.escape(f"{cell:.3g}" if isinstance(cell, float) else str(cell)) for cell in cells)
+        return f"<tr>{''.join(f'<{tag} style=text-align:left>{cell}</{tag}>' for cell in shown)}</tr>"
+    _display(HTML(f"<table>{line(head, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"), words)
 
 
 def say(found: Iterable[Finding]) -> None:
@@ -88,7 +76,11 @@ def clip(path: Path, words: str = "") -> None:
     """Display a video, playing in a loop. Raises LarError when it is too long to be kept in a notebook."""
     if path.stat().st_size > CLIP_LIMIT:
         raise LarError(f"{path} has {path.stat().st_size / 1e6:.1f} MB, too many for a notebook: open the file itself.")
-    display(Video(str(path), embed=True, html_attributes="controls loop muted autoplay"))
+    _display(Video(str(path), embed=True, html_attributes="controls loop muted autoplay"), words)
+
+
+def _display(thing: object, words: str) -> None:
+    display(thing)
     if words:
         print(words)
 
@@ -98,7 +90,16 @@ def live_curves(run: Run, every: float = 3.0) -> Iterator[None]:
     """While the block inside trains `run`, show its curves and redraw them every few seconds."""
     handle, done = DisplayHandle(), threading.Event()
     handle.display(HTML("<i>The curves appear with the first logged step.</i>"))
-    thread = threading.Thread(target=_redraw, args=(run, handle, done, every), daemon=True)
+
+    def redraw() -> None:
+        drawn = 0
+        while not done.wait(every):
+            rows = read_jsonl(run.metrics)
+            if len(rows) > max(1, drawn):
+                handle.update(shown(training_curves(rows)))
+                drawn = len(rows)
+
+    thread = threading.Thread(target=redraw, daemon=True)
     thread.start()
     try:
         yield
@@ -107,22 +108,3 @@ def live_curves(run: Run, every: float = 3.0) -> Iterator[None]:
         thread.join()
         if rows := read_jsonl(run.metrics):
             handle.update(shown(training_curves(rows)))
-
-
-def _redraw(run: Run, handle: DisplayHandle, done: threading.Event, every: float) -> None:
-    drawn = 0
-    while not done.wait(every):
-        rows = read_jsonl(run.metrics)
-        if len(rows) > max(1, drawn):
-            handle.update(shown(training_curves(rows)))
-            drawn = len(rows)
-
-
-def _encoded(image: Image.Image, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, **options)
-    return buffer.getvalue()
-
-
-def _short(cell: object) -> str:
-    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)

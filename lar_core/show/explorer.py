@@ -7,7 +7,8 @@ Core ipywidgets only, in the part of its interface that versions 7 and 8 share. 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import ipywidgets as widgets
 import numpy as np
@@ -20,6 +21,7 @@ from ..run.errors import LarError
 from ..scene.env import instruction
 from ..scene.episode import BLANK
 from ..scene.placements import BOWLS, OTHER_SENTENCE
+from .figures import evenly
 from .pictures import enlarge, grid, heat, hidden, outlined, png, side_by_side
 
 WORDS = {"the whole instruction": None}
@@ -71,6 +73,7 @@ class HeatmapExplorer:
 
     @property
     def episode(self) -> Episode:
+        """The present one."""
         return self.tasks[self.task.value][self.demonstration.value]
 
     @property
@@ -84,31 +87,32 @@ class HeatmapExplorer:
     # --- controls ----------------------------------------------------------------------------------------------------
 
     def _make_controls(self) -> None:
-        wide, layers, heads = widgets.Layout(width="98%"), self.reader.layers, self.reader.heads
-        tapped = self.reader.policy.backbone.tapped
+        wide, policy = {"width": "98%"}, self.reader.policy
+        layers, heads = range(self.reader.layers), range(self.reader.heads)
         self.task = widgets.Dropdown(options=list(self.tasks), description="task", layout=wide)
         self.demonstration = widgets.Dropdown(options=[0], description="episode")
         self.frame = widgets.IntSlider(max=1, description="frame", layout=wide, continuous_update=True)
         self.preset = widgets.ToggleButtons(options=["right"], description="instruction")
         self.sentence = widgets.Text(description="or your own", layout=wide, continuous_update=False)
-        self.words = _several("words", WORDS, (None,), rows=6)
-        self.layers = _several("layers", {str(i): i for i in range(layers)}, tapped, rows=6)
-        self.heads = _several("heads", {str(i): i for i in range(heads)}, range(heads), rows=6)
-        own = self.reader.policy.condition.aggregation
+        self.words, self.layers, self.heads = (
+            widgets.SelectMultiple(options=options, value=chosen, description=name, rows=6, layout={"width": "32%"})
+            for name, options, chosen in (("words", list(WORDS.items()), (None,)),
+                                          ("layers", [(str(i), i) for i in layers], tuple(policy.backbone.tapped)),
+                                          ("heads", [(str(i), i) for i in heads], tuple(heads))))
+        own = policy.condition.aggregation
         self.aggregation = widgets.Dropdown(options=[BY_HAND, *self.reader.aggregations], description="aggregation",
                                             value=BY_HAND if own == "mean" else own)
         self.reduce = widgets.Dropdown(options=["mean", "max"], description="take their")
         self.smoothing = widgets.FloatSlider(max=2.0, step=0.25, description="smoothing")
-        self.ratio = widgets.FloatSlider(value=self.reader.policy.condition.mask_ratio, min=0.05, max=0.75, step=0.05,
+        self.ratio = widgets.FloatSlider(value=policy.condition.mask_ratio, min=0.05, max=0.75, step=0.05,
                                          description="mask ratio")
         self.picture, self.table = widgets.Image(format="png"), widgets.HTML()
-        self.task.observe(lambda _: self._new_task(), "value")
-        self.demonstration.observe(lambda _: self._new_episode(), "value")
-        self.preset.observe(lambda _: self._preset_chosen(), "value")
-        self.sentence.observe(lambda _: self._new_sentence(), "value")
-        for control in (self.frame, self.words, self.layers, self.heads, self.aggregation, self.reduce, self.smoothing,
-                        self.ratio):
-            control.observe(lambda _: self.draw(), "value")
+        reactions = {self.task: self._new_task, self.demonstration: self._new_episode, self.preset: self._preset_chosen,
+                     self.sentence: self._new_sentence} | dict.fromkeys((
+                         self.frame, self.words, self.layers, self.heads, self.aggregation, self.reduce, self.smoothing,
+                         self.ratio), self.draw)
+        for control, react in reactions.items():
+            control.observe(lambda _, react=react: react(), "value")
 
     def show(self) -> None:
         """Display controls and picture."""
@@ -120,17 +124,17 @@ class HeatmapExplorer:
     # --- reactions ---------------------------------------------------------------------------------------------------
 
     def _new_task(self) -> None:
-        self._quietly(setattr, self.demonstration, "options", list(range(len(self.tasks[self.task.value]))))
+        with self._quietly():
+            self.demonstration.options = list(range(len(self.tasks[self.task.value])))
         self._new_episode()
 
     def _new_episode(self) -> None:
-        def change() -> None:
+        with self._quietly():
             self.frame.max = len(self.episode) - 1
             self.frame.value = 0
             self.preset.options = list(presets(self.episode))
             self.preset.value = "right"
             self.sentence.value = self.episode.instruction
-        self._quietly(change)
         self._new_sentence()
 
     def _preset_chosen(self) -> None:
@@ -145,20 +149,20 @@ class HeatmapExplorer:
         except LarError as error:
             self.table.value = html.escape(str(error))
             return
-        def change() -> None:
+        with self._quietly():
             numbered = {f"{attention.words[i]} ({i})": i for i in attention.own_words}
             self.words.options = list((WORDS | numbered).items())
             self.words.value = (None,)
             named = {sentence: kind for kind, sentence in presets(self.episode).items()}
             self.preset.value = named.get(self.sentence.value)
-        self._quietly(change)
         self.draw()
 
-    def _quietly(self, change, *arguments) -> None:
-        """Change controls without drawing after each of them."""
+    @contextmanager
+    def _quietly(self) -> Iterator[None]:
+        """Inside, controls are changed without drawing after each of them."""
         self._changing = True
         try:
-            change(*arguments)
+            yield
         finally:
             self._changing = False
 
@@ -180,7 +184,7 @@ class HeatmapExplorer:
     def still(self, moments: int = 3) -> np.ndarray:
         """The same story without a click: some moments of the present episode under each preset sentence."""
         panels, titles = [], []
-        for frame in np.linspace(0, len(self.episode) - 1, moments + 2).round().astype(int)[1:-1]:
+        for frame in evenly(len(self.episode), moments + 2)[1:-1]:
             for kind, sentence in presets(self.episode).items():
                 view = self.look(frame, sentence, self.choice)
                 panels.append(heat(self.episode.agentview_rgb[frame], view.saliency, regions_of(self.episode, frame)))
@@ -191,11 +195,6 @@ class HeatmapExplorer:
         """What a choice makes of one frame of the present episode."""
         coverage = coverage_of(self.episode, frame, self.reader.policy.backbone.patches)
         return self.reader.look(self.episode.agentview_rgb[frame], sentence, choice, coverage)
-
-
-def _several(name: str, options: dict, chosen: Sequence, rows: int) -> widgets.SelectMultiple:
-    return widgets.SelectMultiple(options=list(options.items()), value=tuple(chosen), description=name, rows=rows,
-                                  layout=widgets.Layout(width="32%"))
 
 
 def metrics_table(metrics: dict[str, float]) -> str:

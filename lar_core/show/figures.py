@@ -8,6 +8,7 @@ a uniform map would give a patch, full colour = four times as much or more.
 from __future__ import annotations
 
 import functools
+import io
 import textwrap
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..measure.film import FULL_COLOUR, HEAT, overlay
+from ..run.folder import Run
 from ..run.registry import METRICS, REGULARISERS
 
 # Okabe & Ito's palette: told apart with every kind of colour vision.
@@ -49,6 +51,48 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return drawn
 
 
+def encoded(picture: Figure | Image.Image, **options: object) -> bytes:
+    """A picture as the content of a file; options: of `savefig` or `save`."""
+    buffer = io.BytesIO()
+    (picture.savefig if isinstance(picture, Figure) else picture.save)(buffer, **options)
+    return buffer.getvalue()
+
+
+def rasterised(figure: Figure, width: int) -> np.ndarray:
+    """A figure's pixels on white (the ink is dark), (H, width, 3) uint8."""
+    content = encoded(figure, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def evenly(total: int, most: int) -> np.ndarray:
+    """Up to `most` indices, evenly spread over `total`."""
+    return np.linspace(0, total - 1, min(most, total)).round().astype(int)
+
+
+def covered(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """The pixels (H, W, 1) of image (H, W, 3) that the patches of mask (P,) bool cover, P a square number."""
+    grid = round(mask.size**0.5)
+    cover = Image.fromarray(mask.reshape(grid, grid)).resize(image.shape[1::-1], Image.Resampling.NEAREST)
+    return np.asarray(cover)[..., None]
+
+
+# What scoring and training leave in a run folder
+
+def gallery(run: Run) -> dict[str, np.ndarray]:
+    """The arrays of gallery.npz (docs/results.md); none where nothing was scored yet."""
+    path = run.path / "gallery.npz"
+    if not path.exists():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def saliency_of(arrays: dict[str, np.ndarray], limit: int = 8) -> Figure:
+    """The `saliency_gallery` of what `gallery` gives."""
+    return saliency_gallery(*(arrays.get(f"saliency_{name}") for name in
+                              ("images", "maps", "regions", "instructions", "masks")), limit)
+
+
 @styled
 def saliency_gallery(images: np.ndarray, maps: np.ndarray, regions: np.ndarray | None, instructions: Sequence[str],
                      masks: np.ndarray, limit: int = 8) -> Figure:
@@ -57,7 +101,7 @@ def saliency_gallery(images: np.ndarray, maps: np.ndarray, regions: np.ndarray |
     images (N, H, W, 3) uint8; maps (N, P) summing to 1; regions (N, 2, H, W) uint8: named object, other bowl, or None
     without segmentation; masks (N, P) bool, True = top. At most `limit` samples, taken at equal distances.
     """
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(limit, len(images))).round().astype(int))
+    chosen = evenly(len(images), limit)
     rows = -(-len(chosen) // 2)
     height = 1.84 * rows + 0.5  # inches: a row of pictures with two lines of text above, the key below
     figure = Figure(figsize=(9, height), dpi=150)
@@ -76,7 +120,8 @@ def saliency_gallery(images: np.ndarray, maps: np.ndarray, regions: np.ndarray |
 
 def _gallery_sample(axes: Sequence[Axes], image: np.ndarray, saliency: np.ndarray, regions: Sequence[np.ndarray],
                     instruction: str, mask: np.ndarray) -> None:
-    for axis, picture in zip(axes, (image, overlay(image, saliency), _only(image, mask))):
+    top = np.where(covered(mask, image), image, image // 5)  # all other patches dimmed
+    for axis, picture in zip(axes, (image, overlay(image, saliency), top)):
         axis.imshow(picture, interpolation="nearest")
     for axis in axes[:2]:
         for region, colour, style in zip(regions, (TARGET, OTHER), ("solid", "dashed")):
@@ -90,13 +135,6 @@ def _outline(axis: Axes, region: np.ndarray, colour: str, style: str) -> None:
     if region.any() and not region.all():
         axis.contour(region, levels=[0.5], colors="black", linewidths=2.6, linestyles="solid", alpha=0.6)
         axis.contour(region, levels=[0.5], colors=colour, linewidths=1.5, linestyles=style)
-
-
-def _only(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Dim all other patches."""
-    grid = round(mask.size**0.5)
-    kept = Image.fromarray(mask.reshape(grid, grid)).resize(image.shape[1::-1], Image.Resampling.NEAREST)
-    return np.where(np.asarray(kept)[..., None], image, image // 5)
 
 
 def _gallery_key(figure: Figure) -> None:
@@ -177,6 +215,8 @@ def _sparse_log_ticks(axis: Axes) -> Callable[[float, int], str]:
     return text
 
 
+# Bars
+
 @styled
 def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]]) -> Figure:
     """Success rates with Wilson intervals.
@@ -233,15 +273,20 @@ def grounding_bars(grounding: dict) -> Figure:
 @styled
 def cost_bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
     """One bar a (name, value), the value written at its end."""
-    figure = Figure(figsize=(9, 0.34 * len(rows) + 0.7), dpi=180, layout="constrained")
-    axis = figure.subplots()
+    figure, axis = lines([name for name, _ in rows], 0.7, label)
     for place, (_, value) in enumerate(rows):
         _bar(axis, place, value, None, None, MODEL)
         axis.text(value, place, f" {value:.3g}", va="center")
-    axis.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], ylim=(len(rows) - 0.4, -0.6),
-             xlabel=label)
     axis.margins(x=0.12)
     return _finish_bars(axis, figure)
+
+
+def lines(names: Sequence[str], more: float, label: str) -> tuple[Figure, Axes]:
+    """An axis with a named line for each bar to come, from above; more: inches of height beside the lines."""
+    figure = Figure(figsize=(9, 0.34 * len(names) + more), dpi=180, layout="constrained")
+    axis = figure.subplots()
+    axis.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.4, -0.6), xlabel=label)
+    return figure, axis
 
 
 def _bar(axis: Axes, place: float, value: float, low: float | None, high: float | None, colour: str) -> None:

@@ -1,8 +1,13 @@
-"""Pictures for widgets and notebooks, composed pixel by pixel: a few milliseconds, where matplotlib takes hundreds."""
+"""Pictures for widgets and notebooks, composed pixel by pixel: a few milliseconds, where matplotlib takes hundreds.
+
+Of one frame: its saliency in many ways, and what the conditions hide of it or are given. Of a run folder: its gallery, its
+reconstructions over time, and where a backbone looks before pre-training and after. image (H, W, 3) uint8; saliency (P,)
+sums to 1; regions (2, H, W) of 0/1, the named object and the other bowl, or None; batch: one or more frames as
+`DemoDataset.batch` gives them, with `previous`, of which the first is drawn.
+"""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,9 +32,10 @@ from ..run.folder import Run
 from ..run.registry import MASK_SOURCES
 from ..scene.episode import BLANK
 from . import figures
-from .figures import OTHER, TARGET, overlay
+from .figures import OTHER, TARGET, covered, encoded, evenly, overlay
 
-SIDE, GAP, TITLE = 288, 10, 24  # pixels: of a panel, between panels, above them
+SIDE, MIDDLE, SMALL = 288, 230, 180  # pixels of a panel: in a widget, one of a few, one of many
+GAP, TITLE = 10, 24  # pixels between panels and above them
 INK, PAPER, HIDDEN = "#1c2127", "#ffffff", np.array([128, 128, 128], np.uint8)
 _DASH = 5  # pixels
 
@@ -40,7 +46,7 @@ def enlarge(image: np.ndarray, side: int = SIDE) -> np.ndarray:
 
 
 def outlined(picture: np.ndarray, regions: np.ndarray | None) -> np.ndarray:
-    """Draw round the named object (solid) and the other bowl (dashed); regions (2, h, w) of 0/1, or None."""
+    """Draw round the named object (solid) and the other bowl (dashed)."""
     if regions is None:
         return picture
     result = picture.copy()
@@ -55,9 +61,7 @@ def outlined(picture: np.ndarray, regions: np.ndarray | None) -> np.ndarray:
 
 def hidden(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Cover the masked patches with grey, as the decoder meets them; mask (P,) bool, True = masked."""
-    grid = round(mask.size**0.5)
-    cover = Image.fromarray(mask.reshape(grid, grid)).resize(picture.shape[1::-1], Image.Resampling.NEAREST)
-    return np.where(np.asarray(cover)[..., None], HIDDEN, picture)
+    return np.where(covered(mask, picture), HIDDEN, picture)
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
@@ -82,15 +86,13 @@ def grid(panels: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> n
 
 
 def heat(image: np.ndarray, saliency: np.ndarray, regions: np.ndarray | None = None, side: int = SIDE) -> np.ndarray:
-    """image (H, W, 3) uint8 coloured by saliency (P,), with outlines: (side, side, 3)."""
+    """The image coloured by saliency, with outlines: (side, side, 3)."""
     return outlined(enlarge(overlay(image, saliency), side), regions)
 
 
 def png(picture: np.ndarray) -> bytes:
     """Encode (H, W, 3) uint8, fast rather than small."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="png", compress_level=1)
-    return buffer.getvalue()
+    return encoded(Image.fromarray(picture), format="png", compress_level=1)
 
 
 def colours(segmentation: np.ndarray) -> np.ndarray:
@@ -101,21 +103,21 @@ def colours(segmentation: np.ndarray) -> np.ndarray:
 
 def filmstrip(frames: np.ndarray, count: int = 6, side: int = 150) -> np.ndarray:
     """`count` of the frames (T, H, W, 3), evenly spread, in a row."""
-    chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    chosen = evenly(len(frames), count)
     return side_by_side([enlarge(frames[i], side) for i in chosen], [f"step {i}" for i in chosen])
 
 
 # Many saliency maps of one frame side by side: one for every word, every head, or every way to aggregate.
 
 def maps(image: np.ndarray, attention: Attention, choices: dict[str, Choice], regions: np.ndarray | None = None, *,
-         columns: int = 5, side: int = 180) -> np.ndarray:
-    """One heatmap a choice over image (H, W, 3), each under its name; regions (2, H, W) are outlined."""
+         columns: int = 5, side: int = SMALL) -> np.ndarray:
+    """One heatmap a choice, each under its name."""
     return grid([heat(image, aggregate(attention, choice), regions, side) for choice in choices.values()],
                 list(choices), columns)
 
 
 def by_name(reader: AttentionReader, image: np.ndarray, instruction: str, regions: np.ndarray | None = None, *,
-            columns: int = 5, side: int = 180) -> np.ndarray:
+            columns: int = 5, side: int = SMALL) -> np.ndarray:
     """One heatmap for every aggregation that has a name, those of many passes too."""
     names = reader.aggregations
     return grid([heat(image, reader.aggregated(image, instruction, name), regions, side) for name in names],
@@ -131,7 +133,7 @@ def sinks(reader: AttentionReader, image: np.ndarray, instruction: str,
               f"what every token gives: up to {common.max():.1f}": common / common.size,
               f"without sinks, of which there are {(common > SINK).sum()}":
                   reader.aggregated(image, instruction, "sink_removal")}
-    return side_by_side([heat(image, panel, regions, 230) for panel in panels.values()], list(panels))
+    return side_by_side([heat(image, panel, regions, MIDDLE) for panel in panels.values()], list(panels))
 
 
 def by_word(attention: Attention) -> dict[str, Choice]:
@@ -147,21 +149,18 @@ def by_head(attention: Attention, layers: tuple[int, ...] | None = None) -> dict
             for layer in (layers or range(count)) for head in range(heads)}
 
 
-# The pictures that scoring leaves in a run folder (gallery.npz, see docs/results.md), as figures.
+# What a run folder holds
 
 def arrays(run: Run) -> dict[str, np.ndarray]:
     """The arrays of gallery.npz. Raises LarError when there is none."""
-    path = run.path / "gallery.npz"
-    if not path.exists():
-        raise LarError(f"{path} is missing: run `lar saliency --run-dir {run.path}` first.")
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+    if not (found := figures.gallery(run)):
+        raise LarError(f"{run.path / 'gallery.npz'} is missing: run `lar saliency --run-dir {run.path}` first.")
+    return found
 
 
 def saliency(run: Run, limit: int = 4) -> Figure:
     """Image, saliency and its top quarter on held-out frames."""
-    of = {name.removeprefix("saliency_"): value for name, value in arrays(run).items()}
-    return figures.saliency_gallery(of["images"], of["maps"], of.get("regions"), of["instructions"], of["masks"], limit)
+    return figures.saliency_of(arrays(run), limit)
 
 
 def panels(run: Run, limit: int = 3) -> Figure | None:
@@ -170,39 +169,30 @@ def panels(run: Run, limit: int = 3) -> Figure | None:
     return None if pictures is None else figures.reconstruction_panels(pictures, limit)
 
 
-def over_time(moments: dict[int, np.ndarray], limit: int = 5, side: int = 180) -> np.ndarray:
+def over_time(moments: dict[int, np.ndarray], limit: int = 5, side: int = SMALL) -> np.ndarray:
     """Panels (M, 4, H, W, 3) by training step -> masked, reconstructed, pasted (rows) of the first frame over time."""
-    steps = sorted(moments)
-    chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, min(limit, len(steps))).round().astype(int))]
-    rows = [[enlarge(moments[step][0, panel], side) for step in chosen] for panel in (1, 2, 3)]
-    titles = [f"after {step} steps" if step else "before training" for step in chosen]
-    return grid(sum(rows, []), [*titles, *[""] * 2 * len(chosen)], len(chosen))
-
-
-# Where a backbone looks in stored scenes, before pre-training and after.
-
-SCENES, COLUMNS, SIDE = 10, 5, 230  # scenes shown, how many in a row, pixels of one
+    steps = np.array(sorted(moments))[evenly(len(moments), limit)]
+    titles = [f"after {step} steps" if step else "before training" for step in steps]
+    return grid([enlarge(moments[step][0, panel], side) for panel in (1, 2, 3) for step in steps],
+                [*titles, *[""] * 2 * len(steps)], len(steps))
 
 
 def write_picture(run: Run) -> Path:
-    """RUN_DIR/pretraining.png, of the maps that pre-training left in `pretraining.npz`."""
+    """RUN_DIR/pretraining.png: where the backbone looks in ten scenes before pre-training, and below that, after.
+
+    Of the maps that pre-training left in `pretraining.npz`; both bowls are outlined.
+    """
+    with np.load(run.path / "pretraining.npz", allow_pickle=False) as file:
+        kept = dict(file)
+    drawn, titles, columns = [], [], 5
+    for row in np.split(np.linspace(0, len(kept["images"]) - 1, 2 * columns).round().astype(int), 2):
+        for moment in ("before", "after"):
+            drawn += [heat(kept["images"][i], kept[moment][i], kept["regions"][i], MIDDLE) for i in row]
+            titles += [f"{moment}: {_relation(kept['instructions'][i])}" for i in row]
     path = run.path / "pretraining.png"
     with atomic_path(path) as temporary:
-        temporary.write_bytes(png(before_and_after(run.path / "pretraining.npz")))
+        temporary.write_bytes(png(grid(drawn, titles, columns)))
     return path
-
-
-def before_and_after(path: Path) -> np.ndarray:
-    """Two heatmaps a scene, before above after, on SCENES evenly spread: (h, w, 3) uint8; both bowls are outlined."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-    chosen = np.linspace(0, len(arrays["images"]) - 1, SCENES).round().astype(int)
-    panels, titles = [], []
-    for row in np.array_split(chosen, SCENES // COLUMNS):
-        for maps in ("before", "after"):
-            panels += [heat(arrays["images"][i], arrays[maps][i], arrays["regions"][i], SIDE) for i in row]
-            titles += [f"{maps}: {_relation(arrays['instructions'][i])}" for i in row]
-    return grid(panels, titles, COLUMNS)
 
 
 def _relation(instruction: str) -> str:
@@ -212,10 +202,6 @@ def _relation(instruction: str) -> str:
 
 
 # The conditions beside each other on one frame: what each mask source hides, which region each denoiser is given.
-
-SIDE = 180  # pixels of a picture
-_SHOWN = ("name", "mask_source", "reconstructor", "head")  # fields of a condition with a column of their own
-
 
 def conditions(profile: Profile) -> list[tuple[str, str, str, str, str, float]]:
     """(name, mask source, reconstructor, action head, what else it changes, million parameters of the decoder)."""
@@ -230,7 +216,7 @@ def masks(policy: Policy, batch: dict) -> np.ndarray:
     """
     absent = {"teacher"} if "regions" in batch else {"teacher", "segmentation"}
     names = [name for name in MASK_SOURCES if MASK_SOURCES.about(name).needs not in absent]
-    image = enlarge(_image(batch), SIDE)
+    image = enlarge(_image(batch), SMALL)
     return grid([hidden(image, _mask(policy, batch, name)[0].cpu().numpy()) for name in names], names, columns=5)
 
 
@@ -239,13 +225,13 @@ def regions(policy: Policy, batch: dict) -> np.ndarray:
 
     The frames need segmentation.
     """
-    image, size = enlarge(_image(batch), SIDE), batch["images"].shape[-1]
+    image, size = enlarge(_image(batch), SMALL), batch["images"].shape[-1]
     gaze, attention = (_mask(policy, batch, name) for name in ("gaze", "attention"))
     pixels = batch["images"].to(policy.device).float()
     crops = [crop(pixels, boxes, size)[0].permute(1, 2, 0).round().byte().cpu().numpy()
              for boxes in (object_boxes(batch["regions"][:, 0].to(policy.device)), densest_boxes(attention))]
     panels = [hidden(image, gaze[0].cpu().numpy()), hidden(image, attention[0].cpu().numpy()),
-              *(enlarge(one, SIDE) for one in crops)]
+              *(enlarge(one, SMALL) for one in crops)]
     return grid(panels, ["gaze_mask", "attention_mask", "gaze_diffusion", "attention_diffusion"], columns=4)
 
 
@@ -261,9 +247,9 @@ def _image(batch: dict) -> np.ndarray:
 
 def _changes(condition: Condition) -> str:
     """Fields that differ from the default, but for those with a column of their own."""
-    plain = Condition().model_dump()
+    plain, apart = Condition().model_dump(), ("name", "mask_source", "reconstructor", "head")
     changed = {name: value for name, value in condition.model_dump().items()
-               if name not in _SHOWN and value != plain.get(name)}
+               if name not in apart and value != plain.get(name)}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
 
 

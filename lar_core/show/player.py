@@ -12,34 +12,19 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 from IPython.display import display
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..measure.film import FPS, Film
-from ..measure.results import read_episodes
 from ..run.errors import LarError
 from ..run.folder import Run
-from .figures import CHANGED, GREY, MODEL, styled
+from .figures import CHANGED, GREY, MODEL, rasterised, styled
 from .pictures import png
-from .rates import outcome
+from .rates import ended, name_of
+from .report import filmed
 
 HEIGHT = 190  # pixels of the traces
 LEFT, RIGHT = 0.075, 0.985  # of their axes, in shares of the width
 _CURSOR = np.array([214, 40, 40], np.uint8)
-_TRACES = (("hand, x", 0, MODEL, "-"), ("hand, y", 1, CHANGED, "-"), ("hand, z", 2, GREY, "-"))
-
-
-def filmed(run: Run) -> list[dict]:
-    """Rows of rollouts.jsonl that have a video, of the policy and of its blind control, with `film`, its path."""
-    return [row | {"film": folder / row["video"]} for folder in (run.path, run.control)
-            for row in read_episodes(folder / "rollouts.jsonl", run.config.profile.tasks) if row.get("video")]
-
-
-def name_of(row: dict) -> str:
-    """A row of rollouts.jsonl in words."""
-    ended = f"{outcome(row)} in {row['steps']} steps"
-    return (f"{row['policy']}, {row['instruction']} instruction, {row['placement']} placements, task {row['task']}, "
-            f"episode {row['episode']}: {ended}")
 
 
 @styled
@@ -49,8 +34,8 @@ def traces(film: Film, width: int) -> Figure:
     figure.subplots_adjust(left=LEFT, right=RIGHT, top=0.86, bottom=0.12, hspace=0.75)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     actions, steps = np.stack(film.traces["actions"]), np.arange(1, len(film) + 1)
-    for name, column, colour, style in _TRACES:
-        above.plot(steps, actions[:, column], style, color=colour, linewidth=1.3, label=name)
+    for column, colour in enumerate((MODEL, CHANGED, GREY)):
+        above.plot(steps, actions[:, column], color=colour, linewidth=1.3, label=f"hand, {'xyz'[column]}")
     above.set_title("commanded motion of the hand (-1 to 1)", fontsize=8, pad=3)
     above.legend(frameon=False, fontsize=7, ncols=3, loc="lower right", bbox_to_anchor=(1, 0.93), borderpad=0)
     below.plot(steps, 100 * np.array(film.traces["gripper"]), color=MODEL, linewidth=1.3)
@@ -70,36 +55,23 @@ def picture_of(film: Film, ground: np.ndarray, frame: int) -> np.ndarray:
     return np.concatenate([film.frames[frame], traced])
 
 
-def drawn(figure: Figure) -> np.ndarray:
-    """A figure's pixels on white, (h, w, 3) uint8."""
-    figure.set_facecolor("white")
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
 class RolloutPlayer:
     """`RolloutPlayer(run).show()`. Raises LarError when the run has no filmed episode."""
 
     def __init__(self, run: Run):
-        self.rows = filmed(run)
+        self.rows = [row for row in filmed(run) if row["film"]]
         if not self.rows:
             raise LarError(f"{run.path} has no filmed rollout: run `lar rollout --run-dir {run.path}` first.")
         self._films: dict[Path, tuple[Film, np.ndarray]] = {}
         options = [(name_of(row), i) for i, row in enumerate(self.rows)]
-        wide = widgets.Layout(width="98%")
-        self.episode = widgets.Dropdown(options=options, description="episode", layout=wide)
-        self.frame = widgets.IntSlider(max=1, description="frame", layout=widgets.Layout(width="60%"))
+        self.episode = widgets.Dropdown(options=options, description="episode", layout={"width": "98%"})
+        self.frame = widgets.IntSlider(max=1, description="frame", layout={"width": "60%"})
         self.play = widgets.Play(max=1, interval=1000 // FPS * 2)  # half speed, so that one can follow
         self.picture, self.said = widgets.Image(format="png"), widgets.HTML()
         widgets.jslink((self.play, "value"), (self.frame, "value"))
         self.episode.observe(lambda _: self._new_episode(), "value")
         self.frame.observe(lambda _: self.draw(), "value")
         self._new_episode()
-
-    @property
-    def film(self) -> Film:
-        return self._loaded()[0]
 
     def show(self) -> None:
         """Display controls and picture."""
@@ -117,15 +89,17 @@ class RolloutPlayer:
         return np.concatenate([*frames, ground])
 
     def _new_episode(self) -> None:
-        row, last = self.rows[self.episode.value], len(self.film) - 1
-        self.frame.max = self.play.max = last
-        self.said.value = f"Told: “{row['sentence']}”. {name_of(row).split(': ')[1].capitalize()}."
+        row, (film, _) = self.rows[self.episode.value], self._loaded()
+        self.frame.max = self.play.max = len(film) - 1
+        self.said.value = f"Told: “{row['sentence']}”. {ended(row).capitalize()}."
         self.frame.value = self.play.value = 0
         self.draw()
 
     def _loaded(self) -> tuple[Film, np.ndarray]:
+        """The chosen episode, and its traces (HEIGHT, w, 3) to be pasted over."""
         path = self.rows[self.episode.value]["film"]
         if path not in self._films:
             film = Film.load(path)
-            self._films[path] = film, drawn(traces(film, film.frames[0].shape[1]))
+            width = film.frames[0].shape[1]
+            self._films[path] = film, rasterised(traces(film, width), width)
         return self._films[path]

@@ -1,15 +1,36 @@
-"""The success rates of a run for tables and sentences: looked up, pooled over tasks, and in words."""
+"""Numbers in words, as tables and sentences give them: success rates (looked up, pooled over tasks) and intervals.
+
+`results` is results.json; a row is one of its `rollouts`, or the same of a study: one policy, instruction, placement and
+task (None: all tasks together).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
+from ..measure.statistics import wilson
 from ..scene.episode import kinds_of
 
+BLIND = "blind"  # the condition that is trained without images
 CHANGES = {"blank": "a blank instruction", "other_task": "the instruction of another of its tasks",
            "other_bowl": "the other bowl's instruction",
            "foreign_task": "the instruction of a task that is not its own",  # these two only in older results:
            "mixed": "a sentence that is right every second time"}  # measure/results.py
+RUN_AS = {"right": "its own", "blank": "blank", "other_task": "another of its tasks'", "other_bowl": "the other bowl's",
+          "foreign_task": "a task's that is not its own", "mixed": "right every second time"}
+
+
+# What was rolled out
+
+def tasks_of(results: dict) -> tuple[int, ...]:
+    """Those of the profile."""
+    return tuple(results["run"]["config"]["profile"].get("tasks", ()))
+
+
+def placements(results: dict) -> list[str]:
+    """The placements that were rolled out, else the one that the profile asks for."""
+    seen = list(dict.fromkeys(row["placement"] for row in results.get("rollouts") or []))
+    return seen or [results["run"]["config"]["profile"].get("placement", "official")]
 
 
 def changes(results: dict, placement: str) -> list[str]:
@@ -37,24 +58,54 @@ def pooled(results: dict, policy: str, instruction: str, placement: str, count: 
     return sum(row[count] for row in rows), sum(row["episodes"] for row in rows)
 
 
-def by_task(results: dict, rows: Iterable[dict], words: Callable[[dict], str] | None = None) -> str:
-    """`task 2 4/20, task 5 0/20`; nothing in a run of a single task, whose pool says it already."""
+# Tables and bars
+
+def success_table(rows: Iterable[dict]) -> list[tuple]:
+    """(policy, instruction, placements, task, solved, rate, 95 % interval) of every row."""
+    rows = list(rows)
+    single = len({row["task"] for row in rows} - {None}) == 1  # then the pooled rows would say everything twice
+    return [(row["policy"], RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"],
+             solved(row), *(("not recorded", "") if row["rate"] is None else
+                            (f"{100 * row['rate']:.0f} %", percent(row["low"], row["high"]))))
+            for row in rows if row["task"] is not None or not single]
+
+
+def bar(placement: str, label: str, kind: str, successes: int, n: int) -> tuple[str, str, str, int, int, float, float]:
+    """One bar as `figures.success_bars` takes it, with Wilson's interval."""
+    interval = wilson(successes, n)
+    return f"{placement} placements", label, kind, successes, n, interval.low, interval.high
+
+
+def success_bars(results: dict) -> list[tuple]:
+    """Pooled rows in a fixed order: the policy, its changed instructions, then every other policy."""
+    return [bar for bar, _ in bars_and_tasks(results)]
+
+
+def bars_and_tasks(results: dict) -> list[tuple[tuple, str]]:
+    """Each bar, and what single tasks have to do with it (`by_task`)."""
+    policy = results["run"]["condition"]
+    others = dict.fromkeys(row["policy"] for row in results.get("rollouts") or [] if row["policy"] != policy)
+    kinds = [(policy, "right", policy, "model", "successes"),
+             *((policy, change, words, "changed", "successes") for change, words in CHANGES.items()),
+             (policy, "other_bowl", "did not listen: its own bowl instead", "ignored", "did_not_listen"),
+             *((other, "right", "blind control" if other == BLIND else other, "control", "successes")
+               for other in others)]
+    return [(bar(placement, label, kind, *counts),
+             by_task(results, rows_of(results, name, instruction, placement), count))
+            for placement in placements(results) for name, instruction, label, kind, count in kinds
+            if (counts := pooled(results, name, instruction, placement, count))]
+
+
+# Words
+
+def by_task(results: dict, rows: Iterable[dict], count: str = "") -> str:
+    """`task 2 4/20, task 5 0/20`; nothing in a run of a single task, whose pool says it already.
+
+    count: what is counted, as in `pooled`; else the words of `solved`.
+    """
     single = [row for row in rows if row["task"] is not None and len(tasks_of(results)) > 1]
-    return ", ".join(f"task {row['task']} {(words or solved)(row)}" for row in single)
-
-
-def outcome(row: dict) -> str:
-    """How an episode ended: `solved`, `not solved`, or that the wrong bowl was brought."""
-    if row.get("did_not_listen"):
-        return "did not listen"
-    return {True: "solved", False: "not solved", None: "not its own bowl, the other one was not watched"}[row["success"]]
-
-
-def percent(row: dict) -> tuple[str, str]:
-    """Rate and interval of a row of `rollouts`, in words."""
-    if row["rate"] is None:
-        return "not recorded", ""
-    return f"{100 * row['rate']:.0f} %", f"{100 * row['low']:.0f} to {100 * row['high']:.0f} %"
+    return ", ".join(f"task {row['task']} " + (f"{row[count]}/{row['episodes']}" if count else solved(row))
+                     for row in single)
 
 
 def solved(row: dict) -> str:
@@ -64,6 +115,48 @@ def solved(row: dict) -> str:
     return known if ignored is None else f"{known} (did not listen {ignored}/{row['episodes']})"
 
 
-def tasks_of(results: dict) -> tuple[int, ...]:
-    """Those of the profile."""
-    return tuple(results["run"]["config"]["profile"].get("tasks", ()))
+def outcome(row: dict) -> str:
+    """How an episode ended: `solved`, `not solved`, or that the wrong bowl was brought."""
+    if row.get("did_not_listen"):
+        return "did not listen"
+    return {True: "solved", False: "not solved", None: "not its own bowl, the other one was not watched"}[row["success"]]
+
+
+def ended(row: dict) -> str:
+    """`solved in 90 steps`."""
+    return f"{outcome(row)} in {row['steps']} steps"
+
+
+def name_of(row: dict) -> str:
+    """A row of rollouts.jsonl: what was rolled out, and how it ended."""
+    return (f"{row['policy']}, {RUN_AS[row['instruction']]} instruction, {row['placement']} placements, task {row['task']}, "
+            f"episode {row['episode']}: {ended(row)}")
+
+
+def rate(successes: int, n: int, of: str = "rollouts") -> str:
+    """`14 of 20 rollouts (70 %, 95 % interval 48 to 85 %)`, Wilson."""
+    interval = wilson(successes, n)
+    return f"{successes} of {n} {of} ({100 * interval.value:.0f} %, 95 % interval {percent(interval.low, interval.high)})"
+
+
+def percent(low: float, high: float) -> str:
+    """An interval of shares: `48 to 85 %`."""
+    return f"{100 * low:.0f} to {100 * high:.0f} %"
+
+
+def estimate(interval: dict | None) -> str:
+    """`0.11 (0.09 to 0.13)`."""
+    return "not measurable" if interval is None else f"{interval['mean']:.3g} ({bounds(interval)})"
+
+
+def bounds(interval: dict | None) -> str:
+    """`0.09 to 0.13`."""
+    if interval is None or interval["low"] is None or interval["high"] is None:
+        return "no interval"
+    return f"{interval['low']:.3g} to {interval['high']:.3g}"
+
+
+def sample(measured: dict) -> str:
+    """`12 held-out frames of 1 episode`: what a score was measured on."""
+    frames, episodes = measured["frames"], measured["episodes"]
+    return f"{frames} held-out frame{'s' * (frames != 1)} of {episodes} episode{'s' * (episodes != 1)}"

@@ -1,6 +1,6 @@
 """The human check of grounding: two heatmaps of the same frame, blind, side by side, in random order. Which is better?
 
-Votes are JSON lines in the run folder, so that a session can be left and taken up again; the answer is a preference
+Votes are JSON lines in the run folder, so that one can stop and go on later; the answer is a preference
 with its interval, "detected" or "not detected" like every other one here.
 """
 
@@ -14,13 +14,14 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 from IPython.display import display
-from scipy.stats import binomtest
 
 from ..data.demos import Episode
 from ..measure.attention import AttentionReader, Choice, aggregate
-from ..measure.statistics import wilson
+from ..measure.statistics import sign_test
 from ..run.files import append_jsonl, read_jsonl
+from .figures import evenly
 from .pictures import heat, png, side_by_side
+from .rates import rate
 
 TIE = "no difference"
 
@@ -29,7 +30,7 @@ TIE = "no difference"
 class Pair:
     """One frame with two maps to compare: image (H, W, 3) uint8; maps by name, two of them, (P,) each."""
 
-    name: str  # unique in a session, e.g. "episode 3, frame 40"
+    name: str  # unique among those rated, e.g. "episode 3, frame 40"
     image: np.ndarray
     instruction: str
     maps: dict[str, np.ndarray]
@@ -40,11 +41,10 @@ def pairs_of(reader: AttentionReader, episodes: Sequence[Episode], choices: dict
     """Pairs for two choices, on `count` frames spread over the episodes, each under its own instruction."""
     places = [(i, frame) for i, episode in enumerate(episodes) for frame in range(len(episode))]
     pairs = []
-    for place in np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int):
-        i, frame = places[place]
-        image = episodes[i].agentview_rgb[frame]
-        attention = reader.read(image, episodes[i].instruction)
-        pairs.append(Pair(f"episode {i}, frame {frame}", image, episodes[i].instruction,
+    for i, frame in (places[place] for place in evenly(len(places), count)):
+        image, sentence = episodes[i].agentview_rgb[frame], episodes[i].instruction
+        attention = reader.read(image, sentence)
+        pairs.append(Pair(f"episode {i}, frame {frame}", image, sentence,
                           {name: aggregate(attention, choice) for name, choice in choices.items()}))
     return pairs
 
@@ -110,9 +110,7 @@ def preference(votes: Path, names: Sequence[str]) -> str:
     first, second = (chosen.count(name) for name in names)
     if not first + second:
         return "There is no vote for either map yet."
-    interval, p = wilson(first, first + second), binomtest(first, first + second).pvalue
-    numbers = (f"{names[0]} was preferred in {first} of {first + second} votes ({100 * interval.value:.0f} %, 95 % "
-               f"interval {100 * interval.low:.0f} to {100 * interval.high:.0f} %), p = {p:.2g}, "
-               f"{chosen.count(TIE)} without preference")
-    verdict = "A preference was detected" if p < 0.05 else "A preference was not detected"
-    return f"{verdict}: {numbers}. The votes of one person say nothing about other people's."
+    p = sign_test(first, second)
+    return (f"A preference was {'detected' if p < 0.05 else 'not detected'}: {names[0]} was preferred in "
+            f"{rate(first, first + second, 'votes')}, p = {p:.2g}, {chosen.count(TIE)} without preference. The votes of one "
+            "person say nothing about other people's.")

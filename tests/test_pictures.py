@@ -1,15 +1,19 @@
-"""Conditions beside each other: what each hides and what it has to be given is what training would use."""
+"""Pictures of one frame: its maps in many ways, and the conditions beside each other, each hiding what training would."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from lar_core.measure.attention import AttentionReader
 from lar_core.model.policy import count
 from lar_core.run.config import CONDITIONS, PROFILES
 from lar_core.run.registry import MASK_SOURCES
 from lar_core.show import pictures
-from lar_core.show.pictures import GAP, TITLE
+from lar_core.show.pictures import GAP, SMALL, TITLE, by_head, by_name, by_word, maps, sinks
+
+SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
+IMAGE = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -17,10 +21,15 @@ def policy(policy_of):
     return policy_of().eval()
 
 
+@pytest.fixture
+def reader(policy):
+    return AttentionReader(policy)
+
+
 def panels(picture: np.ndarray, columns: int) -> np.ndarray:
-    """The pictures of a grid: (N, SIDE, SIDE, 3)."""
-    step, rows = pictures.SIDE + GAP, picture.shape[0] // (pictures.SIDE + TITLE)
-    return np.stack([picture[row * (pictures.SIDE + TITLE) + TITLE :, column * step :][: pictures.SIDE, : pictures.SIDE]
+    """The pictures of a grid: (N, SMALL, SMALL, 3)."""
+    step, rows = SMALL + GAP, picture.shape[0] // (SMALL + TITLE)
+    return np.stack([picture[row * (SMALL + TITLE) + TITLE :, column * step :][: SMALL, : SMALL]
                      for row in range(rows) for column in range(columns)])
 
 
@@ -59,3 +68,21 @@ def test_decoders_have_the_size_that_is_said(policy, policy_of):
     assert sizes["attention_mask"] == count(policy.decoder) / 1e6 and sizes["action_only"] == 0
     assert sizes["gaze_diffusion"] == count(policy_of("gaze_diffusion").decoder) / 1e6
     assert sizes["gaze_diffusion_matched"] == pytest.approx(sizes["attention_mask"], rel=0.15)
+
+
+def test_maps_are_drawn_one_for_every_word_and_every_head(reader):
+    attention = reader.read(IMAGE, SENTENCE)
+    assert len(by_word(attention)) == len(SENTENCE.split()) + 2
+    assert list(by_word(attention))[0] == "<bos>" and list(by_word(attention))[5] == "5 bowl"
+    assert list(by_head(attention))[-1] == "layer 2, head 1" and len(by_head(attention)) == 6
+    assert maps(IMAGE, attention, by_head(attention), columns=2, side=50).shape == (3 * 74, 110, 3)
+
+
+def test_every_named_aggregation_is_drawn_those_of_many_passes_too(reader):
+    names = reader.aggregations
+    assert {"mean", "relative", "coarse_to_fine", "multi_pass"} <= set(names)
+    assert by_name(reader, IMAGE, SENTENCE, columns=len(names), side=50).shape == (74, 60 * len(names) - 10, 3)
+
+
+def test_sinks_are_drawn_before_between_and_after(reader):
+    assert sinks(reader, IMAGE, SENTENCE).shape == (254, 4 * 230 + 30, 3)
