@@ -139,7 +139,7 @@ def test_wall_of_boxes_stands_on_its_cone():
 
 
 def test_setup_says_nothing_and_asks_nothing_and_leaves_the_home_folder_alone(tmp_path):
-    code = "from lar_core.scene import libero_setup; setup.setup(); import libero.libero, logging, os; " \
+    code = "from lar_core.scene import setup; setup.setup(); import libero.libero, logging, os; " \
            "assert libero.libero.libero_config_path.startswith(os.environ['TMPDIR']); " \
            "handlers = logging.getLogger('robosuite_logs').handlers; " \
            "assert not any(isinstance(handler, logging.FileHandler) for handler in handlers)"
@@ -171,7 +171,7 @@ def repository(tmp_path):
 
 BUILD = """
 import json, sys
-from lar_core.scene import libero_setup
+from lar_core.scene import setup
 {before}
 from lar_core.scene.env import SpatialEnv
 env = SpatialEnv(5, assets={choice!r}, image_size=16, wrist_size=0)
@@ -225,7 +225,7 @@ def test_a_folder_of_links_is_the_same_assets(tmp_path):
 def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     """The numba cache is given, because filling it takes longer than all the rest."""
     numba = files.cache_base() / "numba"
-    code = "import os; from lar_core.scene import assets, libero_setup; setup.setup(); " \
+    code = "import os; from lar_core.scene import setup; setup.setup(); " \
            "print(setup.STANDIN, os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
     places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path),
                                          "MPLCONFIGDIR": "", "HOME": "/dev/null/home", "NUMBA_CACHE_DIR": str(numba)})
@@ -329,7 +329,7 @@ def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, wor
     path = repository / "libero" / "envs" / "venv.py"
     path.write_text(package or "import not_installed_here")
     with pytest.raises(ChildError, match=words) as error:
-        in_child("from lar_core.scene.libero_setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
+        in_child("from lar_core.scene.setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
     assert "pip install" in str(error.value)
 
 

@@ -128,7 +128,7 @@ def end_with_parent() -> None:
 
 # Children that may crash in the parent's place: what GL or a foreign library does is only told.
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _RUN = """
 import os, sys
 try:
