@@ -29,7 +29,7 @@ from lar_core.run.files import (
 HOLD = """
 import errno, fcntl, sys, time
 from pathlib import Path
-from lar_core.files import locked
+from lar_core.run.files import locked
 
 def refuse(*_):
     raise OSError(int(sys.argv[2]), "no locks here")
