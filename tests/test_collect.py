@@ -23,7 +23,7 @@ from lar_core.scene.collect import collect, demo_paths
 
 RECORD = """
 import sys
-from lar_core.config import make_config
+from lar_core.run.config import make_config
 from lar_core.scene.collect import collect
 if __name__ == "__main__":
     collect(make_config(profile="micro"), sys.argv[1], workers=1, progress=False)

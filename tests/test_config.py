@@ -8,7 +8,6 @@ import yaml
 
 from lar_core.run.config import CONDITIONS, PROFILES, RunConfig, make_config
 from lar_core.run.errors import LarError
-from lar_core.run.folder import Run
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
@@ -58,24 +57,6 @@ def test_the_mask_grows_in_a_straight_line_from_the_first_step_to_the_last():
     growing = make_config("growing_mask", samples=101 * 16)
     assert [growing.mask_ratio(step) for step in (0, 50, 100)] == pytest.approx([0.15, 0.45, 0.75])
     assert {make_config().mask_ratio(step) for step in (0, 50, 2000)} == {0.25}
-
-
-def test_a_run_folder_refuses_another_configuration(tmp_path):
-    Run.open(make_config(), tmp_path / "run")
-    with pytest.raises(LarError, match="profile.samples is 36000 there and 100 now"):
-        Run.open(make_config(samples=100), tmp_path / "run")
-
-
-def test_a_foreign_folder_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(LarError, match="not empty"):
-        Run.open(make_config(), tmp_path)
-
-
-def test_a_foreign_config_file_is_refused(tmp_path):
-    (tmp_path / "config.yaml").write_text("a: 1")
-    with pytest.raises(LarError, match="not a run configuration"):
-        Run.open(make_config(), tmp_path)
 
 
 def test_regularisers_are_set_by_name_and_one_of_weight_0_is_off():

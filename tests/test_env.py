@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import runpy
 from functools import partial
 from pathlib import Path
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 
 from lar_core.run.errors import LarError
+from lar_core.scene import env as module
+from lar_core.scene import setup
 from lar_core.scene.env import SpatialEnv, instruction, official_init_states, task_names
 from lar_core.scene.reference import check, colours, reference_picture, scene_record
 
@@ -210,3 +214,18 @@ def test_vector_environments_with_shared_memory():
         assert first["agentview_rgb"].std() > 20 and not terminated.any() and not truncated.any()
     finally:
         vector.close()
+
+
+def test_init_state_files_can_hold_arrays_and_nothing_else():
+    array = np.arange(6.0).reshape(2, 3)
+    assert np.array_equal(module._ArrayUnpickler(io.BytesIO(pickle.dumps(array, protocol=2))).load(), array)
+    with pytest.raises(LarError, match="no part of a numpy array"):
+        module._ArrayUnpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
+
+
+def test_a_scene_that_cannot_be_built_names_the_version_at_fault(monkeypatch):
+    monkeypatch.setattr(module, "wrong_versions", lambda: ["…"])
+    monkeypatch.setattr(setup, "wrong_versions", lambda: ["mujoco 3.10.0 is installed, but the scene needs 3.3.2."])
+    monkeypatch.setattr(SpatialEnv, "_make_fast", lambda _: 1 / 0)
+    with pytest.raises(LarError, match="task 5 cannot be built .ZeroDivisionError.*mujoco 3.10.0 is installed"):
+        SpatialEnv(5)

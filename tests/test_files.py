@@ -25,11 +25,12 @@ from lar_core.run.files import (
     write_json,
     write_text,
 )
+from lar_core.scene import setup
 
 HOLD = """
 import errno, fcntl, sys, time
 from pathlib import Path
-from lar_core.files import locked
+from lar_core.run.files import locked
 
 def refuse(*_):
     raise OSError(int(sys.argv[2]), "no locks here")
@@ -165,9 +166,9 @@ def test_a_lock_that_a_killed_process_left_is_taken_over_with_a_sentence(elsewhe
 
 
 def test_who_does_not_want_to_wait_is_told_whose_it_is(elsewhere, tmp_path):
-    with pytest.raises(LarError, match=f"at work in .*: wait.*process {elsewhere.pid} on .*, which is recording task 5"):
-        with locked(tmp_path / ".lock", "going on", patience=0.2):
-            raise AssertionError("inside twice")
+    said = f"at work in .*: wait.*process {elsewhere.pid} on .*, which is recording task 5"
+    with pytest.raises(LarError, match=said), locked(tmp_path / ".lock", "going on", patience=0.2):
+        raise AssertionError("inside twice")
 
 
 @pytest.mark.parametrize("drive", [errno.ENOLCK], indirect=True)
@@ -188,9 +189,9 @@ def test_a_lock_of_another_machine_is_kept_and_how_to_be_rid_of_it_is_said(elsew
     elsewhere.wait()
     marker.write_text(f"{elsewhere.pid}\nnode7\n1\n")
     write_json(tmp_path / ".lock-owner", {"process": elsewhere.pid, "host": "node7", "doing": "recording task 5"})
-    with pytest.raises(LarError, match=f"process {elsewhere.pid} on node7, .* If that process is gone, delete {marker} to go"):
-        with locked(tmp_path / ".lock", "going on", patience=0.2):
-            pass
+    said = f"process {elsewhere.pid} on node7, .* If that process is gone, delete {marker} to go"
+    with pytest.raises(LarError, match=said), locked(tmp_path / ".lock", "going on", patience=0.2):
+        pass
     marker.unlink()
     with locked(tmp_path / ".lock", "going on", patience=0.2):
         pass
@@ -212,3 +213,119 @@ def test_an_error_of_the_drive_is_not_mistaken_for_a_missing_lock(tmp_path, monk
     monkeypatch.setattr(fcntl, "flock", broken)
     with pytest.raises(OSError, match="Input/output error"), locked(tmp_path / ".lock", "recording"):
         pass
+
+
+# --- folders of generated files, and places that cannot be written ------------------------------------------------------
+
+def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
+    folder = tmp_path / "pack"
+
+    def build(temporary):
+        (temporary / "file").write_text("ours")
+        folder.mkdir()
+        (folder / "file").write_text("theirs")
+
+    assert (files.build_once(folder, build) / "file").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_of_three_processes_one_builds(tmp_path):
+    built = []
+
+    def build(temporary):
+        built.append(temporary)
+        time.sleep(0.2)
+        (temporary / "file").write_text("whole")
+
+    with ThreadPoolExecutor(3) as threads:
+        folders = set(threads.map(lambda _: files.build_once(tmp_path / "pack", build), range(3)))
+    assert folders == {tmp_path / "pack"} and len(built) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
+
+
+def test_interrupted_build_leaves_nothing_behind(tmp_path):
+    def build(temporary):
+        (temporary / "file").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.build_once(tmp_path / "pack", build)
+    assert [path.name for path in tmp_path.iterdir()] == [".pack.lock"]
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LarError, match="XDG_CACHE_HOME"):
+        files.build_once(tmp_path / "file" / "pack", lambda _: None)
+
+
+@pytest.mark.parametrize("variables, moved", [
+    ({}, {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": None}),
+    ({"MPLCONFIGDIR": "/dev/null/mpl", "XDG_CONFIG_HOME": "/dev/null/config"},
+     {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": "temporary"}),
+    ({"NUMBA_CACHE_DIR": "/dev/null/numba", "XDG_CACHE_HOME": "/dev/null/cache"},
+     {"NUMBA_CACHE_DIR": "temporary", "MPLCONFIGDIR": None}),
+    ({"NUMBA_CACHE_DIR": "."}, {"NUMBA_CACHE_DIR": ".", "MPLCONFIGDIR": None}),  # the user's own choice stays
+])
+def test_libraries_that_insist_on_a_cache_get_one_that_can_be_written(tmp_path, monkeypatch, variables, moved):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "temporary"))
+    for name in ("cache", "config", "temporary"):
+        (tmp_path / name).mkdir()
+    for name, value in {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config"),
+                        "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": "", **variables}.items():
+        monkeypatch.setenv(name, value)
+    files.library_caches()
+    for name, place in moved.items():
+        assert os.environ[name].startswith(str(tmp_path / place) if place != "." else ".") if place else not os.environ[name]
+
+
+def test_the_place_that_is_used_instead_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LAR_SAID", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    folder = files.cache_folder("pack")
+    assert tmp_path in folder.parents and files.build_once(folder, lambda path: (path / "file").touch()).is_dir()
+    said = capsys.readouterr().err
+    assert "/dev/null/cache" in said and str(tmp_path) in said and "XDG_CACHE_HOME" in said
+
+
+def test_a_full_cache_that_cannot_be_written_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    baked = files.build_once(files.cache_folder("pack"), lambda path: (path / "file").touch())
+    monkeypatch.setattr(files, "writable", lambda _: False)
+    assert files.cache_folder("pack") == baked
+
+
+def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(files.Path, "home", nobody)
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    assert tmp_path in files.cache_base().parents and not setup._hub_copy().exists()
+
+
+@pytest.mark.parametrize("theirs", ["link", "file", "owner"])
+def test_a_temporary_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    taken = tmp_path / f"lar_core-{os.getuid()}"
+    if theirs == "link":
+        (tmp_path / "elsewhere").mkdir()
+        taken.symlink_to(tmp_path / "elsewhere")
+    elif theirs == "file":
+        taken.write_text("")
+    else:
+        taken.mkdir()
+        other = os.getuid() + 1
+        monkeypatch.setattr(files.os, "getuid", lambda: other)
+        taken.rename(tmp_path / f"lar_core-{os.getuid()}")
+    ours = files.temporary_folder("cache")
+    assert ours.is_dir() and taken not in ours.parents and (tmp_path / "elsewhere") not in ours.parents
+
+
+def test_no_temporary_folder_at_all_is_a_sentence(monkeypatch):
+    def none():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+    monkeypatch.setattr(files.tempfile, "gettempdir", none)
+    with pytest.raises(LarError, match="set TMPDIR"):
+        files.temporary_folder("cache")

@@ -132,7 +132,7 @@ def test_the_first_visible_device_is_chosen_by_number(monkeypatch, machine, visi
 
 def test_a_library_that_was_bound_before_is_told_apart_from_one_that_is_missing():
     code = "import os; os.environ['PYOPENGL_PLATFORM'] = 'glx'; import OpenGL.GL; os.environ['PYOPENGL_PLATFORM'] = ''; " \
-           "from lar_core.scene.libero_setup import setup; setup()"
+           "from lar_core.scene.setup import setup; setup()"
     with pytest.raises(ChildError, match="restart the runtime"):
         in_child(code, environment={"MUJOCO_GL": "osmesa", "LAR_GL_WORKS": "osmesa"})
 
@@ -144,7 +144,7 @@ def test_a_library_that_was_bound_before_is_told_apart_from_one_that_is_missing(
     ("raise SystemExit('no licence')", "SystemExit: no licence"), ("raise SystemExit(0)", "SystemExit: 0"),
     ("import not_there", "No module named 'not_there'"), ("import os; os._exit(3)", "code 3"),
     ("raise ValueError('two\\nlines')", "ValueError: two lines"), ("import time; time.sleep(9)", "did not answer"),
-    ("from lar_core.errors import LarError; raise LarError('Do this.')", "^Do this.$")])
+    ("from lar_core.run.errors import LarError; raise LarError('Do this.')", "^Do this.$")])
 def test_whatever_happens_in_a_child_becomes_words(code, cause):
     with pytest.raises(ChildError, match=cause):
         in_child(code, patience=9 if "sleep" not in code else 0.5)
@@ -164,7 +164,7 @@ def test_glfw_without_a_display_is_answered_by_what_draws_here():
     {"CUDA_VISIBLE_DEVICES": "GPU-6f2d", "MUJOCO_EGL_DEVICE_ID": "0"},
     {"CUDA_VISIBLE_DEVICES": "0,1", "MUJOCO_EGL_DEVICE_ID": "x"}])
 def test_robosuite_does_not_stop_at_the_devices_that_cuda_may_see(variables):
-    code = "import os; from lar_core.scene.libero_setup import setup; setup(); import json; " \
+    code = "import os; from lar_core.scene.setup import setup; setup(); import json; " \
            "print(json.dumps([os.environ['MUJOCO_GL'], os.environ['CUDA_VISIBLE_DEVICES']]))"
     said = in_child(code, environment={"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "egl", **variables})
     assert json.loads(said) == ["osmesa", variables["CUDA_VISIBLE_DEVICES"]]
@@ -175,4 +175,4 @@ def test_a_sentence_is_said_once_in_a_process_and_those_that_it_starts(capsys, m
     for _ in range(2):
         errors.say_once("This is so.")
     assert capsys.readouterr().err == "lar: This is so.\n"
-    in_child("from lar_core.errors import say_once; say_once('This is so.'); print(1)")
+    in_child("from lar_core.run.errors import say_once; say_once('This is so.'); print(1)")

@@ -18,7 +18,7 @@ from lar_core.run.processes import GRANTED, Stopped, cores, on_stop, stop
 
 PARENT = """
 import multiprocessing, time
-from lar_core.processes import end_with_parent
+from lar_core.run.processes import end_with_parent
 
 def work():
     end_with_parent()
@@ -91,7 +91,7 @@ def test_a_containers_quota_is_a_limit(tmp_path, own, folder, content, expected)
 
 
 def test_no_other_file_counts_cores():
-    package = Path(processes.__file__).parent
+    package = Path(processes.__file__).parents[1]
     counting = [path.name for path in package.rglob("*.py") if re.search(r"cpu_count\(", path.read_text())]
     assert counting == ["processes.py"]
 

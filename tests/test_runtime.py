@@ -69,7 +69,7 @@ ELASTIC = {"TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True"
                          ids=["launcher", "cluster"])
 def test_a_launchers_leftovers_are_ignored_with_one_sentence(left):
     """In a process of its own, because accelerate decides once; these would wait for ever, or end in a traceback."""
-    code = ("from lar_core.runtime import group; from accelerate import Accelerator; group(); "
+    code = ("from lar_core.run.runtime import group; from accelerate import Accelerator; group(); "
             "print(group().num_processes, Accelerator().num_processes)")
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | left, capture_output=True, text=True, timeout=120)
     assert done.stdout == "1 1\n", done.stderr[-2000:]

@@ -154,9 +154,10 @@ class RunConfig(Checked):
         """Raises LarError for a name that stands for nothing, and for a combination that cannot mean anything."""
         _check_names(self.condition)
         stated_conventions(self.profile.demos_conventions)
-        for wrong, sentence in _impossible(self.condition, self.profile):
-            if wrong:
-                raise LarError(sentence)
+        for rules in (_impossible_masks, _impossible_sizes, _impossible_tuning, _impossible_head, _impossible_saliency):
+            for wrong, sentence in rules(self.condition, self.profile):
+                if wrong:
+                    raise LarError(sentence)
         return self
 
     @property
@@ -196,49 +197,45 @@ class RunConfig(Checked):
         """Read what `save` wrote, now or in an earlier version. Raises LarError for anything else."""
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            parts = {name: data[name] for name in cls.model_fields}
+            return cls(**{name: data[name] for name in cls.model_fields})
         except (yaml.YAMLError, KeyError, TypeError) as error:
             raise LarError(f"{path} is not a run configuration ({error}): "
                            "choose another --run-dir, or delete this file.") from error
-        try:
-            return cls(**parts)
         except LarError as error:
             raise LarError(f"{path} is no configuration of this version: {error}") from error
 
 
+_DENOISED = Condition(reconstructor="diffusion", recon_target="raw", lambda_recon=1.0)
+_UNMASKED = Condition(mask_source="none", reconstructor="none")
 CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
-    Condition(name="action_only", mask_source="none", reconstructor="none"),
+    _UNMASKED.replace(name="action_only"),
     Condition(name="random_mask", mask_source="random"),
-    Condition(name="attention_mask", mask_source="attention"),
-    Condition(name="attention_mask_l01", mask_source="attention", lambda_recon=0.1),
-    Condition(name="attention_mask_l10", mask_source="attention", lambda_recon=1.0),
+    Condition(name="attention_mask"),
+    Condition(name="attention_mask_l01", lambda_recon=0.1),
+    Condition(name="attention_mask_l10", lambda_recon=1.0),
     Condition(name="inverse_mask", mask_source="inverse_attention"),
     Condition(name="gaze_mask", mask_source="gaze"),
-    Condition(name="gaze_diffusion", mask_source="gaze", reconstructor="diffusion", recon_target="raw",
-              lambda_recon=1.0),
-    Condition(name="attention_diffusion", mask_source="attention", reconstructor="diffusion", recon_target="raw",
-              lambda_recon=1.0),
-    Condition(name="gaze_diffusion_matched", mask_source="gaze", reconstructor="diffusion", recon_target="raw",
-              lambda_recon=1.0, matched_capacity=True),
-    Condition(name="attention_diffusion_matched", mask_source="attention", reconstructor="diffusion",
-              recon_target="raw", lambda_recon=1.0, matched_capacity=True),
+    _DENOISED.replace(name="gaze_diffusion", mask_source="gaze"),
+    _DENOISED.replace(name="attention_diffusion"),
+    _DENOISED.replace(name="gaze_diffusion_matched", mask_source="gaze", matched_capacity=True),
+    _DENOISED.replace(name="attention_diffusion_matched", matched_capacity=True),
     Condition(name="blue_noise_mask", mask_source="blue_noise"),
     Condition(name="centre_mask", mask_source="centre"),
     Condition(name="hint_mask", mask_source="hint_attention"),
     Condition(name="sampled_mask", mask_source="sampled_attention"),
     Condition(name="motion_mask", mask_source="frame_difference"),
     Condition(name="teacher_mask", mask_source="teacher_attention"),
-    Condition(name="growing_mask", mask_source="attention", mask_ratio_start=0.15, mask_ratio=0.75),
+    Condition(name="growing_mask", mask_ratio_start=0.15, mask_ratio=0.75),
     Condition(name="sparse_attention", regularisers={"sparsity": 0.1}),
     Condition(name="consistent_attention", regularisers={"consistency": 1.0}),
     Condition(name="contrastive_attention", regularisers={"contrastive": 0.1}),
     Condition(name="relational_attention", regularisers={"relational": 1.0}),
     Condition(name="language_mask", regularisers={"language": 0.1}),
     Condition(name="joint_mask", mask_source="random", mask_input=True, regularisers={"language": 1.0}),
-    Condition(name="autoregressive_head", mask_source="none", reconstructor="none", head="autoregressive"),
-    Condition(name="bridge_head", mask_source="none", reconstructor="none", head="bridge", action_loss="l1"),
-    Condition(name="focus_head", mask_source="none", reconstructor="none", head="focus", action_loss="l1"),
-    Condition(name="blind", mask_source="none", reconstructor="none", blind=True),
+    _UNMASKED.replace(name="autoregressive_head", head="autoregressive"),
+    _UNMASKED.replace(name="bridge_head", head="bridge", action_loss="l1"),
+    _UNMASKED.replace(name="focus_head", head="focus", action_loss="l1"),
+    _UNMASKED.replace(name="blind", blind=True),
 )}
 
 _TINY = Profile()
@@ -288,7 +285,8 @@ def _owners(changes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return of_condition, of_profile
 
 
-# What cannot be. Rules on one field are its annotation; rules on one entry of a registry are what is said of it there.
+# What cannot be, as pairs of whether something is wrong, and what is said then. Rules on one field are its annotation; rules
+# on one entry of a registry are what is said of it there.
 
 def _check_names(condition: Condition) -> None:
     for registry, name, others in ((MASK_SOURCES, condition.mask_source, ["none"]),
@@ -303,16 +301,7 @@ def _check_names(condition: Condition) -> None:
                        f"`lar saliency` reports it for every run: train with one of {', '.join(AGGREGATIONS)}.")
 
 
-def _impossible(condition: Condition, profile: Profile) -> Iterator[Verdict]:
-    """Pairs of whether something is wrong, and what."""
-    yield from _impossible_masks(condition)
-    yield from _impossible_sizes(condition, profile)
-    yield from _impossible_tuning(condition, profile)
-    yield from _impossible_head(condition, profile)
-    yield from _impossible_saliency(condition, profile)
-
-
-def _impossible_masks(condition: Condition) -> Iterator[Verdict]:
+def _impossible_masks(condition: Condition, _: Profile) -> Iterator[Verdict]:
     yield ((condition.mask_source == "none") != (condition.reconstructor == "none"),
            f"Condition {condition.name!r} has mask source {condition.mask_source!r} with reconstructor "
            f"{condition.reconstructor!r}: a reconstructor needs a mask, and a mask needs a reconstructor.")

@@ -247,7 +247,8 @@ def home() -> Path | None:
 def _usual() -> Path | None:
     if os.environ.get("XDG_CACHE_HOME"):
         return Path(os.environ["XDG_CACHE_HOME"]) / "lar_core"
-    return home() and home() / ".cache" / "lar_core"
+    own = home()
+    return own and own / ".cache" / "lar_core"
 
 
 def writable(folder: Path) -> bool:
@@ -287,8 +288,8 @@ def library_caches() -> None:
         os.environ["NUMBA_CACHE_DIR"] = str(cache_base() / "numba")
         if "numba" in sys.modules:
             sys.modules["numba"].config.reload_config()
-    config = os.environ.get("XDG_CONFIG_HOME") or (home() and home() / ".config")
-    if not _names_writable("MPLCONFIGDIR") and not (config and writable(Path(config) / "matplotlib")):
+    config = Path(os.environ.get("XDG_CONFIG_HOME") or (home() or Path("/")) / ".config")
+    if not _names_writable("MPLCONFIGDIR") and not writable(config / "matplotlib"):
         os.environ["MPLCONFIGDIR"] = str(temporary_folder("matplotlib"))
 
 

@@ -36,11 +36,13 @@ PATIENCE = 5  # seconds: what was killed a moment ago may not be quite gone
 
 
 class Run:
-    """A run folder and its configuration."""
+    """A run folder, its configuration, and where what it holds lies, made already or not."""
 
     def __init__(self, path: Path, config: RunConfig):
-        self.path = path
-        self.config = config
+        self.path, self.config = path, config
+        self.backbone, self.stats, self.metrics = path / "backbone", path / "stats.json", path / "metrics.jsonl"
+        self.results, self.report = path / "results.json", path / "report.html"
+        self.final_checkpoint = path / "checkpoints" / f"step_{config.steps:06d}"
 
     @classmethod
     def open(cls, config: RunConfig, path: Path | str | None = None) -> Run:
@@ -51,7 +53,8 @@ class Run:
         path = Path(path) if path else RUNS / config.name
         existing = path / "config.yaml"
         if existing.exists():
-            _refuse_other(RunConfig.load(existing), config, path)
+            if (old := RunConfig.load(existing)) != config:
+                raise _other_run(old, config, path)
         elif path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
             raise LarError(f"{path} is not empty and has no config.yaml: choose another --run-dir.")
         else:
@@ -77,10 +80,6 @@ class Run:
             yield
 
     @property
-    def backbone(self) -> Path:
-        return self.path / "backbone"
-
-    @property
     def control(self) -> Path:
         """The run folder of this run's blind control: its own, or one of the same settings that lies beside it."""
         own, twin = self.path / "control", blind_twin(self.config)
@@ -89,32 +88,13 @@ class Run:
             return own
         return shared.parent
 
-    @property
-    def stats(self) -> Path:
-        return self.path / "stats.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def results(self) -> Path:
-        return self.path / "results.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
-
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         return sorted(path for path in (self.path / "checkpoints").glob("step_*") if path.is_dir())
 
     @property
-    def final_checkpoint(self) -> Path:
-        return self.path / "checkpoints" / f"step_{self.config.steps:06d}"
-
-    @property
     def trained(self) -> bool:
+        """Whether the last checkpoint is there."""
         return self.final_checkpoint.exists()
 
 
@@ -140,9 +120,8 @@ def _processor() -> str:
 
 def _commit() -> str:
     """The checkout's commit, with '+' when files differ from it; 'unknown' outside a checkout."""
-    here = Path(__file__).parent
     def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
+        command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     try:
         return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain") else "")
@@ -150,22 +129,16 @@ def _commit() -> str:
         return "unknown"
 
 
-def _refuse_other(old: RunConfig, new: RunConfig, path: Path) -> None:
-    if old == new:
-        return
-    before, after = _flat(old), _flat(new)
-    name = next(name for name in {**after, **before} if before.get(name, 0) != after.get(name, 0))
-    raise LarError(f"{path} holds a run of another configuration ({name} is {before.get(name, 0)!r} there and "
-                   f"{after.get(name, 0)!r} now): choose another --run-dir, or the same settings as before.")
+def _other_run(old: RunConfig, new: RunConfig, path: Path) -> LarError:
+    """The sentence on a folder of another configuration, naming the first difference."""
+    before, after = ({"seed": config.seed} | {f"{part}.{name}": value for part in ("condition", "profile")
+                                              for name, value in config.model_dump()[part].items()} for config in (old, new))
+    name = next(name for name in after | before if before.get(name, 0) != after.get(name, 0))
+    return LarError(f"{path} holds a run of another configuration ({name} is {before.get(name, 0)!r} there and "
+                    f"{after.get(name, 0)!r} now): choose another --run-dir, or the same settings as before.")
 
 
-def _flat(config: RunConfig) -> dict[str, object]:
-    parts = config.model_dump()
-    return {"seed": config.seed, **{f"{part}.{name}": value for part in ("condition", "profile")
-                                    for name, value in parts[part].items()}}
-
-
-# Versions: which are installed, and which the scene needs (`sim/requirements.txt` pins them).
+# Versions: which are installed, and which the scene needs (`scene/requirements.txt` pins them).
 
 RECORDED = ("torch", "transformers", "tokenizers", "accelerate", "peft", "bitsandbytes", "diffusers", "safetensors",
             "huggingface_hub", "numpy", "gymnasium", "h5py", "mujoco", "robosuite", "libero", "bddl", "PyOpenGL")
@@ -193,7 +166,6 @@ def pins() -> dict[str, str]:
 
 def wrong_versions() -> list[str]:
     """A sentence for each package of the scene that is missing or of another version than the pinned one."""
-    found = {name: installed(name) for name in pins()}
-    return [f"{name} {found[name] or 'is not'} {'is ' * bool(found[name])}installed, but the scene needs {wanted}: type "
-            f"`pip install --no-deps {name}=={wanted}`."
-            for name, wanted in pins().items() if found[name] != wanted and (name, found[name]) not in _SAME]
+    return [f"{name} {f'{found} is' if found else 'is not'} installed, but the scene needs {wanted}: type "
+            f"`pip install --no-deps {name}=={wanted}`." for name, wanted in pins().items()
+            if (found := installed(name)) != wanted and (name, found) not in _SAME]

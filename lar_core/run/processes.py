@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -44,23 +45,15 @@ def processes(wanted: int | None) -> int:
 
 def _quotas(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> Iterator[int]:
     """Cores that the control groups of this process, versions 2 and 1, allow; part of a core counts as one."""
-    with suppress(OSError):
-        for line in own.read_text().splitlines():
-            _, kinds, group = line.split(":", 2)
-            if not kinds or "cpu" in kinds.split(","):
-                base = root / kinds
-                for folder in (base / group.lstrip("/"), *(base / group.lstrip("/")).parents):
-                    yield from _quota(folder)
-                    if folder == root:
-                        break
-
-
-def _quota(folder: Path) -> Iterator[int]:
-    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
-        with suppress(OSError, ValueError):  # there is none, or it is "max"
-            quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
-            if quota > 0:
-                yield -(-quota // period)
+    for line in own.read_text().splitlines() if own.exists() else ():
+        _, kinds, group = line.split(":", 2)  # version 2 names no kinds
+        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if kinds else ("cpu.max",)
+        here = root / kinds / group.lstrip("/")
+        for folder in (here, *here.parents):
+            with suppress(OSError, ValueError):  # there is none, or it is "max"
+                quota, period = map(int, " ".join((folder / name).read_text() for name in names).split())
+                if quota > 0:
+                    yield -(-quota // period)
 
 
 class Stopped(KeyboardInterrupt):
@@ -88,8 +81,7 @@ def on_stop(handle: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in STOPS}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    before = {number: handler for number in STOPS if (handler := signal.getsignal(number)) not in (signal.SIG_IGN, None)}
     _asked = -SAME_REQUEST
     for number in before:
         signal.signal(number, receive)
@@ -111,24 +103,26 @@ def ignore_stops() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def interrupt(process: multiprocessing.Process) -> None:
+def interrupt(process: BaseProcess) -> None:
     """Ask a process that was started here to save and stop, if it still runs."""
     with suppress(ProcessLookupError):
-        os.kill(process.pid, signal.SIGINT)
+        if process.pid:
+            os.kill(process.pid, signal.SIGINT)
 
 
 def end_with_parent() -> None:
     """Call in a worker process: it ends when its parent is gone, even if that was killed and could say nothing."""
     def wait() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
 # Children that may crash in the parent's place: what GL or a foreign library does is only told.
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _RUN = """
 import os, sys
 try:
@@ -160,14 +154,10 @@ def in_child(code: str, patience: float = 180, environment: dict[str, str] | Non
         raise ChildError(f"it did not answer within {patience:.0f} seconds") from None
     except OSError as error:
         raise ChildError(f"no process could be started: {error}") from error
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise ChildError(_cause(done))
-    return lines[-1]
-
-
-def _cause(done: subprocess.CompletedProcess) -> str:
     if done.returncode < 0:
-        return f"the process was ended by {signal.Signals(-done.returncode).name}, inside a library"
-    said = done.stderr.strip() or done.stdout.strip() or f"it ended with code {done.returncode}, without a word"
-    return said.splitlines()[-1][:600]
+        raise ChildError(f"the process was ended by {signal.Signals(-done.returncode).name}, inside a library")
+    said, failed = done.stdout.strip(), done.stderr.strip()
+    if done.returncode or not said:
+        cause = failed or said or f"it ended with code {done.returncode}, without a word"
+        raise ChildError(cause.splitlines()[-1][:600])
+    return said.splitlines()[-1]

@@ -1,4 +1,9 @@
-"""Checked values: frozen pydantic models whose first mistake is one sentence, naming the field, the value and the cure."""
+"""Values that are checked, and names that stand for things.
+
+Checked values are frozen pydantic models whose first mistake is one sentence, naming the field, the value and the cure. A
+registry is the one place where a mask source, a head, a metric and so on is named: command line, configuration, tables and
+figures ask it.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ class Checked(BaseModel):
 
     @classmethod
     def names(cls) -> list[str]:
-        """What `extra` fields are compared with."""
+        """Of all fields: what a misspelt one is compared with."""
         return list(cls.model_fields)
 
 
@@ -131,8 +136,7 @@ class Registry(Mapping[str, Any]):
 
     def __init__(self, kind: str, about: type[About], *homes: str):
         self.kind, self._about, self._homes = kind, about, homes
-        self._things: dict[str, Any] = {}
-        self._facts: dict[str, Any] = {}
+        self._entries: dict[str, tuple[Any, About]] = {}
 
     def register(self, name: str, words: str = "", **facts: Any) -> Callable[[Thing], Thing]:
         """Decorate what `name` shall mean; facts: fields of this registry's `About`.
@@ -140,50 +144,45 @@ class Registry(Mapping[str, Any]):
         Running a notebook's cell again replaces its entry. Raises LarError for a name that means something else.
         """
         def add(thing: Thing) -> Thing:
-            there = self._things.get(name, thing)
-            if _place(there) != _place(thing):
-                raise LarError(f"There is a {self.kind} {name!r} already, {_place(there)}: choose another name.")
-            self._things[name] = thing
-            self._facts[name] = self._about(name, words or _first_paragraph(thing), **facts)
+            there, _ = self._entries.get(name, (thing, None))
+            if _home(there) != _home(thing):
+                raise LarError(f"There is a {self.kind} {name!r} already, {_home(there)}: choose another name.")
+            first_paragraph = " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
+            self._entries[name] = thing, self._about(name, words or first_paragraph, **facts)
             return thing
         return add
 
     def remove(self, name: str) -> None:
         """Forget an entry."""
-        del self._things[name], self._facts[name]
+        del self._entries[name]
 
     def about(self, name: str) -> Any:
         """What is said of an entry. Raises LarError for an unknown name."""
-        self[name]
-        return self._facts[name]
+        return self._entry(name)[1]
 
     def __getitem__(self, name: str) -> Any:
         """Raises LarError for an unknown name, with the nearest one."""
-        if name not in self:
-            raise unknown(self.kind, name, self)
-        return self._things[name]
+        return self._entry(name)[0]
 
     def __contains__(self, name: object) -> bool:
-        return name in self._filled()
+        return any(name == known for known in self)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(list(self._filled()))
-
-    def __len__(self) -> int:
-        return len(self._filled())
-
-    def _filled(self) -> dict[str, Any]:
         for home in self._homes:
             importlib.import_module(home)
-        return self._things
+        return iter(list(self._entries))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _entry(self, name: str) -> tuple[Any, About]:
+        if name not in self:
+            raise unknown(self.kind, name, self)
+        return self._entries[name]
 
 
-def _place(thing: object) -> str:
+def _home(thing: object) -> str:
     return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', repr(thing))}"
-
-
-def _first_paragraph(thing: object) -> str:
-    return " ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split())
 
 
 MASK_SOURCES = Registry("mask source", AboutSource, "lar_core.model.masking")

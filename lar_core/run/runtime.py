@@ -16,6 +16,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from .errors import LarError
+from .folder import provenance
 from .processes import cores
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what a launcher tells each of its processes
@@ -40,9 +41,7 @@ def float_dtype(precision: str, on: torch.device) -> torch.dtype:
     Raises LarError for bf16 on a GPU that has none.
     """
     if precision in ("int8", "nf4"):
-        if on.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if native_bf16(on) else torch.float16
+        return torch.float32 if on.type == "cpu" else torch.bfloat16 if native_bf16(on) else torch.float16
     if precision == "bf16" and on.type == "cuda" and not native_bf16(on):
         raise LarError(f"{torch.cuda.get_device_name(on)} has no bf16 in hardware and would emulate it slowly: "
                        "set precision=fp16.")
@@ -99,25 +98,16 @@ def _launched() -> bool:
     try:
         rank, local, size, port = (int(os.environ[name]) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"))
         address, agent = os.environ["MASTER_ADDR"], os.environ[f"{LAUNCHER}USE_AGENT_STORE"]
-    except (KeyError, ValueError):
+        if agent == "True" and 0 <= local <= rank < size:  # else process 0 opens a store later
+            socket.create_connection((address, port), timeout=ANSWER).close()  # refuses without torch's warnings
+            torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=ANSWER))
+    except (KeyError, ValueError, OSError, RuntimeError):  # torch's errors of the network are RuntimeErrors
         return False
-    if not 0 <= local <= rank < size:
-        return False
-    return agent != "True" or _answers(address, port)  # without a store of the launcher's, process 0 opens one later
-
-
-def _answers(address: str, port: int) -> bool:
-    try:
-        socket.create_connection((address, port), timeout=ANSWER).close()  # what refuses, refuses without torch's warnings
-        torch.distributed.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=ANSWER))
-    except (OSError, RuntimeError):  # torch's errors of the network are RuntimeErrors
-        return False
-    return True
+    return 0 <= local <= rank < size
 
 
 def device_name() -> str:
     """The name that goes with every absolute time."""
-    from .folder import provenance
     return torch.cuda.get_device_name() if torch.cuda.is_available() else provenance()["machine"]
 
 
@@ -128,7 +118,6 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns at every call with inputs that are not fp16
-    warnings.filterwarnings("ignore", message=".*gradient_checkpointing_enable.*")  # its successor came with 5.2x
-    warnings.filterwarnings("ignore", message=".*MatMul8bitLt.*")
-    warnings.filterwarnings("ignore", message=".*enable_nested_tensor.*")
+    for said in ("gradient_checkpointing_enable", "MatMul8bitLt", "enable_nested_tensor"):  # the first until 5.2x
+        warnings.filterwarnings("ignore", message=f".*{said}.*")
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="transformers")

@@ -1,0 +1,1 @@
+"""LIBERO-Spatial: scenes, an environment for them, and demonstrations. It needs neither torch nor transformers."""

@@ -45,8 +45,8 @@ def captions(task: int) -> list[str]:
     For example "the black bowl next to the ramekin" and "pick up the black bowl next to the ramekin and place it on the
     plate". They come from where the scene put the bowls, which it knows without looking.
     """
-    tasks = [next(t for t, (first, _) in enumerate(RELATIONS) if first == relation) for relation in RELATIONS[task]]
-    sentences = [instruction(t) for t in tasks]
+    sentences = [instruction(next(t for t, (first, _) in enumerate(RELATIONS) if first == relation))
+                 for relation in RELATIONS[task]]
     return [sentence.removeprefix("pick up ").split(" and place ")[0] for sentence in sentences] + sentences
 
 

@@ -164,7 +164,11 @@ class SpatialEnv(gymnasium.Env):
 
     def render_camera(self, camera: str, size: int) -> np.ndarray:
         """An upright picture, uint8 (size, size, 3), from "agentview", "robot0_eye_in_hand" or "frontview"."""
-        return self._picture(camera, size)
+        if self.fast:
+            pixels = self._paint(size).image(self.stock.sim.data._data, camera, size)
+        else:
+            pixels = self.stock.sim.render(camera_name=camera, width=size, height=size)
+        return np.ascontiguousarray(pixels[::-1, ::-1])
 
     def renderer(self) -> dict[str, str]:
         """Who draws this environment's pictures: {"backend", "renderer", "version"}."""
@@ -174,7 +178,8 @@ class SpatialEnv(gymnasium.Env):
     def segment(self, size: int, camera: str = "agentview") -> np.ndarray:
         """Upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""
         geoms = self._paint(size).geoms(self.stock.sim.data._data, camera, size)
-        self._restore_stock_context()
+        if not self.fast:
+            self.stock.sim._render_context_offscreen.gl_ctx.make_current()
         return np.ascontiguousarray(self._geom_labels()[geoms][::-1, ::-1])
 
     # --- the two ways to run -----------------------------------------------------------------------------------------
@@ -208,57 +213,39 @@ class SpatialEnv(gymnasium.Env):
     # --- observations ------------------------------------------------------------------------------------------------
 
     def _spaces(self) -> dict[str, spaces.Space]:
-        def box(*shape: int) -> spaces.Box:
-            return spaces.Box(-np.inf, np.inf, shape, np.float64)
-
-        def picture(*shape: int) -> spaces.Box:
-            return spaces.Box(0, 255, shape, np.uint8)
-
-        known = {"agentview_rgb": picture(self.image_size, self.image_size, 3),
-                 "ee_pos": box(3), "ee_ori": box(3), "gripper_states": box(2), "joint_states": box(7)}
-        if self.wrist_size:
-            known["eye_in_hand_rgb"] = picture(self.wrist_size, self.wrist_size, 3)
-        if self.segmentation:
-            known["agentview_segmentation"] = picture(self.image_size, self.image_size)
-        return known
+        size, wrist = self.image_size, self.wrist_size
+        numbers = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2, "joint_states": 7}
+        pictures = {"agentview_rgb": (size, size, 3)} | ({"eye_in_hand_rgb": (wrist, wrist, 3)} if wrist else {}) | (
+            {"agentview_segmentation": (size, size)} if self.segmentation else {})
+        return {**{name: spaces.Box(0, 255, shape, np.uint8) for name, shape in pictures.items()},
+                **{name: spaces.Box(-np.inf, np.inf, (count,), np.float64) for name, count in numbers.items()}}
 
     def _observation(self) -> dict[str, np.ndarray]:
         from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
         robot, data = self.stock.robots[0], self.stock.sim.data
         quaternion = convert_quat(np.array(data.get_body_xquat(robot.robot_model.eef_name)), to="xyzw")
-        observation = {"agentview_rgb": self._picture("agentview", self.image_size),
+        observation = {"agentview_rgb": self.render(),
                        "ee_pos": np.array(data.site_xpos[robot.eef_site_id]),
                        "ee_ori": np.array(quat2axisangle(quaternion)),
                        "gripper_states": data.qpos[robot._ref_gripper_joint_pos_indexes],
                        "joint_states": data.qpos[robot._ref_joint_pos_indexes]}
         if self.wrist_size:
-            observation["eye_in_hand_rgb"] = self._picture("robot0_eye_in_hand", self.wrist_size)
+            observation["eye_in_hand_rgb"] = self.render_camera("robot0_eye_in_hand", self.wrist_size)
         if self.segmentation:
             observation["agentview_segmentation"] = self.segment(self.image_size)
         return observation
-
-    def _picture(self, camera: str, size: int) -> np.ndarray:
-        if self.fast:
-            pixels = self._paint(size).image(self.stock.sim.data._data, camera, size)
-        else:
-            pixels = self.stock.sim.render(camera_name=camera, width=size, height=size)
-        return np.ascontiguousarray(pixels[::-1, ::-1])
 
     def _paint(self, size: int):
         """A painter of the present model (a stock reset makes a new one) for pictures of at least `size` pixels."""
         from .fast import Painter
 
         model = self.stock.sim.model._model
-        if self._painter is not None and (self._painter.model is not model or self._painter.size < size):
-            self._painter.close()
-            self._painter = None
-        self._painter = self._painter or Painter(model, max(size, self.image_size))
+        if self._painter is None or self._painter.model is not model or self._painter.size < size:
+            if self._painter is not None:
+                self._painter.close()
+            self._painter = Painter(model, max(size, self.image_size))
         return self._painter
-
-    def _restore_stock_context(self) -> None:
-        if not self.fast:
-            self.stock.sim._render_context_offscreen.gl_ctx.make_current()
 
     def _geom_labels(self) -> np.ndarray:
         """uint8 (geoms + 1,): geom id to label; the last entry, reached by id -1, is 0."""
@@ -266,8 +253,7 @@ class SpatialEnv(gymnasium.Env):
         labels = np.zeros(model.ngeom + 1, dtype=np.uint8)
         for geom, body in enumerate(model.geom_bodyid):
             name = model.body_id2name(body) or ""
-            owner = [i for i, instance in enumerate(self.objects) if name.startswith(f"{instance}_")]
-            labels[geom] = owner[0] + 1 if owner else 0
+            labels[geom] = next((i + 1 for i, owner in enumerate(self.objects) if name.startswith(f"{owner}_")), 0)
         return labels
 
 

@@ -17,7 +17,7 @@ from .. import __version__
 from ..data.demos import PER_STEP, Episode
 from ..run.folder import versions
 from .env import SpatialEnv
-from .placements import BOWLS, CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
+from .placements import CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 
 OPEN, CLOSED = -1.0, 1.0
 POSITION_GAIN, ROTATION_GAIN = 0.05, 0.5  # error that asks for a full action: OSC_POSE's own scales. A higher gain
@@ -176,8 +176,7 @@ class Expert:
         position, quaternion = self.env.body_pose(self.scene.target)
         spin_free = _upright_axis(quaternion)
         radius = DRAWER_PINCH_RADIUS if self._in_drawer else PINCH_RADIUS
-        local = [radius * np.cos(direction), radius * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH]
-        return position + spin_free.apply(local)
+        return position + spin_free.apply([radius * np.cos(direction), radius * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH])
 
     def _hand_rotation(self, direction: float) -> Rotation:
         """Palm down, fingers along `direction`; of the two ways to do that, the one nearer to the resting wrist."""
@@ -187,13 +186,9 @@ class Expert:
         return Rotation.from_matrix(np.stack([fingers, np.cross(down, fingers), down], axis=1))
 
     def _best_directions(self) -> list[float]:
-        if self._in_drawer:
-            return self._drawer_directions()
-        angles = np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS
-        return sorted(angles, key=self._cost)
-
-    def _drawer_directions(self) -> list[float]:
-        """Along the drawer, where alone there is room for the open fingers; first the side nearer to the robot."""
+        """The best first; in the drawer along it, where alone there is room for the open fingers, from the robot's side."""
+        if not self._in_drawer:
+            return sorted(np.arange(DIRECTIONS) * 2 * np.pi / DIRECTIONS, key=self._cost)
         _, quaternion = self.env.body_pose("wooden_cabinet_1")
         along = Rotation.from_quat(quaternion, scalar_first=True).apply([1, 0, 0])[:2]
         near = along * np.sign(np.dot(along, ROBOT_BASE - self._bowl[:2]))
@@ -211,12 +206,9 @@ class Expert:
 
     def _clearance(self, point: np.ndarray) -> float:
         """Distance (m) from a fingertip at `point` (2,) to the nearest thing standing as high as the bowl's wall."""
-        gaps = [1.0]
-        for name, radius in RADII.items():
-            position = self.env.body_pose(name)[0]
-            if name != self.scene.target and abs(position[2] - self._bowl[2]) < 0.03:
-                gaps.append(np.linalg.norm(position[:2] - point) - radius)
-        return min(gaps)
+        places = {name: self.env.body_pose(name)[0] for name in RADII if name != self.scene.target}
+        return min([1.0, *(np.linalg.norm(place[:2] - point) - RADII[name] for name, place in places.items()
+                           if abs(place[2] - self._bowl[2]) < 0.03)])
 
     def _cabinet_blocks(self, outward: np.ndarray) -> float:
         """How far (m) the hand, wide along the fingers' line, would come too near to the cabinet's wall."""
@@ -226,11 +218,11 @@ class Expert:
 
     def _carry_height(self) -> float:
         """The height (m) of the bowl's origin that clears whatever stands between it and the plate."""
-        start, end = self._bowl, self._plate
-        tops = [self.env.body_pose(name)[0][2] + RIM_HEIGHT for name in BOWLS if name != self.scene.target
-                and _distance_to_segment(self.env.body_pose(name)[0][:2], start[:2], end[:2]) < 0.13]
-        tops += [DRAWER_TOP] * self._in_drawer
-        return max([start[2], self._plate[2] + 0.08, *(top + 0.03 for top in tops)])
+        start, end, other = self._bowl, self._plate, self.env.body_pose(self.scene.distractor)[0]
+        tops = [DRAWER_TOP] * self._in_drawer
+        if _distance_to_segment(other[:2], start[:2], end[:2]) < 0.13:
+            tops.append(other[2] + RIM_HEIGHT)
+        return max([start[2], end[2] + 0.08, *(top + 0.03 for top in tops)])
 
 
 def run_expert(env: SpatialEnv, scene: Scene, noise: float = 0.0, seed: int = 0) -> Episode | None:
@@ -249,9 +241,14 @@ def run_expert(env: SpatialEnv, scene: Scene, noise: float = 0.0, seed: int = 0)
         observation, *_ = env.step(np.clip(action + disturbance, -1, 1))
     # LIBERO's predicate holds as soon as the bowl touches the plate, still in the hand: a demonstration that
     # ended there would never show how to let go.
-    if success(env, scene):
-        return _episode(env, scene, steps, {"expert_noise": noise, "expert_seed": seed})
-    return None
+    if not success(env, scene):
+        return None
+    keys = {name: "agentview_segmentation" if name == "segmentation" else name for name in PER_STEP}
+    arrays = {name: np.stack([step[key] for step in steps]) for name, key in keys.items() if key in steps[0]}
+    provenance = {"expert_noise": noise, "expert_seed": seed, "task": scene.task, "placement": scene.placement,
+                  "seed": scene.seed, "assets": env.assets, "versions": versions() | {"lar_core": __version__}}
+    return Episode(**arrays, instruction=scene.instruction, objects=env.objects, target=scene.target,
+                   distractor=scene.distractor, init_state=scene.init_state, provenance=provenance)
 
 
 def _disturbances(noise: float, seed: int) -> Iterator[np.ndarray]:
@@ -261,15 +258,6 @@ def _disturbances(noise: float, seed: int) -> Iterator[np.ndarray]:
         fresh = rng.normal(0, noise, 7) * NOISE_SHARES
         current = NOISE_MEMORY * current + np.sqrt(1 - NOISE_MEMORY ** 2) * fresh
         yield current
-
-
-def _episode(env: SpatialEnv, scene: Scene, steps: list[dict], provenance: dict) -> Episode:
-    keys = {name: "agentview_segmentation" if name == "segmentation" else name for name in PER_STEP}
-    arrays = {name: np.stack([step[key] for step in steps]) for name, key in keys.items() if key in steps[0]}
-    return Episode(**arrays, instruction=scene.instruction, objects=env.objects, target=scene.target,
-                   distractor=scene.distractor, init_state=scene.init_state,
-                   provenance=provenance | {"task": scene.task, "placement": scene.placement, "seed": scene.seed,
-                                            "assets": env.assets, "versions": versions() | {"lar_core": __version__}})
 
 
 def _retracted(hand: np.ndarray, goal: np.ndarray) -> np.ndarray:

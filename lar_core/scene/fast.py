@@ -1,7 +1,7 @@
 """The same simulation, faster: fewer forward passes, lighter robot meshes, one small GL context.
 
 Nothing here may change a state: `tests/test_env.py` compares it with LIBERO's own environment bit by bit.
-Import after `libero_setup.setup()`.
+Import after `setup.setup()`.
 """
 
 from __future__ import annotations
@@ -107,13 +107,13 @@ def _decimate_all(files: dict[str, str], folder: Path) -> None:
         _write_stl(folder / f"{name}.stl", decimate(vertices, model.mesh_face))
 
 
-def decimate(vertices: np.ndarray, faces: np.ndarray, cell: float = CELL) -> np.ndarray:
+def decimate(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Vertex clustering: (V, 3) vertices and (F, 3) faces to (T, 3, 3) triangles.
 
-    Every cube of edge `cell` keeps one point, the mean of its vertices; faces that collapse or repeat disappear.
+    Every cube of edge CELL keeps one point, the mean of its vertices; faces that collapse or repeat disappear.
     Small parts keep at least 8 cells along their longest side.
     """
-    cell = min(cell, float(np.ptp(vertices, axis=0).max()) / 8)
+    cell = min(CELL, float(np.ptp(vertices, axis=0).max()) / 8)
     cells = np.floor((vertices - vertices.min(axis=0)) / cell).astype(np.int64)
     _, index, count = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
     index = index.ravel()
@@ -136,17 +136,16 @@ def _write_stl(path: Path, triangles: np.ndarray) -> None:
 class Painter:
     """Renders a model's cameras in one GL context of `size` pixels; smaller pictures use a corner of its buffer.
 
-    plain=True drops what costs software renderers most and shows least: reflections, multi-sampling, fine spheres.
+    What costs software renderers most and shows least is dropped: reflections, shadows, multi-sampling, fine spheres.
     """
 
-    def __init__(self, model: mujoco.MjModel, size: int, plain: bool = True) -> None:
+    def __init__(self, model: mujoco.MjModel, size: int) -> None:
         self.model, self.size = model, size
         model.vis.global_.offwidth = model.vis.global_.offheight = size
-        model.vis.quality.offsamples = 0 if plain else model.vis.quality.offsamples
-        if plain:
-            model.vis.quality.numslices = model.vis.quality.numstacks = 12
-            model.mat_reflectance[:] = 0
-            model.light_castshadow[:] = 0
+        model.vis.quality.offsamples = 0
+        model.vis.quality.numslices = model.vis.quality.numstacks = 12
+        model.mat_reflectance[:] = 0
+        model.light_castshadow[:] = 0
         self._gl = mujoco.gl_context.GLContext(size, size)
         self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import sys
+from contextlib import suppress
 
 from ..run.errors import LarError, say_once
 from ..run.processes import ChildError, in_child
@@ -41,7 +42,7 @@ def prepare() -> str:
             return backend
         except ChildError as error:
             causes[backend] = str(error)
-    raise LarError(_refusal(causes, asked))
+    raise _refusal(*next(iter(causes.items())), asked)
 
 
 def works(backend: str, **environment: str) -> dict:
@@ -113,11 +114,9 @@ def _settle(backend: str, found: dict, causes: dict[str, str]) -> None:
     platform = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()
     if platform not in ("", backend) and not causes:
         say_once(f"PYOPENGL_PLATFORM={platform} contradicts MUJOCO_GL={backend}, which is what is used.")
-    os.environ |= {"MUJOCO_GL": backend, WORKS: backend}
-    if backend in INSTALL:
-        os.environ["PYOPENGL_PLATFORM"] = backend
-    else:
-        os.environ.pop("PYOPENGL_PLATFORM", None)
+    os.environ |= {"MUJOCO_GL": backend, WORKS: backend, "PYOPENGL_PLATFORM": backend}
+    if backend not in INSTALL:
+        del os.environ["PYOPENGL_PLATFORM"]
     if found.get("device") is not None:
         os.environ[DEVICE] = found["device"]
 
@@ -132,13 +131,12 @@ def check_here() -> None:
         if other != backend:
             raise LarError(f"PyOpenGL was imported for {other} in this process before {backend} was chosen: restart the "
                            "runtime (in a notebook) and let this project's step come first.") from error
-        raise LarError(_refusal({backend: _words(error)}, backend)) from error
+        raise _refusal(backend, " ".join(f"{type(error).__name__}: {error}".split()), backend) from error
 
 
-def _refusal(causes: dict[str, str], asked: str) -> str:
-    backend, cause = next(iter(causes.items()))
-    return (f"No image can be rendered, because the GL library for MUJOCO_GL={backend} does not work ({cause}): "
-            f"{_remedy(backend, cause, asked)} and try again.")
+def _refusal(backend: str, cause: str, asked: str) -> LarError:
+    return LarError(f"No image can be rendered, because the GL library for MUJOCO_GL={backend} does not work ({cause}): "
+                    f"{_remedy(backend, cause, asked)} and try again.")
 
 
 def _remedy(backend: str, cause: str, asked: str) -> str:
@@ -147,23 +145,17 @@ def _remedy(backend: str, cause: str, asked: str) -> str:
         name = cause.split("'")[1].split(".")[0]
         return f"type `pip install {'PyOpenGL' if name == 'OpenGL' else name}`"
     if asked == "egl" and os.environ.get(DEVICE) and _draws("egl", **{DEVICE: ""}):
-        return (f"{DEVICE}={os.environ[DEVICE]} is not the number of a device that EGL can draw on here: "
-                f"unset {DEVICE}")
-    other = next((name for name in ("osmesa", "egl") if asked and name != backend and _draws(name)), None)
-    if other:
-        return f"unset MUJOCO_GL, or set MUJOCO_GL={other}, which draws here,"
+        return f"{DEVICE}={os.environ[DEVICE]} is not the number of a device that EGL can draw on here: unset {DEVICE}"
+    for other in ("osmesa", "egl"):
+        if asked and other != backend and _draws(other):
+            return f"unset MUJOCO_GL, or set MUJOCO_GL={other}, which draws here,"
     if backend == "egl" and ctypes.util.find_library("EGL"):  # the library is there, its driver is not
         return f"type `sudo apt-get install -y {INSTALL['osmesa']}`, unset MUJOCO_GL"
-    package = INSTALL.get(backend, INSTALL["osmesa"])
-    return f"type `sudo apt-get install -y {package}`" + ("" if backend in INSTALL else ", set MUJOCO_GL=osmesa")
+    wish = "" if backend in INSTALL else ", set MUJOCO_GL=osmesa"
+    return f"type `sudo apt-get install -y {INSTALL.get(backend, INSTALL['osmesa'])}`{wish}"
 
 
 def _draws(backend: str, **environment: str) -> bool:
-    try:
+    with suppress(ChildError):
         return bool(works(backend, **environment))
-    except ChildError:
-        return False
-
-
-def _words(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    return False

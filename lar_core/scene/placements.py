@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from itertools import combinations
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def evaluation_scenes(task: int, placement: str) -> list[Scene]:
     _check(task, placement)
     if placement == "official":
         return [_scene(task, placement, seed, state) for seed, state in enumerate(official_init_states(task))]
-    with np.load(_stored(placement), allow_pickle=False) as stored:
+    with np.load(files(__package__) / "init_states" / f"{placement}.npz", allow_pickle=False) as stored:
         layouts = list(zip(stored[f"task_{task}_seeds"].tolist(), stored[f"task_{task}_states"]))
     return [_scene(task, placement, seed, state, side) for seed, state in layouts for side in sides(placement)]
 
@@ -156,10 +157,6 @@ def sides(placement: str) -> tuple[int, ...]:
 def _scene(task: int, placement: str, seed: int, state: np.ndarray, side: int = 0) -> Scene:
     sentence = OTHER_SENTENCE[task] if side else task
     return Scene(task, placement, state, seed, instruction(sentence), BOWLS[side])
-
-
-def _stored(placement: str):
-    return files(__package__) / "init_states" / f"{placement}.npz"
 
 
 def _check(task: int, placement: str) -> None:
@@ -233,13 +230,11 @@ def _acceptable(task: int, placement: str, layout: dict[str, np.ndarray]) -> boo
 
 
 def _in_area(task: int, layout: dict[str, np.ndarray]) -> bool:
-    on_table = {name: xy for name, xy in layout.items() if name not in _on_fixtures(task)}
-    drawer_open = ("fixed", "drawer") in RELATIONS[task]
-    keep_out = (OPEN_CABINET if drawer_open else CABINET, STOVE)
-    inside = all((TABLE_AREA[:, 0] <= xy).all() and (xy <= TABLE_AREA[:, 1]).all() for xy in on_table.values())
-    in_view = all(xy[1] + RADII[name] <= VIEW_EDGE - VIEW_SLOPE * xy[0] for name, xy in on_table.items())
-    return inside and in_view and all(distance_to_rectangle(xy, *area) >= RADII[name]
-                                      for name, xy in on_table.items() for area in keep_out)
+    keep_out = (OPEN_CABINET if ("fixed", "drawer") in RELATIONS[task] else CABINET, STOVE)
+    return all((TABLE_AREA[:, 0] <= xy).all() and (xy <= TABLE_AREA[:, 1]).all()
+               and xy[1] + RADII[name] <= VIEW_EDGE - VIEW_SLOPE * xy[0]
+               and all(distance_to_rectangle(xy, *area) >= RADII[name] for area in keep_out)
+               for name, xy in layout.items() if name not in _on_fixtures(task))
 
 
 def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range: tuple[float, float]) -> float:
@@ -249,9 +244,8 @@ def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range:
 
 
 def _apart(task: int, layout: dict[str, np.ndarray]) -> bool:
-    names = list(layout)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[:i] if not {a, b} <= _on_fixtures(task)]
-    return all(np.linalg.norm(layout[a] - layout[b]) >= _least_distance(task, a, b) for a, b in pairs)
+    return all(np.linalg.norm(layout[a] - layout[b]) >= _least_distance(task, a, b) for a, b in combinations(layout, 2)
+               if not {a, b} <= _on_fixtures(task))
 
 
 def _least_distance(task: int, a: str, b: str) -> float:
@@ -263,19 +257,17 @@ def _least_distance(task: int, a: str, b: str) -> float:
 
 
 def _in_reach(placement: str, layout: dict[str, np.ndarray]) -> bool:
-    named = [BOWLS[side] for side in sides(placement)]
-    return (np.linalg.norm(layout[PLATE] - ROBOT_BASE) <= PLATE_REACH
-            and all(np.linalg.norm(layout[bowl] - ROBOT_BASE) <= BOWL_REACH for bowl in named))
+    limits = {PLATE: PLATE_REACH} | {BOWLS[side]: BOWL_REACH for side in sides(placement)}
+    return all(np.linalg.norm(layout[name] - ROBOT_BASE) <= reach for name, reach in limits.items())
 
 
 def _unique(task: int, side: int, layout: dict[str, np.ndarray]) -> bool:
     """Whether the relation of bowl `side` is true of it and plainly not of the other bowl."""
     kind, reference = RELATIONS[task][side]
     this, other = layout[BOWLS[side]], layout[BOWLS[1 - side]]
-    if kind == "next_to":
-        return np.linalg.norm(other - layout[reference]) >= np.linalg.norm(this - layout[reference]) + UNIQUE
-    if kind == "center":
-        return np.linalg.norm(other - CENTER) >= np.linalg.norm(this - CENTER) + UNIQUE
+    if kind in ("next_to", "center"):
+        place = layout[reference] if kind == "next_to" else CENTER
+        return np.linalg.norm(other - place) >= np.linalg.norm(this - place) + UNIQUE
     if kind == "between":
         return _detour(this, layout) <= 0.01 and _detour(other, layout) >= UNIQUE and _gap(layout) <= 0.35
     return True  # on something: the other bowl stands elsewhere by construction

@@ -11,7 +11,6 @@ import os
 import runpy
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any
@@ -58,24 +57,15 @@ def setup() -> None:
     _configure_libero()
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _unseen("CUDA_VISIBLE_DEVICES"), \
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), mock.patch.dict(os.environ), \
                 mock.patch.object(logging, "FileHandler", lambda *_, **__: logging.NullHandler()):
+            # robosuite refuses an EGL device that this does not contain as text; GL numbers devices by itself.
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
             import libero.libero.envs  # noqa: F401
     except (Exception, SystemExit) as error:
         raise LarError(broken(f"LIBERO in {libero_root()} cannot be imported", error)) from error
     for sentence in wrong_versions():
         say_once(f"Results may not be comparable: {sentence}")
-
-
-@contextlib.contextmanager
-def _unseen(variable: str) -> Iterator[None]:
-    """robosuite refuses an EGL device that CUDA_VISIBLE_DEVICES does not contain as text; GL numbers devices by itself."""
-    value = os.environ.pop(variable, None)
-    try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[variable] = value
 
 
 def broken(what: str, error: BaseException) -> str:
@@ -85,8 +75,8 @@ def broken(what: str, error: BaseException) -> str:
         return cause + " ".join(wrong)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{cause}type `pip install {error.name.split('.')[0]}`."
-    return cause + "reinstall it with `pip install --no-deps --force-reinstall " \
-        f"{' '.join(f'{name}=={version}' for name, version in pins().items())}`."
+    pinned = " ".join(f"{name}=={version}" for name, version in pins().items())
+    return f"{cause}reinstall it with `pip install --no-deps --force-reinstall {pinned}`."
 
 
 def _configure_libero() -> None:
@@ -136,10 +126,10 @@ def use_assets(choice: str | Path | None = None) -> dict[str, str]:
     import libero.libero
 
     folder = resolve_assets(choice)
-    provenance = _provenance(folder, assets_digest(folder))
+    digest = assets_digest(folder)
     libero.libero._assets_path_cache = str(folder)  # LIBERO of PyPI would go on a download otherwise
     _read_from(folder)
-    return provenance
+    return _provenance(folder, digest)
 
 
 def _read_from(folder: Path) -> None:
@@ -175,12 +165,11 @@ def loaded_assets(stock: Any, choice: str | Path | None = None) -> dict[str, str
                            "not let its assets be chosen. Install the one that does: "
                            f"`pip install --no-deps libero=={pins()['libero']}`.")
         loaded.add(name)
-    return _provenance(wanted, _files_digest(wanted, sorted(loaded)))
+    return _provenance(wanted, assets_digest(wanted, tuple(sorted(loaded))))
 
 
 def _provenance(folder: Path, digest: str) -> dict[str, str]:
-    name = "standin" if folder.resolve() == STANDIN.resolve() else "official"
-    return {"name": name, "sha256": digest}
+    return {"name": "standin" if folder.resolve() == STANDIN.resolve() else "official", "sha256": digest}
 
 
 def resolve_assets(choice: str | Path | None = None) -> Path:
@@ -203,17 +192,13 @@ def _hub_copy() -> Path:
 
 
 @cache
-def assets_digest(folder: Path) -> str:
-    """SHA-256 over path and content of the files in `folder` that the ten tasks load.
+def assets_digest(folder: Path, names: tuple[str, ...] = ()) -> str:
+    """SHA-256 over path and content of files in `folder`: of these, or else of all that the ten tasks load.
 
     Raises LarError naming the first file that is missing.
     """
-    return _files_digest(folder, needed_files(folder))
-
-
-def _files_digest(folder: Path, names: list[str]) -> str:
     digest = hashlib.sha256()
-    for name in names:
+    for name in names or needed_files(folder):
         digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
     return digest.hexdigest()
 
@@ -221,20 +206,14 @@ def _files_digest(folder: Path, names: list[str]) -> str:
 def needed_files(folder: Path) -> list[str]:
     """Relative paths of what the ten tasks load: seven models, two textures, and the files that the models name."""
     names = list(MODELS + TEXTURES)
-    for model in MODELS:
+    for name in names:  # to which each model adds
+        if not (folder / name).is_file():
+            raise LarError(f"{folder} is not a complete set of LIBERO's assets, {name} is missing: correct "
+                           "LAR_LIBERO_ASSETS, or unset it to use the project's own stand-in pack.")
         seen = {"texplane", "tex-wall"}  # LIBERO replaces these two by TEXTURES
-        for asset in ET.parse(_existing(folder, model)).findall("./asset/*[@file]"):
+        for asset in ET.parse(folder / name).findall("./asset/*[@file]") if name in MODELS else ():
             if asset.get("name") not in seen:  # of two assets with one name, robosuite takes the first
-                names.append(os.path.normpath(os.path.join(os.path.dirname(model), asset.get("file"))))
+                names.append(os.path.normpath(os.path.join(os.path.dirname(name), asset.get("file", ""))))
             seen.add(asset.get("name"))
-    for name in names:
-        _existing(folder, name)
     return sorted(set(names))
-
-
-def _existing(folder: Path, name: str) -> Path:
-    if not (folder / name).is_file():
-        raise LarError(f"{folder} is not a complete set of LIBERO's assets, {name} is missing: correct "
-                       "LAR_LIBERO_ASSETS, or unset it to use the project's own stand-in pack.")
-    return folder / name
 

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ET
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lar_core.data.hub import load_manifest
-from lar_core.run import files, folder
+from lar_core.run import files
 from lar_core.run.errors import LarError
 from lar_core.run.processes import ChildError, in_child
 from lar_core.scene import env, setup
@@ -37,48 +32,6 @@ def test_pack_has_every_file_that_the_ten_tasks_load():
 def test_shipped_pack_is_what_its_script_makes(tmp_path):
     write_pack(tmp_path)
     assert setup.assets_digest(tmp_path) == setup.assets_digest(STANDIN)
-
-
-def test_build_once_keeps_the_folder_of_a_faster_process(tmp_path):
-    folder = tmp_path / "pack"
-
-    def build(temporary):
-        (temporary / "file").write_text("ours")
-        folder.mkdir()
-        (folder / "file").write_text("theirs")
-
-    assert (files.build_once(folder, build) / "file").read_text() == "theirs"
-    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
-
-
-def test_of_three_processes_one_builds(tmp_path):
-    built = []
-
-    def build(temporary):
-        built.append(temporary)
-        time.sleep(0.2)
-        (temporary / "file").write_text("whole")
-
-    with ThreadPoolExecutor(3) as threads:
-        folders = set(threads.map(lambda _: files.build_once(tmp_path / "pack", build), range(3)))
-    assert folders == {tmp_path / "pack"} and len(built) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["pack"]
-
-
-def test_interrupted_build_leaves_nothing_behind(tmp_path):
-    def build(temporary):
-        (temporary / "file").write_text("half")
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        files.build_once(tmp_path / "pack", build)
-    assert [path.name for path in tmp_path.iterdir()] == [".pack.lock"]
-
-
-def test_cache_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(LarError, match="XDG_CACHE_HOME"):
-        files.build_once(tmp_path / "file" / "pack", lambda _: None)
 
 
 def test_incomplete_folder_is_refused_and_its_first_missing_file_named(tmp_path):
@@ -139,7 +92,7 @@ def test_wall_of_boxes_stands_on_its_cone():
 
 
 def test_setup_says_nothing_and_asks_nothing_and_leaves_the_home_folder_alone(tmp_path):
-    code = "from lar_core.scene import libero_setup; setup.setup(); import libero.libero, logging, os; " \
+    code = "from lar_core.scene import setup; setup.setup(); import libero.libero, logging, os; " \
            "assert libero.libero.libero_config_path.startswith(os.environ['TMPDIR']); " \
            "handlers = logging.getLogger('robosuite_logs').handlers; " \
            "assert not any(isinstance(handler, logging.FileHandler) for handler in handlers)"
@@ -171,7 +124,7 @@ def repository(tmp_path):
 
 BUILD = """
 import json, sys
-from lar_core.scene import libero_setup
+from lar_core.scene import setup
 {before}
 from lar_core.scene.env import SpatialEnv
 env = SpatialEnv(5, assets={choice!r}, image_size=16, wrist_size=0)
@@ -225,101 +178,11 @@ def test_a_folder_of_links_is_the_same_assets(tmp_path):
 def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     """The numba cache is given, because filling it takes longer than all the rest."""
     numba = files.cache_base() / "numba"
-    code = "import os; from lar_core.scene import assets, libero_setup; setup.setup(); " \
-           "print(setup.STANDIN, os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
+    code = "import os; from lar_core.scene import setup; setup.setup(); " \
+           "print(setup.cache_base(), os.environ['LIBERO_CONFIG_PATH'], os.environ['MPLCONFIGDIR'])"
     places = in_child(code, environment={"XDG_CACHE_HOME": "", "XDG_CONFIG_HOME": "", "TMPDIR": str(tmp_path),
                                          "MPLCONFIGDIR": "", "HOME": "/dev/null/home", "NUMBA_CACHE_DIR": str(numba)})
     assert all(place.startswith(str(tmp_path)) for place in places.split())
-
-
-@pytest.mark.parametrize("variables, moved", [
-    ({}, {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": None}),
-    ({"MPLCONFIGDIR": "/dev/null/mpl", "XDG_CONFIG_HOME": "/dev/null/config"},
-     {"NUMBA_CACHE_DIR": "cache", "MPLCONFIGDIR": "temporary"}),
-    ({"NUMBA_CACHE_DIR": "/dev/null/numba", "XDG_CACHE_HOME": "/dev/null/cache"},
-     {"NUMBA_CACHE_DIR": "temporary", "MPLCONFIGDIR": None}),
-    ({"NUMBA_CACHE_DIR": "."}, {"NUMBA_CACHE_DIR": ".", "MPLCONFIGDIR": None}),  # the user's own choice stays
-])
-def test_libraries_that_insist_on_a_cache_get_one_that_can_be_written(tmp_path, monkeypatch, variables, moved):
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "temporary"))
-    for name in ("cache", "config", "temporary"):
-        (tmp_path / name).mkdir()
-    for name, value in {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XDG_CONFIG_HOME": str(tmp_path / "config"),
-                        "NUMBA_CACHE_DIR": "", "MPLCONFIGDIR": "", **variables}.items():
-        monkeypatch.setenv(name, value)
-    files.library_caches()
-    for name, place in moved.items():
-        assert os.environ[name].startswith(str(tmp_path / place) if place != "." else ".") if place else not os.environ[name]
-
-
-def test_the_place_that_is_used_instead_is_said(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LAR_SAID", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/cache")
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    folder = files.cache_folder("pack")
-    assert tmp_path in folder.parents and files.build_once(folder, lambda path: (path / "file").touch()).is_dir()
-    said = capsys.readouterr().err
-    assert "/dev/null/cache" in said and str(tmp_path) in said and "XDG_CACHE_HOME" in said
-
-
-def test_a_full_cache_that_cannot_be_written_is_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    baked = files.build_once(files.cache_folder("pack"), lambda path: (path / "file").touch())
-    monkeypatch.setattr(files, "writable", lambda _: False)
-    assert files.cache_folder("pack") == baked
-
-
-def test_a_user_without_a_home_has_a_cache(tmp_path, monkeypatch):
-    def nobody():
-        raise RuntimeError("Could not determine home directory.")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(files.Path, "home", nobody)
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    assert tmp_path in files.cache_base().parents and not setup._hub_copy().exists()
-
-
-@pytest.mark.parametrize("theirs", ["link", "file", "owner"])
-def test_a_temporary_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch, theirs):
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
-    taken = tmp_path / f"lar_core-{os.getuid()}"
-    if theirs == "link":
-        (tmp_path / "elsewhere").mkdir()
-        taken.symlink_to(tmp_path / "elsewhere")
-    elif theirs == "file":
-        taken.write_text("")
-    else:
-        taken.mkdir()
-        monkeypatch.setattr(files.os, "getuid", lambda uid=os.getuid(): uid + 1)
-        taken.rename(tmp_path / f"lar_core-{os.getuid()}")
-    ours = files.temporary_folder("cache")
-    assert ours.is_dir() and taken not in ours.parents and (tmp_path / "elsewhere") not in ours.parents
-
-
-def test_no_temporary_folder_at_all_is_a_sentence(monkeypatch):
-    def none():
-        raise FileNotFoundError(2, "No usable temporary directory found")
-    monkeypatch.setattr(files.tempfile, "gettempdir", none)
-    with pytest.raises(LarError, match="set TMPDIR"):
-        files.temporary_folder("cache")
-
-
-@pytest.mark.parametrize("name, found, wrong", [
-    ("mujoco", "3.10.0", True), ("robosuite", "1.5.1", True), ("bddl", "3.6.0", True), ("robosuite", None, True),
-    ("libero", "0.1.0", False)])
-def test_versions_are_compared_with_the_pinned_ones(monkeypatch, name, found, wrong):
-    """LIBERO's repository calls the same code 0.1.0."""
-    real = folder.installed
-    monkeypatch.setattr(folder, "installed", lambda asked: found if asked == name else real(asked))
-    said = folder.wrong_versions()
-    assert len(said) == wrong and all(f"pip install --no-deps {name}=={folder.pins()[name]}" in line for line in said)
-
-
-def test_a_scene_that_cannot_be_built_names_the_version_at_fault(monkeypatch):
-    monkeypatch.setattr(env, "wrong_versions", lambda: ["…"])
-    monkeypatch.setattr(setup, "wrong_versions", lambda: ["mujoco 3.10.0 is installed, but the scene needs 3.3.2."])
-    monkeypatch.setattr(env.SpatialEnv, "_make_fast", lambda _: 1 / 0)
-    with pytest.raises(LarError, match="task 5 cannot be built .ZeroDivisionError.*mujoco 3.10.0 is installed"):
-        env.SpatialEnv(5)
 
 
 @pytest.mark.parametrize("package, words", [("", "cannot be imported .ModuleNotFoundError"),
@@ -329,23 +192,8 @@ def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, wor
     path = repository / "libero" / "envs" / "venv.py"
     path.write_text(package or "import not_installed_here")
     with pytest.raises(ChildError, match=words) as error:
-        in_child("from lar_core.scene.libero_setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
+        in_child("from lar_core.scene.setup import setup; setup()", environment={"PYTHONPATH": str(repository.parent)})
     assert "pip install" in str(error.value)
-
-
-def test_pins_are_the_same_wherever_they_are_repeated():
-    root = Path(__file__).parents[1]
-    for name in ("pyproject.toml", "requirements-colab.txt", "constraints.txt"):
-        assert f"mujoco=={folder.pins()['mujoco']}" in (root / name).read_text()
-    manifest = load_manifest()
-    assert {manifest[name].revision for name in ("libero",)} == {folder.pins()["libero"]}
-
-
-def test_init_state_files_can_hold_arrays_and_nothing_else(tmp_path):
-    array = np.arange(6.0).reshape(2, 3)
-    assert np.array_equal(env._ArrayUnpickler(io.BytesIO(pickle.dumps(array, protocol=2))).load(), array)
-    with pytest.raises(LarError, match="no part of a numpy array"):
-        env._ArrayUnpickler(io.BytesIO(pickle.dumps(os.getcwd))).load()
 
 
 def _inside(geom: ET.Element, point: tuple[float, float, float]) -> bool:
