@@ -23,8 +23,9 @@ from lar_core.model.aggregation import (
     weigh,
     words,
 )
+from lar_core.model.policy import load_policy
 from lar_core.model.saliency import mean_attention
-from lar_core.model.train import load_policy, train
+from lar_core.model.train import train
 from lar_core.run import config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run
