@@ -117,15 +117,11 @@ class Backbone(nn.Module):
 
     def encode(self, images: Tensor, instructions: list[str], suffix: Tensor | None = None, *, saliency: bool = True,
                differentiable: bool = False) -> Encoding:
-        """One forward pass.
+        """One forward pass over images (B, 3, H, W) in [-1, 1] of the backbone's image size, and B instructions.
 
-        Args:
-            images: (B, 3, H, W) in [-1, 1], H = W = the backbone's image size.
-            instructions: B sentences.
-            suffix: (B, S, D) tokens of the action head, which see the prefix and are not seen by it.
-            saliency: whether to read the attention; `differentiable`: whether a loss on it reaches the weights.
-        Raises:
-            LarError: images of another size, or an empty instruction.
+        suffix: (B, S, D) tokens of the action head, which see the prefix and are not seen by it; saliency: whether to
+        read the attention; differentiable: whether a loss on it reaches the weights.
+        Raises LarError for images of another size, and for instructions as `tokenise` does.
         """
         prefix = self.tokenise(instructions)
         return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable)
@@ -151,10 +147,10 @@ class Backbone(nn.Module):
         return Seen(states, wrist_tokens, torch.cat(both, dim=1) if vision else None)
 
     def upper(self, seen: Seen, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
-              differentiable: bool = False, past: DynamicCache | None = None, layers: bool = False) -> Encoding:
+              differentiable: bool = False, past: DynamicCache | None = None, every_layer: bool = False) -> Encoding:
         """From what `lower` gave to the end, with the suffix; arguments as in `encode`.
 
-        past: keys and values are put here, for `extend`. layers: whether to give every layer's states.
+        past: keys and values are put here, for `extend`. every_layer: whether to give the states behind each layer.
         """
         P, L = self.patches, prefix.instruction.shape[1]
         states, mask = seen.states.to(self._top_dtype), prefix.mask
@@ -162,15 +158,15 @@ class Backbone(nn.Module):
             states = torch.cat([states, suffix.to(states.dtype)], dim=1)  # (B, P + L + S, D)
             mask = torch.cat([mask, mask.new_ones(suffix.shape[:2])], dim=1)
         tap = SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable)
-        every: list[Tensor] = []  # states behind each layer
+        states_of: list[Tensor] | None = [] if every_layer else None
         with tap if saliency else nullcontext():
-            states = self._run(states, mask, P + L, range(self.join, self.layers), past, every if layers else None)
+            states = self._run(states, mask, P + L, range(self.join, self.layers), past, states_of)
         states = self.vlm.model.language_model.norm(states)
         attention = tap.attention if saliency else None  # (B, N, H, L, P)
         return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
                         suffix=states[:, P + L :], attention=attention,
                         saliency=self.aggregation(attention, prefix) if saliency else None,
-                        layers=[*every[:-1], states] if layers else (), vision=seen.vision)
+                        layers=[*states_of[:-1], states] if states_of else (), vision=seen.vision)
 
     def drop_lower(self) -> None:
         """Free the memory of everything below `join`: for training from the feature cache, which replaces it."""
@@ -188,10 +184,10 @@ class Backbone(nn.Module):
         return self.vlm.model.language_model.norm(states)
 
     def _run(self, states: Tensor, mask: Tensor, prefix: int, layers: range, past: DynamicCache | None = None,
-             every: list[Tensor] | None = None) -> Tensor:
+             states_of: list[Tensor] | None = None) -> Tensor:
         """Some of the language model's layers on states (B, S, D), the last S of the positions in mask (B, N).
 
-        every: the states behind each layer are put here.
+        prefix: how many positions see each other; states_of: the states behind each layer are put here.
         """
         if not layers:
             return states
@@ -203,8 +199,8 @@ class Backbone(nn.Module):
             states = model.layers[index](states, attention_mask=allowed, position_ids=positions,
                                          position_embeddings=rotary, past_key_values=past, use_cache=past is not None,
                                          saliency_tap=ACTIVE.get())
-            if every is not None:
-                every.append(states)
+            if states_of is not None:
+                states_of.append(states)
         return states
 
     @property

@@ -85,6 +85,8 @@ class Denoiser(nn.Module):
         return self.noise(self.norm(tokens) * (1 + scale) + shift).unflatten(0, steps.shape)
 
 
+# What is denoised: a region as tokens (B, P, C), and back.
+
 class Pixels:
     """Tokens are the pixels of small patches: the target that needs no weights."""
 
@@ -128,6 +130,8 @@ class Latents(nn.Module):
         with torch.autocast(tokens.device.type, enabled=False):
             return self.vae.decode(latents.float()).sample
 
+
+# The decoder, and how it is made.
 
 @dataclass
 class Noised:
@@ -244,6 +248,8 @@ def load_vae(folder: Path) -> AutoencoderKL:
         raise Damaged(f"{folder} holds NaN or infinity in {wild}: copy or download the autoencoder again.")
     return vae
 
+
+# Regions: which box, and cutting it out of the image.
 
 def object_boxes(pixels: Tensor) -> Tensor:
     """The named object's pixels (B, H, W), 0/1 -> its padded boxes, cut at the border; the whole image where it is not

@@ -95,7 +95,7 @@ class Policy(nn.Module):
         seen, prefix = self.look(batch), self.prefix(batch)
         past = DynamicCache() if self.head.writes else None
         encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
-                                       layers=self.head.reads_layers)
+                                       every_layer=self.head.reads_layers)
         return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
@@ -118,7 +118,7 @@ class Policy(nn.Module):
         seen = seen or self.look(batch)
         suffix = self.head.suffix(seen.wrist_tokens, batch["proprio"], batch.get("actions"))  # (B, S, D)
         return self.backbone.upper(seen, self.prefix(batch, saliency), suffix, saliency=saliency,
-                                   differentiable=differentiable, layers=self.head.reads_layers)
+                                   differentiable=differentiable, every_layer=self.head.reads_layers)
 
     def saliency(self, batch: dict, encoding: Encoding) -> Tensor:
         """Where the instruction looks, (B, P): in the eyes of the policy itself, or of its teacher if it has one."""
@@ -280,6 +280,8 @@ class _Looking(nn.Module):
     def forward(self, batch: dict) -> Tensor:
         return self.policy.encode(batch).saliency
 
+
+# Policies and their parts, untrained, and a run's trained one.
 
 def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu",
                 vae: Path | None = None, kind: type[Policy] = Policy) -> Policy:
