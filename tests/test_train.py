@@ -65,7 +65,7 @@ def trainer_of(run, demos):
 
 
 def wait_for_checkpoint(run, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
     while not run.checkpoints():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.02)
