@@ -22,8 +22,9 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from .data.hub import load_manifest
 from .measure.costs import own_bytes
+from .model.diffusion import count
 from .model.heads import Trunk
-from .model.policy import count, make_decoder, make_head
+from .model.policy import make_decoder, make_head
 from .model.tiny import full_config, make_processor, tiny_config
 from .run.config import RunConfig
 from .run.errors import LarError

@@ -23,9 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .data.dataset import to_device
 from .measure.costs import Reading, meter, noise_dataset
 from .model.tiny import build_full_size
-from .model.train import Trainer, to_device
+from .model.train import Trainer
 from .run.config import RunConfig, make_config
 from .run.errors import LarError
 from .run.files import require_space

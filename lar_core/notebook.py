@@ -22,13 +22,12 @@ import torch
 
 from . import pace, steps
 from .access import on_colab, sign_in
-from .data.dataset import DemoDataset, Stats, load_split
+from .data.dataset import DemoDataset, Stats, load_split, make_dataset
 from .data.demos import Episode
 from .drive import Mirror
 from .measure import maps
 from .measure.snapshots import keep_snapshots
 from .model.policy import Policy
-from .model.train import make_dataset
 from .run.config import make_config
 from .run.errors import LarError
 from .run.files import append_jsonl, read_jsonl

@@ -28,10 +28,9 @@ from .data.hub import Entry, load_manifest
 from .measure.results import load_results, read_episodes
 from .model.backbone import Backbone
 from .model.paligemma import settle
-from .model.policy import Policy, make_policy
+from .model.policy import Policy, acting, make_policy
 from .model.saliency import ATTENTION
 from .model.tiny import prepare_backbone, prepare_vae
-from .model.train import acting
 from .model.weights import read_config, read_processor
 from .run.config import RunConfig
 from .run.errors import Damaged, LarError, unknown

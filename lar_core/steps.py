@@ -18,7 +18,8 @@ from .measure.maps import PHRASES, score_photographs
 from .measure.probes import probe_heldout
 from .measure.results import gather_results
 from .measure.rollout import episodes_of, roll_out, rolled_out
-from .model.train import load_policy, train
+from .model.policy import load_policy
+from .model.train import train
 from .run.config import RunConfig
 from .run.errors import LarError
 from .run.folder import DATA, Run, blind_twin

@@ -56,7 +56,7 @@ run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
 
 # %%
 from lar_core.run.runtime import device
-from lar_core.model.train import load_policy
+from lar_core.model.policy import load_policy
 from lar_core.show.explorer import HeatmapExplorer
 
 policy, stats = load_policy(run, device())

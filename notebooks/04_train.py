@@ -137,7 +137,7 @@ table(("on held-out demonstrations", "mean absolute action error (95 % interval)
 
 # %%
 from lar_core.run.runtime import device
-from lar_core.model.train import load_policy
+from lar_core.model.policy import load_policy
 from lar_core.show import pictures
 
 trained = load_policy(run, device())[0].eval()

@@ -66,7 +66,7 @@ def test_suffix_sees_image_and_instruction(backbone, images):
 
 
 def test_a_smaller_second_camera_goes_through_the_same_tower(backbone):
-    assert backbone.project(backbone.image_features(torch.zeros(2, 3, 32, 32))).shape == (2, 4, 32)
+    assert backbone.vlm.model.multi_modal_projector(backbone.image_features(torch.zeros(2, 3, 32, 32))).shape == (2, 4, 32)
 
 
 def test_empty_instruction_is_refused(backbone, images):

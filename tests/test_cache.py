@@ -9,10 +9,11 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.data.dataset import Stats, load_split
+from lar_core.data.dataset import Stats, load_split, make_dataset
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.features import FeatureCache
-from lar_core.model.train import load_policy, make_dataset, train
+from lar_core.model.policy import load_policy
+from lar_core.model.train import train
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import read_jsonl

@@ -7,10 +7,9 @@ from conftest import reconstruct
 from test_probes import demos, trained  # noqa: F401  (demos is a fixture)
 from test_results import interval, minimal
 
-from lar_core.data.dataset import load_split
+from lar_core.data.dataset import load_split, make_dataset
 from lar_core.measure.probes import denoising, probe_heldout, reconstruction_panels
 from lar_core.measure.results import validate_results
-from lar_core.model.train import make_dataset
 from lar_core.show import findings
 from lar_core.show.findings import DETECTED, NOT_DETECTED
 

@@ -22,13 +22,14 @@ from lar_core.model.diffusion import (
     Block,
     DiffusionDecoder,
     Pixels,
+    count,
     crop,
     densest_boxes,
     load_vae,
     object_boxes,
     paste,
 )
-from lar_core.model.policy import count, make_decoder, make_policy
+from lar_core.model.policy import make_decoder, make_policy
 from lar_core.run.config import CONDITIONS, PROFILES, make_config
 from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError

@@ -7,7 +7,8 @@ import pytest
 import torch
 from test_train import IN_A_PROCESS, demos, without_times  # noqa: F401 (demos is a fixture)
 
-from lar_core.model.train import load_policy, train
+from lar_core.model.policy import load_policy
+from lar_core.model.train import train
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run

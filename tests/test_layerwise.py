@@ -46,7 +46,7 @@ def test_layers_and_vision_are_transformers_hidden_states(policy_of, batch, offi
 
 def test_no_other_head_is_given_them(policy_of, batch):
     encoding = policy_of("action_only").encode(batch)
-    assert encoding.layers is None and encoding.vision is None
+    assert not encoding.layers and encoding.vision is None
     assert policy_of("bridge_head").encode(batch).vision is None
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lar_core.measure.attention import AttentionReader
-from lar_core.model.policy import count
+from lar_core.model.diffusion import count
 from lar_core.run.config import CONDITIONS, PROFILES
 from lar_core.run.registry import MASK_SOURCES
 from lar_core.show import pictures

@@ -10,7 +10,8 @@ from test_demos import make_episode
 
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.measure.probes import mean_patch, neighbours, probe_heldout, reconstruction_panels
-from lar_core.model.train import load_policy, train
+from lar_core.model.policy import load_policy
+from lar_core.model.train import train
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
 

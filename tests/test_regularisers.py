@@ -18,6 +18,7 @@ from lar_core.model import regularisers
 from lar_core.model.backbone import Backbone
 from lar_core.model.masking import make_mask, mask_top, pixel_mask
 from lar_core.model.paligemma import load_backbone
+from lar_core.model.policy import load_policy
 from lar_core.model.regularisers import (
     CONTENT,
     HALF,
@@ -28,12 +29,12 @@ from lar_core.model.regularisers import (
     draw,
     hide,
     hide_words,
-    overlap,
+    likeness,
     read_words,
     word_logits,
     word_loss,
 )
-from lar_core.model.train import load_policy, train
+from lar_core.model.train import train
 from lar_core.run.config import make_config
 from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
@@ -97,7 +98,7 @@ def test_consistency_brings_the_maps_of_two_masks_together(trained_on, batch):
 def test_contrastive_takes_the_map_away_from_the_other_bowls_sentence(trained_on, batch):
     def alike(policy):
         own, other = saliency(policy, batch), saliency(policy, batch, [batch["others"][0], batch["instructions"][1]])
-        return float(overlap(own, other)[0])
+        return float(likeness(own, other)[0])
     before, after = map(alike, trained_on("contrastive", steps=25))
     assert after < before - 0.02
 
@@ -109,7 +110,7 @@ def test_relational_takes_the_map_away_from_the_sentence_without_relation(traine
         whole = backbone.tokenise(batch["instructions"])
         cut, _ = hide(backbone, whole, [beside_objects(words) for words in read_words(backbone, whole)])
         states = backbone.lower(policy.see(batch["images"]), cut)
-        return float(overlap(saliency(policy, batch), backbone.upper(states, cut).saliency)[0])
+        return float(likeness(saliency(policy, batch), backbone.upper(states, cut).saliency)[0])
     before, after = map(alike, trained_on("relational", steps=25))
     assert after < before - 0.02
 
@@ -125,8 +126,8 @@ def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
     one, other = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     assert float(divergence(one, other)) == pytest.approx(jensenshannon(one[0], other[0], base=2) ** 2, abs=1e-6)
     assert float(divergence(one, one)) == pytest.approx(0, abs=1e-6)
-    assert float(overlap(one, one.flip(1))) == pytest.approx(0, abs=1e-5)
-    assert float(overlap(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]]))) == pytest.approx(HALF, abs=1e-5)
+    assert float(likeness(one, one.flip(1))) == pytest.approx(0, abs=1e-5)
+    assert float(likeness(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.5]]))) == pytest.approx(HALF, abs=1e-5)
 
 
 def test_sparsity_is_entropy_as_a_share_of_the_largest():

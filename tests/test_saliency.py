@@ -27,7 +27,7 @@ def images():
 def official_inputs(backbone, images, suffix):
     """The same sequence as arguments of transformers' own forward pass, which makes its own prefix-LM mask."""
     prefix = backbone.tokenise(SENTENCES)
-    parts = [backbone.project(backbone.image_features(images)),
+    parts = [backbone.vlm.model.multi_modal_projector(backbone.image_features(images)),
              backbone.vlm.get_input_embeddings()(prefix.ids[:, backbone.patches:])]
     mask, kinds = prefix.mask, torch.zeros_like(prefix.mask)
     if suffix is not None:

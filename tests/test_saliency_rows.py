@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from test_demos import make_episode
 
-from lar_core.data.dataset import Stats
+from lar_core.data.dataset import Stats, make_dataset
 from lar_core.measure.maps import aggregation_rows, localisation_heads, maps_in_batches, robustness_rows, row, truth_of
 from lar_core.measure.robustness import SPLITS
-from lar_core.model.train import make_dataset
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
 from lar_core.run.registry import METRICS

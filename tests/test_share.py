@@ -14,9 +14,9 @@ from lar_core import cli
 from lar_core.data.demos import merge_episodes, write_episode
 from lar_core.data.hub import load_manifest
 from lar_core.measure.results import load_results
-from lar_core.model.policy import make_policy
+from lar_core.model.policy import load_policy, make_policy
 from lar_core.model.tiny import build_tiny, prepare_backbone
-from lar_core.model.train import load_policy, train
+from lar_core.model.train import train
 from lar_core.run.config import make_config
 from lar_core.run.errors import Damaged, LarError
 from lar_core.run.folder import Run

@@ -7,10 +7,9 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.data.dataset import Stats
+from lar_core.data.dataset import Stats, make_dataset
 from lar_core.measure.probes import GREY, shortcut
 from lar_core.model.losses import absolute_error
-from lar_core.model.train import make_dataset
 from lar_core.run.config import make_config
 
 

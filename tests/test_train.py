@@ -14,10 +14,11 @@ import pytest
 import torch
 from test_demos import make_episode
 
-from lar_core.data.dataset import Stats, load_split
+from lar_core.data.dataset import Stats, load_split, make_dataset
 from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.model.policy import load_policy
 from lar_core.model.tiny import build_tiny, prepare_backbone
-from lar_core.model.train import Trainer, load_policy, make_dataset, rate, train
+from lar_core.model.train import Trainer, rate, train
 from lar_core.run.config import PROFILES, make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl, read_jsonl
@@ -28,8 +29,8 @@ CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
 IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from lar_core.run import Run
-from lar_core.train import train
+from lar_core.run.folder import Run
+from lar_core.model.train import train
 train(Run.load(sys.argv[1]), [Path(sys.argv[2])])
 """
 
@@ -64,7 +65,7 @@ def trainer_of(run, demos):
 
 
 def wait_for_checkpoint(run, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
     while not run.checkpoints():
         assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
         time.sleep(0.02)
@@ -109,7 +110,7 @@ def test_two_processes_build_one_backbone(new_run, monkeypatch):
         built.append(folder)
         time.sleep(0.2)
         folder.mkdir()
-    monkeypatch.setattr("lar_core.model.weights.build_tiny", build)
+    monkeypatch.setattr("lar_core.model.tiny.build_tiny", build)
     run = new_run("run")
     with ThreadPoolExecutor(3) as threads:
         assert set(threads.map(lambda _: prepare_backbone(run), range(3))) == {run.backbone}

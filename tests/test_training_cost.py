@@ -10,7 +10,7 @@ from test_results import full, minimal
 from lar_core.measure import costs
 from lar_core.measure.costs import ARMS, BASE, compare_training, measure_training
 from lar_core.measure.results import validate_results
-from lar_core.model.policy import count
+from lar_core.model.diffusion import count
 from lar_core.run.config import CONDITIONS, make_config
 from lar_core.run.folder import Run
 from lar_core.show.report import cost_rows, summary_table

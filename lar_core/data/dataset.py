@@ -8,7 +8,7 @@ alone, so a resumed run needs no sampler state.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..run.config import RunConfig
 from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import write_json
+from ..run.registry import REGULARISERS
 from ..run.unreadable import unreadable
 from .demos import PER_STEP, Episode, read_episodes
 
@@ -125,6 +127,24 @@ class DemoDataset:
         """The frame before each of `indices`, or after it where it is the first of its episode."""
         first = (indices == 0) | (self.episode[indices] != self.episode[indices - 1])
         return np.where(first, np.minimum(indices + 1, self.end[indices] - 1), indices - 1)
+
+
+def make_dataset(episodes: Sequence[Episode], stats: Stats, config: RunConfig,
+                 other: Callable[[Episode], str | None] = lambda episode: None) -> DemoDataset:
+    """The frames of `episodes` in the sizes that the profile asks for, with what else the condition asks for.
+
+    other: gives the sentence that names the other bowl of an episode's scene, for conditions that compare with it.
+    """
+    profile, condition = config.profile, config.condition
+    compared = any(REGULARISERS.about(name).needs_others for name in condition.regularisers)
+    return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
+                       chunk=profile.chunk, previous=condition.source_needs == "previous",
+                       others=[other(episode) for episode in episodes] if compared else None)
+
+
+def to_device(batch: dict, device: torch.device) -> dict:
+    """Move the tensors of a batch."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 class FrameSampler:

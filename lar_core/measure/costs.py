@@ -22,13 +22,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.dataset import DemoDataset, Stats
+from ..data.dataset import DemoDataset, Stats, make_dataset
 from ..data.demos import Episode
 from ..model.backbone import Backbone, normalise_pixels
 from ..model.paligemma import load_backbone, parameter_table
 from ..model.policy import Policy, make_policy
 from ..model.tiny import prepare_backbone
-from ..model.train import Trainer, make_dataset
+from ..model.train import Trainer
 from ..run.config import CONDITIONS, RunConfig
 from ..run.files import write_json
 from ..run.folder import Run

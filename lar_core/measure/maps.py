@@ -19,14 +19,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.dataset import DemoDataset
+from ..data.dataset import DemoDataset, to_device
 from ..data.phrases import Phrase, Place, Unusable, phrases
 from ..model.aggregation import GENERIC
 from ..model.backbone import Encoding
 from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import mean_attention
-from ..model.train import HEAD_FRAMES, to_device
+from ..model.train import HEAD_FRAMES
 from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import write_json

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.dataset import DemoDataset, Stats, load_split
+from ..data.dataset import DemoDataset, Stats, load_split, make_dataset, to_device
 from ..data.demos import read_origin
 from ..model.diffusion import Denoising, paste
 from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
 from ..model.policy import Policy
-from ..model.train import make_dataset, to_device
 from ..run.draws import Draws
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..run.registry import AGGREGATIONS
-from .saliency import mean_attention
+from .saliency import Prefix, mean_attention
 
 GENERIC = "write a general description of the image"  # the prompt of Zhang et al.
 SINK = 4.0  # times a token's mean attention: a patch that gets more from every token is a sink
@@ -40,7 +40,7 @@ class Aggregation(nn.Module):
         super().__init__()
         self.read, self.tokenizer = (layers, heads), tokenizer
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
         """attention (B, N, H, L, P) and its tokens (a `Prefix`) -> saliency (B, P), rows summing to 1."""
         return mean_attention(attention, prefix.instruction)
 
@@ -49,7 +49,8 @@ class Aggregation(nn.Module):
 class ContentWords(Aggregation):
     """Only the words that carry content are asked."""
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
+        """Arguments and result as in `Aggregation`: of the words that carry content."""
         text = prefix.ids[:, -prefix.instruction.shape[1]:]  # (B, L)
         return mean_attention(attention, content_words(text, prefix.instruction, self.tokenizer))
 
@@ -58,7 +59,8 @@ class ContentWords(Aggregation):
 class SinkRemoval(Aggregation):
     """Patches that every token looks at count nothing."""
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
+        """Arguments and result as in `Aggregation`: without the patches that are sinks."""
         tokens = prefix.mask[:, -prefix.instruction.shape[1]:].bool()  # (B, L), True = not padding
         kept = attention.masked_fill(sinks(attention, tokens)[:, None, None, None], 0.0)
         return mean_attention(kept, prefix.instruction)
@@ -70,7 +72,8 @@ class Relative(Aggregation):
 
     relative = True
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
+        """Arguments and result as in `Aggregation`: divided by the reference."""
         saliency = mean_attention(attention, prefix.instruction)
         return saliency if prefix.reference is None else divide(saliency, prefix.reference)
 
@@ -89,7 +92,8 @@ class LocalisationHeads(Aggregation):
         for layer, head in places:
             self.chosen[layer, head] = 1.0
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
+        """Arguments and result as in `Aggregation`: of the chosen heads."""
         return weigh(attention, prefix.instruction, self.chosen)
 
 
@@ -103,7 +107,8 @@ class LearnedGate(Aggregation):
         super().__init__(**read)
         self.gate = nn.Parameter(torch.zeros(self.read))
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
+        """Arguments and result as in `Aggregation`: of all heads, weighted."""
         return weigh(attention, prefix.instruction, self.gate.flatten().softmax(dim=0).view_as(self.gate))
 
 
@@ -111,7 +116,8 @@ class LearnedGate(Aggregation):
 class Smooth(Aggregation):
     """Blurred by a Gaussian of one patch."""
 
-    def forward(self, attention: Tensor, prefix) -> Tensor:
+    def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
+        """Arguments and result as in `Aggregation`: blurred."""
         return smooth(mean_attention(attention, prefix.instruction), SMOOTHING)
 
 
@@ -204,9 +210,3 @@ def spatial_entropy(saliency: np.ndarray) -> float:
         return float(np.log(saliency.size))  # a flat map is in no place at all
     share = np.bincount(areas.ravel())[1:] / (areas > 0).sum()
     return float(-(share * np.log(share)).sum())
-
-
-AGGREGATIONS: dict[str, type[Aggregation]] = {
-    "mean": Aggregation, "content_words": ContentWords, "sink_removal": SinkRemoval, "relative": Relative,
-    "localisation_heads": LocalisationHeads, "learned_gate": LearnedGate, "smooth": Smooth,
-}

@@ -9,17 +9,19 @@ alone, through weights that never change, so that those states can be computed o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PaliGemmaForConditionalGeneration, PaliGemmaProcessor
 
 from ..run.errors import LarError
 from ..run.registry import AGGREGATIONS
 from .aggregation import Aggregation
-from .saliency import SaliencyTap, active_tap
+from .saliency import ACTIVE, Prefix, SaliencyTap
 
 LONGEST = 256  # tokens of an instruction; PaliGemma was trained on texts of 128 at 224 pixels (Beyer et al. 2024, 3.2)
 
@@ -55,26 +57,16 @@ class Encoding:
     suffix: Tensor
     attention: Tensor | None
     saliency: Tensor | None
-    layers: list[Tensor] | None = None
+    layers: Sequence[Tensor] = ()
     vision: Tensor | None = None
-
-
-@dataclass
-class Prefix:
-    """A batch of tokenised instructions, right-padded: ids (B, P + L), mask and instruction (B, L) as in Encoding.
-
-    reference: a generic prompt's saliency (B, P), where the aggregation divides by it.
-    """
-
-    ids: Tensor
-    mask: Tensor  # (B, P + L), 1 = a token, 0 = padding
-    instruction: Tensor  # (B, L) bool
-    reference: Tensor | None = None
 
 
 class Backbone(nn.Module):
     """PaliGemma with a saliency tap. `tapped` layers are the last `saliency_layers` of its language model;
     `aggregation` makes one map of what they attend to. identity: which weights it was loaded with; None: not its own.
+
+    layers: how many its language model has; width: D, the language model's; vision_width: V, the vision tower's;
+    patches: P, the number of image tokens; image_size: in pixels.
     """
 
     def __init__(self, vlm: PaliGemmaForConditionalGeneration, processor: PaliGemmaProcessor, saliency_layers: int = 3,
@@ -83,29 +75,12 @@ class Backbone(nn.Module):
         self.vlm = vlm
         self.processor = processor
         self.join, self.identity = join, identity
-        self.layers = vlm.config.text_config.num_hidden_layers
+        text, vision = vlm.config.text_config, vlm.config.vision_config
+        self.layers, self.width, self.vision_width = text.num_hidden_layers, text.hidden_size, vision.hidden_size
+        self.patches, self.image_size = processor.image_seq_length, vision.image_size
         self.tapped = tuple(range(self.layers - saliency_layers, self.layers))
         self._prefixes: dict[str, list[int]] = {}
         self.aggregation = self.make_aggregation("mean")
-
-    @property
-    def width(self) -> int:
-        """D, the language model's width."""
-        return self.vlm.config.text_config.hidden_size
-
-    @property
-    def vision_width(self) -> int:
-        """V, the vision tower's width."""
-        return self.vlm.config.vision_config.hidden_size
-
-    @property
-    def patches(self) -> int:
-        """P, the number of image tokens."""
-        return self.processor.image_seq_length
-
-    @property
-    def image_size(self) -> int:
-        return self.vlm.config.vision_config.image_size
 
     def make_aggregation(self, name: str) -> Aggregation:
         """An aggregation (a name in AGGREGATIONS) of this backbone's tapped layers."""
@@ -127,21 +102,12 @@ class Backbone(nn.Module):
         Raises LarError for an instruction that is none: empty, of several lines, with one of the tokenizer's special
         tokens in it, or longer than LONGEST.
         """
-        rows = [self._token_ids(instruction) for instruction in instructions]
-        length = max(map(len, rows))
-        ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
-        mask = torch.zeros((len(rows), length), dtype=torch.long)
-        instruction = torch.zeros((len(rows), length - self.patches), dtype=torch.bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-            instruction[i, 1 : len(row) - self.patches - 1] = True  # between BOS and newline
-        device = self.vlm.device
-        return Prefix(ids.to(device), mask.to(device), instruction.to(device))
-
-    def project(self, features: Tensor) -> Tensor:
-        """The vision tower's features (B, P', V) -> tokens (B, P', D), through PaliGemma's one linear layer."""
-        return self.vlm.model.multi_modal_projector(features)
+        rows = [torch.tensor(self._token_ids(instruction)) for instruction in instructions]
+        ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)  # (B, P + L)
+        places, lengths = torch.arange(ids.shape[1]), torch.tensor([[len(row)] for row in rows])  # (P + L,), (B, 1)
+        own = (places > self.patches) & (places < lengths - 1)  # between BOS and newline
+        on = self.vlm.device
+        return Prefix(ids.to(on), (places < lengths).long().to(on), own[:, self.patches:].to(on))
 
     def image_features(self, images: Tensor) -> Tensor:
         """images (B, 3, h, w) in [-1, 1], of any size that patches divide -> the vision tower's features (B, P', V)."""
@@ -151,15 +117,11 @@ class Backbone(nn.Module):
 
     def encode(self, images: Tensor, instructions: list[str], suffix: Tensor | None = None, *, saliency: bool = True,
                differentiable: bool = False) -> Encoding:
-        """One forward pass.
+        """One forward pass over images (B, 3, H, W) in [-1, 1] of the backbone's image size, and B instructions.
 
-        Args:
-            images: (B, 3, H, W) in [-1, 1], H = W = the backbone's image size.
-            instructions: B sentences.
-            suffix: (B, S, D) tokens of the action head, which see the prefix and are not seen by it.
-            saliency: whether to read the attention; `differentiable`: whether a loss on it reaches the weights.
-        Raises:
-            LarError: images of another size, or an empty instruction.
+        suffix: (B, S, D) tokens of the action head, which see the prefix and are not seen by it; saliency: whether to
+        read the attention; differentiable: whether a loss on it reaches the weights.
+        Raises LarError for images of another size, and for instructions as `tokenise` does.
         """
         prefix = self.tokenise(instructions)
         return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable)
@@ -171,22 +133,24 @@ class Backbone(nn.Module):
         wrist: images (B, 3, h, w) in [-1, 1]; features: the images' `image_features`, where they are known already;
         vision: whether to give the vision tower's features too.
         """
-        self._check(images)
+        if tuple(images.shape[1:]) != (3, self.image_size, self.image_size):
+            raise LarError(f"Images have shape {tuple(images.shape[1:])}, but the backbone expects "
+                           f"{(3, self.image_size, self.image_size)}: render or resize them to the profile's image_size.")
+        project = self.vlm.model.multi_modal_projector  # PaliGemma's one linear layer, from V to D
         beside = None if wrist is None else self.image_features(wrist)  # (B, W, V)
-        wrist_tokens = None if beside is None else self.project(beside)  # (B, W, D)
+        wrist_tokens = None if beside is None else project(beside)  # (B, W, D)
         features = self.image_features(images) if features is None else features  # (B, P, V)
-        tokens = self.project(features)
-        text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # scaled by sqrt(D) inside
-        states = torch.cat([tokens.to(text.dtype), text], dim=1)  # (B, P + L, D)
+        text = self.vlm.get_input_embeddings()(prefix.ids[:, self.patches:])  # (B, L, D), scaled by sqrt(D) inside
+        states = torch.cat([project(features).to(text.dtype), text], dim=1)  # (B, P + L, D)
         states = self._run(states, prefix.mask, states.shape[1], range(self.join))
         both = [features] if beside is None else [features, beside]
         return Seen(states, wrist_tokens, torch.cat(both, dim=1) if vision else None)
 
     def upper(self, seen: Seen, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
-              differentiable: bool = False, past: DynamicCache | None = None, layers: bool = False) -> Encoding:
+              differentiable: bool = False, past: DynamicCache | None = None, every_layer: bool = False) -> Encoding:
         """From what `lower` gave to the end, with the suffix; arguments as in `encode`.
 
-        past: keys and values are put here, for `extend`. layers: whether to give every layer's states.
+        past: keys and values are put here, for `extend`. every_layer: whether to give the states behind each layer.
         """
         P, L = self.patches, prefix.instruction.shape[1]
         states, mask = seen.states.to(self._top_dtype), prefix.mask
@@ -194,15 +158,15 @@ class Backbone(nn.Module):
             states = torch.cat([states, suffix.to(states.dtype)], dim=1)  # (B, P + L + S, D)
             mask = torch.cat([mask, mask.new_ones(suffix.shape[:2])], dim=1)
         tap = SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable)
-        every = [] if layers else None
+        states_of: list[Tensor] | None = [] if every_layer else None
         with tap if saliency else nullcontext():
-            states = self._run(states, mask, P + L, range(self.join, self.layers), past, every)
+            states = self._run(states, mask, P + L, range(self.join, self.layers), past, states_of)
         states = self.vlm.model.language_model.norm(states)
         attention = tap.attention if saliency else None  # (B, N, H, L, P)
         return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
                         suffix=states[:, P + L :], attention=attention,
                         saliency=self.aggregation(attention, prefix) if saliency else None,
-                        layers=every and [*every[:-1], states], vision=seen.vision)
+                        layers=[*states_of[:-1], states] if states_of else (), vision=seen.vision)
 
     def drop_lower(self) -> None:
         """Free the memory of everything below `join`: for training from the feature cache, which replaces it."""
@@ -220,10 +184,10 @@ class Backbone(nn.Module):
         return self.vlm.model.language_model.norm(states)
 
     def _run(self, states: Tensor, mask: Tensor, prefix: int, layers: range, past: DynamicCache | None = None,
-             every: list[Tensor] | None = None) -> Tensor:
+             states_of: list[Tensor] | None = None) -> Tensor:
         """Some of the language model's layers on states (B, S, D), the last S of the positions in mask (B, N).
 
-        every: the states behind each layer are put here.
+        prefix: how many positions see each other; states_of: the states behind each layer are put here.
         """
         if not layers:
             return states
@@ -234,9 +198,9 @@ class Backbone(nn.Module):
         for index in layers:
             states = model.layers[index](states, attention_mask=allowed, position_ids=positions,
                                          position_embeddings=rotary, past_key_values=past, use_cache=past is not None,
-                                         saliency_tap=active_tap())
-            if every is not None:
-                every.append(states)
+                                         saliency_tap=ACTIVE.get())
+            if states_of is not None:
+                states_of.append(states)
         return states
 
     @property
@@ -245,6 +209,7 @@ class Backbone(nn.Module):
         return self.vlm.model.language_model.layers[self.layers - 1].input_layernorm.weight.dtype
 
     def _token_ids(self, instruction: str) -> list[int]:
+        """`<image>` x P, BOS, the instruction and the newline, from the processor; kept, because it takes time."""
         if instruction not in self._prefixes:
             self._check_instruction(instruction)
             grey = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
@@ -259,24 +224,15 @@ class Backbone(nn.Module):
         if len(instruction.splitlines()) > 1 or instruction != instruction.strip("\r\n"):
             raise LarError(f"The instruction {instruction[:60]!r} has a line break, which ends PaliGemma's prompt: write it "
                            "in one line.")
-        if special := [token for token in self._special_tokens() if token in instruction]:
-            raise LarError(f"The instruction {instruction[:60]!r} contains {special[0]}, which is a special token of the "
-                           "model and not a word: write the sentence without it.")
-        if (length := len(self.processor.tokenizer.tokenize(instruction))) > LONGEST:
-            raise LarError(f"The instruction {instruction[:60]!r}... has {length} tokens, but at most {LONGEST} are taken: "
-                           "say it in one sentence.")
-
-    def _special_tokens(self) -> list[str]:
-        """What the tokenizer would not read as text: `<image>`, `<bos>`, `<loc0001>`, ..."""
         tokenizer = self.processor.tokenizer
         marked = [token for token in tokenizer.get_added_vocab() if token.startswith("<") and token.endswith(">")]
-        return sorted({*tokenizer.all_special_tokens, *marked}, key=len, reverse=True)
-
-    def _check(self, images: Tensor) -> None:
-        expected = (3, self.image_size, self.image_size)
-        if tuple(images.shape[1:]) != expected:
-            raise LarError(f"Images have shape {tuple(images.shape[1:])}, but the backbone expects {expected}: "
-                           "render or resize them to the profile's image_size.")
+        special = sorted({*tokenizer.all_special_tokens, *marked}, key=len, reverse=True)  # <image>, <bos>, <loc0001>, ...
+        if found := [token for token in special if token in instruction]:
+            raise LarError(f"The instruction {instruction[:60]!r} contains {found[0]}, which is a special token of the "
+                           "model and not a word: write the sentence without it.")
+        if (length := len(tokenizer.tokenize(instruction))) > LONGEST:
+            raise LarError(f"The instruction {instruction[:60]!r}... has {length} tokens, but at most {LONGEST} are taken: "
+                           "say it in one sentence.")
 
 
 def prefix_lm_mask(valid: Tensor, prefix: int) -> Tensor:

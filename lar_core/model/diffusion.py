@@ -11,7 +11,9 @@ Regions are boxes (B, 4): left, top, right, bottom, as shares of the image's sid
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,9 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..run.config import Condition, Profile
 from ..run.draws import Draws
 from ..run.errors import Damaged, LarError
-from .mae import patchify, sincos_positions, unpatchify
+from ..run.registry import RECONSTRUCTORS
+from .mae import make_mae, patchify, sincos_positions, unpatchify
 from .weights import check_loaded, first_not_finite
 
 if TYPE_CHECKING:
@@ -81,6 +85,8 @@ class Denoiser(nn.Module):
         return self.noise(self.norm(tokens) * (1 + scale) + shift).unflatten(0, steps.shape)
 
 
+# What is denoised: a region as tokens (B, P, C), and back.
+
 class Pixels:
     """Tokens are the pixels of small patches: the target that needs no weights."""
 
@@ -125,6 +131,8 @@ class Latents(nn.Module):
             return self.vae.decode(latents.float()).sample
 
 
+# The decoder, and how it is made.
+
 @dataclass
 class Noised:
     """Clean tokens (B, P, C), and for each sample R steps (B, R) and noises (B, R, P, C)."""
@@ -148,6 +156,7 @@ class Denoising:
 
     @property
     def loss(self) -> Tensor:
+        """Of the batch: the mean of `errors`."""
         return self.errors.mean()
 
 
@@ -195,6 +204,37 @@ class DiffusionDecoder(nn.Module):
         return self.target.images(tokens).clamp(-1, 1)
 
 
+@RECONSTRUCTORS.register("diffusion", "makes the region round the mask out of noise, as ReconVLA (Song et al. 2025)")
+def make_diffusion(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
+                   vae: Path | None = None) -> DiffusionDecoder:
+    """The untrained decoder of a condition; arguments as in `policy.make_decoder`."""
+    target: Pixels | Latents = Pixels(grid)
+    if condition.recon_target == "latent":
+        target = Latents(grid, load_vae(vae))  # type: ignore[arg-type]  # then there is one
+    width, heads = profile.denoiser_width, profile.denoiser_heads
+    if condition.matched_capacity:
+        with torch.device("meta"):
+            parameters = count(make_mae(condition, profile, grid, patch_size, feature_width))
+        width, heads = matched_width(parameters, target, feature_width, profile.decoder_heads), profile.decoder_heads
+    return DiffusionDecoder(target, feature_width=feature_width, width=width, heads=heads)
+
+
+def matched_width(parameters: int, target: Pixels | Latents, feature_width: int, heads: int) -> int:
+    """The width at which a denoiser has as nearly as possible so many parameters."""
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return count(Denoiser(grid=target.grid, channels=target.channels, feature_width=feature_width, width=width,
+                                  heads=heads))
+    widths = range(lcm(4, heads), 4096, lcm(4, heads))  # positions need a multiple of 4
+    above = bisect_left(widths, parameters, key=size)
+    return min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(size(width) - parameters))
+
+
+def count(module: nn.Module) -> int:
+    """Parameters that learn."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
 def load_vae(folder: Path) -> AutoencoderKL:
     """The autoencoder in `folder`, in diffusers' format. Raises LarError where there is none, whole and sound."""
     from diffusers import AutoencoderKL
@@ -208,6 +248,8 @@ def load_vae(folder: Path) -> AutoencoderKL:
         raise Damaged(f"{folder} holds NaN or infinity in {wild}: copy or download the autoencoder again.")
     return vae
 
+
+# Regions: which box, and cutting it out of the image.
 
 def object_boxes(pixels: Tensor) -> Tensor:
     """The named object's pixels (B, H, W), 0/1 -> its padded boxes, cut at the border; the whole image where it is not

@@ -102,9 +102,11 @@ class ParallelHead(Head):
 
     @property
     def tokens(self) -> int:
+        """K."""
         return self.chunk
 
     def forward(self, encoding: Encoding) -> Tensor:
+        """The final states of the queries -> the answer."""
         queries = encoding.suffix[:, -self.chunk:].to(self.queries.dtype)  # (B, K, D)
         return self._shaped(self.logits(self.norm(queries)))
 
@@ -125,6 +127,7 @@ class AutoregressiveHead(Head):
 
     @property
     def tokens(self) -> int:
+        """K x 7."""
         return self.chunk * DOF
 
     def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
@@ -137,9 +140,11 @@ class AutoregressiveHead(Head):
         return torch.cat([senses, tokens + self.places[: tokens.shape[1]]], dim=1)
 
     def forward(self, encoding: Encoding) -> Tensor:
+        """The final states of the tokens -> logits (B, K, 7, 256)."""
         return self._read(encoding.suffix[:, -self.tokens:]).unflatten(1, (self.chunk, DOF))
 
     def act(self, encoding: Encoding, extend: Extend) -> Tensor:
+        """Token by token, each written behind those before -> actions (B, K, 7)."""
         words = [self._write(encoding.suffix[:, -1], 0)]  # each (B,)
         for number in range(1, self.tokens):
             token = self.bins(words[-1]) + self.places[number]  # (B, D)

@@ -45,6 +45,7 @@ class LayerwiseHead(Head):
 
     @property
     def tokens(self) -> int:
+        """Q."""
         return QUERIES
 
     def forward(self, encoding: Encoding, shown: Encoding | None = None) -> Tensor:
@@ -91,6 +92,7 @@ class BridgeBlock(nn.Module):
         self.forth = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.ReLU())
 
     def forward(self, actions: Tensor, queries: Tensor, vision: Tensor, raw: Tensor | None = None) -> Tensor:
+        """As `LayerwiseHead` says."""
         keys, values = zip(self.own(actions), self.of_queries(queries), self.of_vision(vision))
         keys = (*keys[:2], keys[2] * self.gate.tanh())  # scales the scores, which are products with the keys
         seen = attend(split_heads(self.query(actions)), torch.cat(keys, dim=2), torch.cat(values, dim=2))
@@ -138,6 +140,7 @@ class FocusBlock(nn.Module):
         self.forth = nn.Sequential(nn.LayerNorm(width), _mlp(width, width))
 
     def forward(self, actions: Tensor, queries: Tensor, vision: Tensor, raw: Tensor) -> Tensor:
+        """As `LayerwiseHead` says."""
         kinds = self.own(actions), self.of_queries(queries), self.of_vision(vision, raw)
         actions = actions + self.fuse(self.look(actions, *kinds))
         return actions + self.forth(actions)
@@ -169,13 +172,14 @@ def best(query: Tensor, keys: Tensor, values: Tensor, keep: float) -> tuple[Tens
 
 
 class KeysValues(nn.Module):
-    """Keys and values of one kind of token, in attention heads: (B, N, D), (B, N, V) -> 2 x (B, H, N, d / H)."""
+    """The projections of one kind of token to keys and values."""
 
     def __init__(self, width: int, key_width: int, value_width: int | None = None):
         super().__init__()
         self.key, self.value = nn.Linear(key_width, width), nn.Linear(value_width or key_width, width)
 
     def forward(self, tokens: Tensor, values: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """In attention heads: (B, N, D), and (B, N, V) if values are of other tokens -> 2 x (B, H, N, d / H)."""
         return split_heads(self.key(tokens)), split_heads(self.value(tokens if values is None else values))
 
 

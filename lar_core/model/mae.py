@@ -7,13 +7,17 @@ every patch and is judged on the masked ones only. Everywhere: mask (B, P) bool,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..run.config import Condition, Profile
+from ..run.registry import RECONSTRUCTORS
+
 
 class MAEDecoder(nn.Module):
-    """patches (B, P, D), mask (B, P) -> predicted pixels (B, P, 3 * patch_size**2)."""
+    """Features of grid * grid patches -> their pixels, through `layers` blocks of `width`."""
 
     def __init__(self, *, grid: int, patch_size: int, feature_width: int, width: int, layers: int, heads: int):
         super().__init__()
@@ -26,9 +30,18 @@ class MAEDecoder(nn.Module):
         self.pixels = nn.Linear(width, 3 * patch_size**2)
 
     def forward(self, patches: Tensor, mask: Tensor) -> Tensor:
+        """patches (B, P, D), mask (B, P) -> predicted pixels (B, P, 3 * patch_size**2)."""
         tokens = self.embed(patches.to(self.mask_token.dtype))  # (B, P, width)
         tokens = torch.where(mask[..., None], self.mask_token, tokens)
         return self.pixels(self.blocks(tokens + self.positions))
+
+
+@RECONSTRUCTORS.register("mae", "fills the masked patches in, as MAE (He et al. 2022)")
+def make_mae(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
+             vae: Path | None = None) -> MAEDecoder:
+    """The untrained decoder of a condition; arguments as in `policy.make_decoder`."""
+    return MAEDecoder(grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
+                      layers=profile.decoder_layers, heads=profile.decoder_heads)
 
 
 @dataclass
@@ -42,6 +55,7 @@ class Reconstruction:
 
     @property
     def loss(self) -> Tensor:
+        """`reconstruction_loss` of the target."""
         return reconstruction_loss(self.prediction, self.target, self.mask)
 
 

@@ -29,11 +29,8 @@ def make_mask(source: str, *, saliency: Tensor, coverage: Tensor | None, ratio: 
 
     Args:
         source: a name in MASK_SOURCES.
-        saliency: (B, P), where the instruction looks; also gives shape and device.
-        coverage: (B, P) in [0, 1], share of each patch that the named object covers; only `gaze` needs it.
+        saliency, coverage, draws, motion: as in `Clues`; saliency also gives shape and device.
         ratio: share of patches to mask.
-        draws: randomness of the sources that draw.
-        motion: (B, P), how much each patch changed since the frame before; only `frame_difference` needs it.
     Returns:
         mask (B, P) bool, True = masked, exactly `count_masked(P, ratio)` a sample.
     Raises:
@@ -99,11 +96,15 @@ class Clues:
     coverage: Tensor | None = None
     motion: Tensor | None = None
 
+    def noise(self) -> Tensor:
+        """Uniform, (B, P)."""
+        return self.draws.uniform(*self.saliency.shape).to(self.saliency.device)
+
 
 @MASK_SOURCES.register("random")
 def random(clues: Clues) -> Tensor:
     """Uniform noise, as MAE (He et al. 2022)."""
-    return _noise(clues)
+    return clues.noise()
 
 
 @MASK_SOURCES.register("blue_noise")
@@ -113,7 +114,7 @@ def blue_noise(clues: Clues) -> Tensor:
     As ColorMAE (Hinojosa et al. 2024): noise minus its Gaussian blur (sigma of one patch, wrapped around the borders).
     """
     grid = round(clues.saliency.shape[1] ** 0.5)
-    noise = _noise(clues).reshape(-1, 1, grid, grid)  # (B, 1, rows, columns)
+    noise = clues.noise().reshape(-1, 1, grid, grid)  # (B, 1, rows, columns)
     line = torch.exp(-0.5 * torch.arange(-1, 2, device=noise.device) ** 2.0)
     kernel = torch.outer(line, line)[None, None] / line.sum() ** 2
     blurred = F.conv2d(F.pad(noise, [1] * 4, mode="circular"), kernel)
@@ -156,7 +157,7 @@ def sampled_attention(clues: Clues) -> Tensor:
 
     By the Gumbel-top-k trick (Kool et al. 2019): the k largest of log p + Gumbel noise are such a sample.
     """
-    noise = _noise(clues).clamp(1e-7, 1 - 1e-7)
+    noise = clues.noise().clamp(1e-7, 1 - 1e-7)
     return clues.saliency.clamp_min(1e-12).log() - (-noise.log()).log()
 
 
@@ -168,8 +169,7 @@ def gaze(clues: Clues) -> Tensor:
         raise LarError("Mask source 'gaze' needs the segmentation of the named object, which these demonstrations do "
                        "not have: collect them with `lar demos`, or choose another condition.")
     grid = round(coverage.shape[1] ** 0.5)
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(coverage)  # (P, 2), in patches
+    places = torch.cartesian_prod(torch.arange(grid), torch.arange(grid)).to(coverage)  # (P, 2), rows and columns
     weight = coverage / coverage.sum(dim=1, keepdim=True).clamp_min(1e-6)
     middle = weight @ places  # (B, 2); an object out of view has its middle at the corner
     distance = (places[None] - middle[:, None]).norm(dim=-1)  # (B, P)
@@ -183,7 +183,3 @@ def frame_difference(clues: Clues) -> Tensor:
         raise LarError("Mask source 'frame_difference' needs the frame before each image, which this batch does not "
                        "have: make the data set with previous=True.")
     return clues.motion
-
-
-def _noise(clues: Clues) -> Tensor:
-    return clues.draws.uniform(*clues.saliency.shape).to(clues.saliency.device)

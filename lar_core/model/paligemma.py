@@ -28,12 +28,20 @@ from ..run.errors import LarError
 from ..run.runtime import float_dtype
 from .backbone import Backbone
 from .saliency import ATTENTION
-from .weights import check_loaded, check_numbers, read_config, read_processor, read_weights, weights_identity
+from .weights import (
+    UNREADABLE,
+    check_loaded,
+    check_numbers,
+    first_line,
+    read_config,
+    read_processor,
+    read_weights,
+    weights_identity,
+)
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of one Gemma layer
 _LAYER = "model.language_model.layers"
 BLOCK = 64  # weights that bitsandbytes quantises together
-ROOM = "close other programs or kernels, choose int8, nf4 or bf16, or a machine with more of it."
 
 
 def load_backbone(source: str | Path, saliency_layers: int = 3, *, precision: str = "fp32", tune: str = "all",
@@ -49,16 +57,17 @@ def load_backbone(source: str | Path, saliency_layers: int = 3, *, precision: st
         config = read_config(folder)
         processor, weights = read_processor(folder, config), read_weights(folder)
         check_numbers(weights, folder, float_dtype(precision, on))
-        vlm = _build(folder, config, weights, precision, tune, top_layers, on)
+        layers = config.text_config.num_hidden_layers
+        top = range(layers - top_layers, layers)
+        floats = top if tune.endswith("_top") else range(0)  # layers that are not quantised
+        vlm = _build(folder, config, weights, precision, floats, on)
         identity = weights_identity(weights)
-    _check_quantised(vlm, precision, tune, top_layers)
+    _check_quantised(vlm, precision, floats)
     _avoid_narrow_packing(vlm)
-    layers = vlm.config.text_config.num_hidden_layers
-    set_trainable(vlm, tune, range(layers - top_layers, layers), lora_rank)
+    set_trainable(vlm, tune, top, lora_rank)
     if checkpointing:
         vlm.gradient_checkpointing_enable({"use_reentrant": False})
-    join = layers - top_layers if tune.endswith("_top") else 0
-    return Backbone(vlm, processor, saliency_layers, join, identity)
+    return Backbone(vlm, processor, saliency_layers, join=floats.start, identity=identity)
 
 
 def load_for(profile: Profile, source: str | Path, saliency_layers: int, device: torch.device | str) -> Backbone:
@@ -68,17 +77,12 @@ def load_for(profile: Profile, source: str | Path, saliency_layers: int, device:
                          checkpointing=profile.checkpointing, device=device)
 
 
-def quantisation(precision: str, tune: str, top: range, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+def quantisation(precision: str, floats: range, dtype: torch.dtype) -> BitsAndBytesConfig | None:
     """What bitsandbytes is told; full names, because it takes `vision_tower` alone to mean nothing."""
-    floats = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    if tune.endswith("_top"):
-        floats += [f"{_LAYER}.{index}" for index in top]
-    if precision == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=floats)
-    if precision == "nf4":
-        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype,
-                                  llm_int8_skip_modules=floats)
-    return None
+    kinds = {"int8": {"load_in_8bit": True},
+             "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}}
+    left = ["model.vision_tower", "model.multi_modal_projector", "lm_head", *(f"{_LAYER}.{index}" for index in floats)]
+    return BitsAndBytesConfig(**kinds[precision], llm_int8_skip_modules=left) if precision in kinds else None
 
 
 def set_trainable(vlm: PaliGemmaForConditionalGeneration, tune: str, top: range, lora_rank: int) -> None:
@@ -123,24 +127,20 @@ def parameter_table(vlm: PaliGemmaForConditionalGeneration) -> list[dict]:
     parts = {"vision tower": vlm.model.vision_tower, "projector": vlm.model.multi_modal_projector,
              "embedding (and head, tied)": vlm.get_input_embeddings(),
              "language model": vlm.model.language_model.layers}
-    return [{"part": name, "parameters": sum(map(_count, module.parameters())),
-             "trainable": sum(_count(p) for p in module.parameters() if p.requires_grad),
+    def count(parameter: nn.Parameter) -> int:  # 4-bit weights are packed two to a byte
+        return parameter.numel() * (2 if type(parameter).__name__ == "Params4bit" else 1)
+    return [{"part": name, "parameters": sum(map(count, module.parameters())),
+             "trainable": sum(count(p) for p in module.parameters() if p.requires_grad),
              "bytes": sum(p.numel() * p.element_size() for p in module.parameters()),
              "kinds": sorted({str(p.dtype).removeprefix("torch.") for p in module.parameters()})}
             for name, module in parts.items()]
 
 
-def _count(parameter: nn.Parameter) -> int:
-    """4-bit weights are packed two to a byte."""
-    packed = type(parameter).__name__ == "Params4bit"
-    return parameter.numel() * 2 if packed else parameter.numel()
-
-
-def _build(folder: Path, config: PaliGemmaConfig, weights: dict[str, Tensor], precision: str, tune: str, top_layers: int,
+def _build(folder: Path, config: PaliGemmaConfig, weights: dict[str, Tensor], precision: str, floats: range,
            device: torch.device) -> PaliGemmaForConditionalGeneration:
     """The weights are handed over instead of their folder, so that nothing but what was checked is loaded."""
-    dtype, layers = float_dtype(precision, device), config.text_config.num_hidden_layers
-    quantised = quantisation(precision, tune, range(layers - top_layers, layers), dtype)
+    dtype = float_dtype(precision, device)
+    quantised = quantisation(precision, floats, dtype)
     placed = {} if quantised is None and device.type == "cpu" else {"device_map": {"": device}}
     vlm, found = PaliGemmaForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=weights, dtype=dtype, quantization_config=quantised, **placed,
@@ -164,18 +164,14 @@ def _true_causes(folder: Path, precision: str) -> Iterator[None]:
     """Turn what may go wrong in loading into sentences, each with its own cause: nothing here says that data are damaged."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise LarError(f"{folder} does not fit this GPU's memory at precision {precision!r}: choose int8 or nf4, and "
-                       "see `lar doctor --profile t4` for what fits.") from error
-    except MemoryError as error:
-        raise LarError(f"{folder} does not fit this machine's memory at precision {precision!r}: {ROOM}") from error
-    except (OSError, ImportError, RuntimeError, ValueError) as error:
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "can't allocate memory" in str(error):
-            raise LarError(f"{folder} does not fit this machine's memory at precision {precision!r} ({cause}): {ROOM}"
-                           ) from error
-        raise LarError(f"The backbone {folder} could not be loaded ({type(error).__name__}: {cause}): mend that cause and "
-                       "try again; nothing there has to be deleted.") from error
+    except (OSError, ImportError, RuntimeError, ValueError, MemoryError) as error:
+        full = "this GPU's" if isinstance(error, torch.OutOfMemoryError) else "this machine's"
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+            raise LarError(f"{folder} does not fit {full} memory at precision {precision!r} ({first_line(error)}): close "
+                           "other programs or kernels, choose int8, nf4 or bf16, or a machine with more of it; `lar doctor "
+                           "--profile t4` tells what fits.") from error
+        raise LarError(f"The backbone {folder} could not be loaded ({type(error).__name__}: {first_line(error)}): "
+                       f"{UNREADABLE}.") from error
 
 
 def _avoid_narrow_packing(vlm: PaliGemmaForConditionalGeneration) -> None:
@@ -186,10 +182,9 @@ def _avoid_narrow_packing(vlm: PaliGemmaForConditionalGeneration) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _check_quantised(vlm: PaliGemmaForConditionalGeneration, precision: str, tune: str, top_layers: int) -> None:
+def _check_quantised(vlm: PaliGemmaForConditionalGeneration, precision: str, floats: range) -> None:
     layers = vlm.config.text_config.num_hidden_layers
-    in_float = top_layers if tune.endswith("_top") else 0
-    expected = len(LINEARS) * (layers - in_float) if precision in ("int8", "nf4") else 0
+    expected = len(LINEARS) * (layers - len(floats)) if precision in ("int8", "nf4") else 0
     found = quantised_modules(vlm) if expected else []
     foreign = [name for name in found if not name.startswith(_LAYER)]
     if len(found) != expected or foreign:

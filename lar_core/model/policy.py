@@ -10,35 +10,36 @@ valid steps to divide L_action by, where several processes share a batch.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from functools import partial
-from math import lcm
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import DynamicCache
 
+from ..data.dataset import Stats
 from ..run.config import Condition, Profile, RunConfig
 from ..run.draws import Draws
-from ..run.errors import Damaged, LarError
+from ..run.errors import LarError
+from ..run.folder import Run
 from ..run.registry import HEADS, RECONSTRUCTORS, REGULARISERS
+from ..run.runtime import act_precision
 from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
-from .diffusion import Denoiser, Denoising, DiffusionDecoder, Latents, Pixels, densest_boxes, load_vae, object_boxes
+from .diffusion import Denoising, DiffusionDecoder, densest_boxes, object_boxes
 from .heads import Head, Trunk
 from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
-from .paligemma import load_for
+from .paligemma import load_for, settle
 from .regularisers import Given
-from .weights import check_trained_on, first_not_finite
+from .tiny import prepare_backbone, prepare_vae
+from .weights import check_trained_on, first_not_finite, reading
 
 DECAY = 0.996  # teacher = DECAY * teacher + (1 - DECAY) * student after every step
 
@@ -61,6 +62,7 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.backbone.vlm.device
 
     @property
@@ -93,7 +95,7 @@ class Policy(nn.Module):
         seen, prefix = self.look(batch), self.prefix(batch)
         past = DynamicCache() if self.head.writes else None
         encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
-                                       layers=self.head.reads_layers)
+                                       every_layer=self.head.reads_layers)
         return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
@@ -116,7 +118,7 @@ class Policy(nn.Module):
         seen = seen or self.look(batch)
         suffix = self.head.suffix(seen.wrist_tokens, batch["proprio"], batch.get("actions"))  # (B, S, D)
         return self.backbone.upper(seen, self.prefix(batch, saliency), suffix, saliency=saliency,
-                                   differentiable=differentiable, layers=self.head.reads_layers)
+                                   differentiable=differentiable, every_layer=self.head.reads_layers)
 
     def saliency(self, batch: dict, encoding: Encoding) -> Tensor:
         """Where the instruction looks, (B, P): in the eyes of the policy itself, or of its teacher if it has one."""
@@ -133,6 +135,7 @@ class Policy(nn.Module):
 
     def reconstruct(self, batch: dict, encoding: Encoding, mask: Tensor, draws: Draws) -> Reconstruction | Denoising:
         """Fill in what `mask` hides, or denoise the region around it."""
+        assert self.decoder is not None, "nothing is reconstructed without a reconstructor"
         if self.condition.mask_input:
             encoding = self.encode(batch, self.look(batch, hidden=mask), saliency=False)
         states = area_resample(encoding.patches, self.grid)  # (B, P, D), on the mask's grid
@@ -169,14 +172,9 @@ class Policy(nn.Module):
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
         prefix = self.backbone.tokenise(batch["instructions"])
         if saliency and self.backbone.aggregation.relative:
-            prefix.reference = self._generic(batch["images"])
+            with torch.no_grad():  # where a prompt that names nothing looks
+                prefix.reference = self.backbone.encode(self.see(batch["images"]), [GENERIC] * len(prefix.ids)).saliency
         return prefix
-
-    @torch.no_grad()
-    def _generic(self, images: Tensor) -> Tensor:
-        """Where a prompt that names nothing looks: saliency (B, P)."""
-        generic = self.backbone.tokenise([GENERIC] * len(images))
-        return self.backbone.upper(self.backbone.lower(self.see(images), generic), generic).saliency
 
     def coverage(self, batch: dict) -> Tensor | None:
         """Share of each mask-grid patch (B, P) that the named object covers; None without segmentation."""
@@ -227,21 +225,14 @@ class Policy(nn.Module):
 
     def load(self, path: Path) -> None:
         """Read what `save` wrote. Raises LarError when it is damaged, of another model, or of other backbone weights."""
-        try:
+        with reading(f"The checkpoint {path}", "delete its folder to go on from the one before"):
             check_trained_on(path, self.backbone.identity)
             state = load_file(path)
             if foreign := set(state) ^ set(self.kept()):
                 raise KeyError(f"{min(foreign)} is in only one of the two")
             if wild := first_not_finite(state):
-                raise KeyError(f"{wild} holds NaN or infinity")
+                raise ValueError(f"{wild} holds NaN or infinity")
             self.load_state_dict(state, strict=False)
-        except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-            raise LarError(f"The checkpoint {path} could not be read ({error}): mend that cause; nothing there has to be "
-                           "deleted.") from error
-        except (SafetensorError, KeyError, RuntimeError) as error:
-            raise Damaged(f"The checkpoint {path} is damaged or belongs to another model "
-                          f"({str(error).splitlines()[0]}): delete its folder to go on from the one before."
-                          ) from error
 
 
 class Teacher:
@@ -269,9 +260,13 @@ class Teacher:
         weights = {f"policy.{name}": tensor for name, tensor in self.weights.items()}
         return functional_call(_Looking(policy), weights, (batch,))
 
-    def load(self, weights: dict[str, Tensor]) -> None:
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps."""
+        return self.weights
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with the weights of a checkpoint."""
-        for name, tensor in weights.items():
+        for name, tensor in state.items():
             self.weights[name].copy_(tensor)
 
 
@@ -286,6 +281,8 @@ class _Looking(nn.Module):
         return self.policy.encode(batch).saliency
 
 
+# Policies and their parts, untrained, and a run's trained one.
+
 def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | str = "cpu",
                 vae: Path | None = None, kind: type[Policy] = Policy) -> Policy:
     """Build an untrained policy around the backbone in `backbone`; new weights depend on the seed alone.
@@ -296,6 +293,22 @@ def make_policy(config: RunConfig, backbone: str | Path, device: torch.device | 
         torch.manual_seed(config.seed)
         loaded = load_for(config.profile, backbone, config.condition.saliency_layers, device)
         return kind(loaded, config.condition, config.profile, vae).to(device)
+
+
+def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats]:
+    """The trained policy of a run, ready to act. Raises LarError when training is not finished."""
+    if not run.trained:
+        raise LarError(f"{run.path} holds no finished training: run `lar train` with the same settings first.")
+    policy = make_policy(acting(run.config, torch.device(on)), prepare_backbone(run), on, prepare_vae(run.config))
+    policy.load(run.final_checkpoint / "model.safetensors")
+    settle(policy.backbone)
+    return policy.eval(), Stats.load(run.stats)
+
+
+def acting(config: RunConfig, on: torch.device) -> RunConfig:
+    """The configuration at the precision in which its policy acts on this device."""
+    precision = act_precision(config.profile.act_precision, config.profile.precision, on)
+    return config.replace(precision=precision, checkpointing=False)
 
 
 def make_head(condition: Condition, profile: Profile, trunk: Trunk) -> Head:
@@ -315,38 +328,3 @@ def make_decoder(condition: Condition, profile: Profile, *, grid: int, patch_siz
     if condition.reconstructor == "none":
         return None
     return RECONSTRUCTORS[condition.reconstructor](condition, profile, grid, patch_size, feature_width, vae)
-
-
-@RECONSTRUCTORS.register("mae", "fills the masked patches in, as MAE (He et al. 2022)")
-def _mae(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
-         vae: Path | None = None) -> MAEDecoder:
-    return MAEDecoder(grid=grid, patch_size=patch_size, feature_width=feature_width, width=profile.decoder_width,
-                      layers=profile.decoder_layers, heads=profile.decoder_heads)
-
-
-@RECONSTRUCTORS.register("diffusion", "makes the region round the mask out of noise, as ReconVLA (Song et al. 2025)")
-def _diffusion(condition: Condition, profile: Profile, grid: int, patch_size: int, feature_width: int,
-               vae: Path | None = None) -> DiffusionDecoder:
-    target = Latents(grid, load_vae(vae)) if condition.recon_target == "latent" else Pixels(grid)
-    width, heads = profile.denoiser_width, profile.denoiser_heads
-    if condition.matched_capacity:
-        with torch.device("meta"):
-            parameters = count(_mae(condition, profile, grid, patch_size, feature_width))
-        width, heads = matched_width(parameters, target, feature_width, profile.decoder_heads), profile.decoder_heads
-    return DiffusionDecoder(target, feature_width=feature_width, width=width, heads=heads)
-
-
-def matched_width(parameters: int, target: Pixels | Latents, feature_width: int, heads: int) -> int:
-    """The width at which a denoiser has as nearly as possible so many parameters."""
-    def size(width: int) -> int:
-        with torch.device("meta"):
-            return count(Denoiser(grid=target.grid, channels=target.channels, feature_width=feature_width, width=width,
-                                  heads=heads))
-    widths = range(lcm(4, heads), 4096, lcm(4, heads))  # positions need a multiple of 4
-    above = bisect_left(widths, parameters, key=size)
-    return min(widths[max(0, above - 1) : above + 1], key=lambda width: abs(size(width) - parameters))
-
-
-def count(module: nn.Module) -> int:
-    """Parameters that learn."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

@@ -25,8 +25,8 @@ from .aggregation import words
 from .backbone import Backbone, Encoding, Prefix
 from .masking import count_masked, mask_top
 
-TEMPERATURE = 0.1  # of `contrastive`, for overlaps between 0 and 1
-HALF = 0.5**0.5  # overlap of a map of one bowl with a map of two: how like `relational` lets its two maps be
+TEMPERATURE = 0.1  # of `contrastive`, for likenesses between 0 and 1
+HALF = 0.5**0.5  # likeness of a map of one bowl with a map of two: how like `relational` lets its two maps be
 SHARE = (0.1, 0.3)  # of a sentence's words, drawn anew for every sample
 PREFERENCE = 4.0  # times as likely to be hidden: a word of one of the three kinds below
 MOST = 64  # words of a sentence that can be hidden; fixed, so that draws do not depend on the batch's padding
@@ -98,21 +98,21 @@ def contrastive(given: Given) -> Tensor:
     backbone, whole, others = given.backbone, given.whole, given.batch["others"]
     fewer, _ = hide(backbone, whole, [_filling(sentence) for sentence in read_words(backbone, whole)])
     negative = backbone.tokenise([other or own for other, own in zip(others, given.batch["instructions"])])
-    nearer = [overlap(given.saliency, encoding.saliency) for encoding in given.see_again([fewer, negative])]
+    nearer = [likeness(given.saliency, encoding.saliency) for encoding in given.see_again([fewer, negative])]
     exists = torch.tensor([other is not None for other in others], device=given.saliency.device)
     return (F.softplus((nearer[1] - nearer[0]) / TEMPERATURE) * exists).mean()
 
 
 @REGULARISERS.register("relational", "Another map than without the words of relation", passes=1, colour="#56b4e9")
 def relational(given: Given) -> Tensor:
-    """How much more than HALF the map overlaps with that of the sentence whose relation words are hidden.
+    """How much more than HALF the map is like that of the sentence whose relation words are hidden.
 
     Without them the sentence says only what is looked for, not which: both bowls fit. A frame whose sentence has no
     relation counts 0.
     """
     backbone, whole = given.backbone, given.whole
     cut, hidden = hide(backbone, whole, [beside_objects(sentence) for sentence in read_words(backbone, whole)])
-    excess = F.relu(overlap(given.saliency, given.see_again([cut])[0].saliency) - HALF)
+    excess = F.relu(likeness(given.saliency, given.see_again([cut])[0].saliency) - HALF)
     return (excess * hidden.any(dim=1)).mean()
 
 
@@ -124,7 +124,7 @@ def language(given: Given) -> Tensor:
     return word_loss(given.backbone, encoding.text, given.whole, hidden)
 
 
-def overlap(one: Tensor, other: Tensor) -> Tensor:
+def likeness(one: Tensor, other: Tensor) -> Tensor:
     """Bhattacharyya coefficient (B,) of two maps (B, P): 1 = the same, 0 = nowhere both."""
     return (one.clamp_min(1e-12) * other.clamp_min(1e-12)).sqrt().sum(dim=1)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,7 +26,21 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 ATTENTION = "saliency_tap"  # without "sdpa" in it, which transformers would refuse for Gemma 2
-_active: ContextVar[SaliencyTap | None] = ContextVar("active", default=None)  # of each thread its own
+ACTIVE: ContextVar[SaliencyTap | None] = ContextVar("active", default=None)  # the tap that is on, in each thread
+
+
+@dataclass
+class Prefix:
+    """A batch of images and instructions as tokens, right-padded.
+
+    ids (B, P + L); mask (B, P + L), 1 = a token, 0 = padding; instruction (B, L) bool, True = a token of the instruction
+    itself, not BOS, newline or padding; reference: a generic prompt's saliency (B, P), where the aggregation divides by it.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    instruction: Tensor
+    reference: Tensor | None = None
 
 
 class SaliencyTap:
@@ -46,13 +61,13 @@ class SaliencyTap:
         self._captured: dict[int, Tensor] = {}
 
     def __enter__(self) -> SaliencyTap:
-        if _active.get() is not None:
+        if ACTIVE.get() is not None:
             raise RuntimeError("A SaliencyTap is already on: leave it before entering another.")
-        _active.set(self)
+        ACTIVE.set(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _active.set(None)
+        ACTIVE.set(None)
 
     @property
     def attention(self) -> Tensor:
@@ -111,13 +126,8 @@ def mean_attention(attention: Tensor, instruction_mask: Tensor) -> Tensor:
     return saliency / saliency.sum(dim=1, keepdim=True)
 
 
-def active_tap() -> SaliencyTap | None:
-    """The tap that is on."""
-    return _active.get()
-
-
 def _sdpa_with_tap(module, query, key, value, attention_mask, scaling=None, softcap=None, saliency_tap=None, **kwargs):
-    tap = saliency_tap or _active.get()
+    tap = saliency_tap or ACTIVE.get()
     if tap is not None:
         tap.read(module.layer_idx, query, key, attention_mask, scaling, softcap)
     if softcap is None:

@@ -49,11 +49,7 @@ def build_full_size(folder: Path | str, config: PaliGemmaConfig | None = None, s
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            vlm = PaliGemmaForConditionalGeneration(config or full_config())
-        finally:
-            torch.set_default_dtype(torch.float32)
+        vlm = PaliGemmaForConditionalGeneration._from_config(config or full_config(), dtype=torch.bfloat16)
     size = vlm.config.vision_config
     make_processor(size.image_size, size.patch_size).save_pretrained(folder)
     vlm.save_pretrained(folder, max_shard_size=shard)

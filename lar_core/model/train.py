@@ -12,6 +12,7 @@ import time
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +21,22 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, shift_images
+from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, make_dataset, shift_images, to_device
 from ..data.demos import Episode
 from ..data.features import BlindFeatures, FeatureCache
-from ..run.config import Condition, RunConfig
 from ..run.draws import Draws
-from ..run.errors import Damaged, LarError
-from ..run.files import append_jsonl, read_jsonl, write_json, write_jsonl
+from ..run.errors import LarError
+from ..run.files import append_jsonl, atomic_path, read_jsonl, write_json, write_jsonl
 from ..run.folder import DATA, Run
 from ..run.processes import Stopped, on_stop
-from ..run.registry import MASK_SOURCES, REGULARISERS
-from ..run.runtime import act_precision, device, float_dtype, group, mixed_precision
-from ..run.unreadable import unreadable
+from ..run.registry import REGULARISERS
+from ..run.runtime import device, float_dtype, group, mixed_precision
 from ..scene.placements import BOWLS, other_instruction
 from .losses import gradient_norm
-from .paligemma import activation_ranges, settle, too_large
+from .paligemma import activation_ranges, too_large
 from .policy import Policy, Teacher, make_policy
 from .tiny import prepare_backbone, prepare_vae
+from .weights import reading
 
 LOG_EVERY = 10  # steps
 GRADIENTS_EVERY = 50  # steps; two more backward passes each time
@@ -59,7 +59,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     stats = Stats.of(episodes)
     if group().is_main_process:
         stats.save(run.stats)
-    dataset = make_dataset(episodes, stats, run.config)
+    dataset = make_dataset(episodes, stats, run.config, _other_sentence)
     if dataset.others is not None and not any(dataset.others):
         asking = next(name for name in run.config.condition.regularisers if REGULARISERS.about(name).needs_others)
         raise LarError(f"No sentence names the other bowl of these demonstrations' scenes, which {asking} compares with: "
@@ -67,45 +67,10 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     Trainer(run, dataset, data).finish(line)
 
 
-def load_policy(run: Run, on: torch.device | str = "cpu") -> tuple[Policy, Stats]:
-    """The trained policy of a run, ready to act. Raises LarError when training is not finished."""
-    if not run.trained:
-        raise LarError(f"{run.path} holds no finished training: run `lar train` with the same settings first.")
-    policy = make_policy(acting(run.config, torch.device(on)), prepare_backbone(run), on, prepare_vae(run.config))
-    policy.load(run.final_checkpoint / "model.safetensors")
-    settle(policy.backbone)
-    return policy.eval(), Stats.load(run.stats)
-
-
-def acting(config: RunConfig, on: torch.device) -> RunConfig:
-    """The configuration at the precision in which its policy acts on this device."""
-    precision = act_precision(config.profile.act_precision, config.profile.precision, on)
-    return config.replace(precision=precision, checkpointing=False)
-
-
-def make_dataset(episodes: list[Episode], stats: Stats, config: RunConfig) -> DemoDataset:
-    """The frames of `episodes` in the sizes that the profile asks for."""
-    profile, condition = config.profile, config.condition
-    compared = any(REGULARISERS.about(name).needs_others for name in condition.regularisers)
-    others = [_other_instruction(episode) for episode in episodes] if compared else None
-    return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
-                       chunk=profile.chunk, previous=source_needs(condition) == "previous", others=others)
-
-
-def source_needs(condition: Condition) -> str:
-    """What the condition's mask source asks for beyond the policy's own saliency; "" for nothing."""
-    return "" if condition.mask_source == "none" else MASK_SOURCES.about(condition.mask_source).needs
-
-
-def _other_instruction(episode: Episode) -> str | None:
+def _other_sentence(episode: Episode) -> str | None:
     """The sentence that names the other bowl of an episode's scene; None where none does, or the scene is not known."""
     task = episode.provenance.get("task")
     return None if task is None else other_instruction(task, episode.target or BOWLS[0])
-
-
-def to_device(batch: dict, device: torch.device) -> dict:
-    """Move the tensors of a batch."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def rate(step: int, warm_up: int, steps: int) -> float:
@@ -136,8 +101,11 @@ class Trainer:
         with self.accelerator.main_process_first():
             folder, vae = prepare_backbone(run), prepare_vae(run.config)
         policy = make_policy(run.config, folder, self.accelerator.device, vae, self.kind)
-        self.cache = self._features(policy, data) if profile.cache else None
-        if source_needs(run.config.condition) == "teacher":
+        self.cache: FeatureCache | BlindFeatures | None = None
+        if profile.cache:
+            self.cache = self._features(policy, data)
+            policy.backbone.drop_lower()
+        if run.config.condition.source_needs == "teacher":
             policy.teacher = Teacher(policy)
         optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=profile.weight_decay, fused=True)
@@ -174,7 +142,9 @@ class Trainer:
                 if main and (self.step % LOG_EVERY == 0 or self.step == total):
                     append_jsonl(self.run.metrics, {**row, "seconds": round(self.seconds, 2)})
                     bar.set_postfix({name: f"{row[name]:.3f}" for name in self.bare.weights})
-                stopping = self._anywhere(interrupted)
+                if interrupted:
+                    self.accelerator.set_trigger()
+                stopping = self.accelerator.check_trigger()  # in any process: all must leave at the same step
                 if self.step % every == 0 or self.step == total or stopping:
                     self.save()
                 if stopping:
@@ -248,56 +218,49 @@ class Trainer:
         return to_device(batch, self.accelerator.device), draws
 
     def save(self) -> None:
-        """Write a checkpoint folder; it gets its name only when it is complete."""
+        """Write a checkpoint folder, which gets its name only when it is complete; older ones than KEEP go."""
         if self.accelerator.is_main_process:
-            self._write_checkpoint()
+            folder = self.run.path / "checkpoints"
+            with atomic_path(folder / f"step_{self.step:06d}") as temporary:
+                temporary.mkdir()
+                self.bare.save(temporary / "model.safetensors")
+                self.config.save(temporary / "config.yaml")
+                torch.save({name: part.state_dict() for name, part in self._parts().items()}
+                           | {"step": self.step, "seconds": self.seconds, "skipped": self.skipped}, temporary / "trainer.pt")
+            for old in [*self.run.checkpoints()[:-KEEP], *folder.glob(".step_*.tmp")]:  # and what a kill left of one
+                shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one; metrics logged after it are dropped."""
-        checkpoints = self.run.checkpoints()
-        if checkpoints:
-            state = _load_trainer(checkpoints[-1] / "trainer.pt")
-            self.bare.load(checkpoints[-1] / "model.safetensors")
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.schedule.load_state_dict(state["schedule"])
+        if checkpoints := self.run.checkpoints():
+            path = checkpoints[-1] / "trainer.pt"
+            with reading(f"The checkpoint {path}", f"delete the folder {path.parent} to go on from the one before"):
+                state = torch.load(path, weights_only=True)
+            self.bare.load(path.with_name("model.safetensors"))
+            for name, part in self._parts().items():
+                part.load_state_dict(state[name])
             self.step, self.seconds, self.skipped = state["step"], state["seconds"], state.get("skipped", 0)
-            if self.bare.teacher is not None:
-                self.bare.teacher.load(state["teacher"])
-            if self.accelerator.scaler is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
         if self.accelerator.is_main_process:
             self._rewind_metrics()
+
+    def _parts(self) -> dict[str, Any]:
+        """What beside the policy has a state, by its name in a checkpoint."""
+        parts = {"optimiser": self.optimiser, "schedule": self.schedule, "scaler": self.accelerator.scaler,
+                 "teacher": self.bare.teacher}
+        return {name: part for name, part in parts.items() if part is not None}
 
     def choose_heads(self) -> None:
         """Before the first step, and only where saliency is read from the heads that localise: choose them."""
         if self.step or self.config.condition.aggregation != "localisation_heads":
             return
-        frames = np.linspace(0, len(self.dataset) - 1, HEAD_FRAMES).round().astype(int)
+        frames = np.linspace(0, len(self.dataset) - 1, HEAD_FRAMES).round().astype(int).tolist()
         batch = self.dataset.batch(frames) | ({} if self.cache is None else self.cache.batch(frames))
         heads = self.bare.choose_heads([to_device(batch, self.accelerator.device)])
         self.bare.backbone.aggregation.choose(heads)
 
-    def _write_checkpoint(self) -> None:
-        final = self.run.path / "checkpoints" / f"step_{self.step:06d}"
-        temporary = final.with_name(f".{final.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        self.bare.save(temporary / "model.safetensors")
-        self.config.save(temporary / "config.yaml")
-        scaler = self.accelerator.scaler
-        teacher = {"teacher": self.bare.teacher.weights} if self.bare.teacher else {}
-        torch.save({"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict(),
-                    "scaler": scaler.state_dict() if scaler else {}, "step": self.step, "seconds": self.seconds,
-                    "skipped": self.skipped} | teacher,
-                   temporary / "trainer.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in self.run.checkpoints()[:-KEEP]:
-            shutil.rmtree(old)
-
     def _features(self, policy: Policy, data: Path) -> FeatureCache | BlindFeatures:
-        """The features of the frozen layers, from disk; the layers are then dropped from memory."""
+        """What the frozen layers give, computed once: from disk, or for a blind policy of grey."""
         profile, on = self.config.profile, self.accelerator.device
 
         @torch.no_grad()
@@ -306,16 +269,14 @@ class Trainer:
             return {name: value for name, value in vars(seen).items() if value is not None}
 
         if self.config.condition.blind:
-            features = BlindFeatures(self.dataset, look)
-        else:
-            identity = {"weights": policy.backbone.identity, "precision": profile.precision,
-                        "floats": str(float_dtype(profile.precision, on)), "layer": policy.backbone.join}
-            identity |= {"vision": True} if policy.head.reads_vision else {}
-            kept = torch.float32 if profile.precision == "fp32" else torch.float16
-            features = FeatureCache(data / "features", identity, self.dataset, kept)
-            with self.accelerator.main_process_first():
-                features.fill(look)
-        policy.backbone.drop_lower()
+            return BlindFeatures(self.dataset, look)
+        identity = {"weights": policy.backbone.identity, "precision": profile.precision,
+                    "floats": str(float_dtype(profile.precision, on)), "layer": policy.backbone.join}
+        identity |= {"vision": True} if policy.head.reads_vision else {}
+        kept = torch.float32 if profile.precision == "fp32" else torch.float16
+        features = FeatureCache(data / "features", identity, self.dataset, kept)
+        with self.accelerator.main_process_first():
+            features.fill(look)
         return features
 
     def _losses(self, batch: dict, draws: Draws) -> dict[str, Tensor]:
@@ -335,13 +296,6 @@ class Trainer:
         path = self.run.path / "activations.json"
         return f"; the first batch's activations are in {path}" if path.exists() else ""
 
-    def _anywhere(self, interrupted: list) -> bool:
-        """Whether any process was told to stop: all must leave at the same step."""
-        if self.ranks == 1:
-            return bool(interrupted)
-        flag = torch.tensor(float(bool(interrupted)), device=self.accelerator.device)
-        return self.accelerator.reduce(flag, "sum").item() > 0
-
     def _rewind_metrics(self) -> None:
         if self.run.metrics.exists():
             write_jsonl(self.run.metrics, [row for row in read_jsonl(self.run.metrics) if row["step"] <= self.step])
@@ -355,14 +309,3 @@ class Trainer:
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
         return {f"grad_{name}": gradient_norm(losses[name] * weight, weights, scale)
                 for name, weight in self.bare.weights.items()}
-
-
-def _load_trainer(path: Path) -> dict:
-    try:
-        return torch.load(path, weights_only=True)
-    except OSError as error:
-        raise unreadable(f"The checkpoint {path}", error, f"delete the folder {path.parent} to go on from the one before",
-                         path=path) from error
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise Damaged(f"The checkpoint {path} is damaged ({str(error).splitlines()[0]}): delete the folder "
-                       f"{path.parent} to go on from the one before.") from error

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from transformers import PaliGemmaConfig, PaliGemmaProcessor
 
 from ..run.errors import Damaged, LarError
 from ..run.files import read_json
+from ..run.unreadable import cause
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -30,6 +32,11 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 LARGE = 10**9  # bytes from which on a progress bar is worth its line
 WHOLE, BLOCKS, BLOCK = 2**20, 64, 4096  # bytes: tensors up to WHOLE count entirely, larger ones with BLOCKS of BLOCK
 
+SENTENCE = "pick up the black bowl and place it on the plate"
+AGAIN = "copy the folder again from where the weights come from"
+UNREADABLE = "mend that cause; nothing there has to be deleted"
+
+UNUSED = re.compile(r"vision_tower\.(vision_model\.)?head\.")  # SigLIP's pooling, which PaliGemma never asks
 _WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARTS = re.compile(r"(.*?)((model\.)?(language_model|vision_tower|multi_modal_projector|lm_head)\..+)")
 _LEVELS = re.compile(r"(?<![^.])(model|vision_model)\.")  # what the names of PaliGemma's generations differ in
@@ -55,9 +62,31 @@ def weight_files(folder: Path) -> list[Path]:
         raise LarError(f"{folder} holds its weights as a Python pickle ({pickles[0]}), which can run any code when it is "
                        "opened and is not opened here: load it where you trust it, save it with save_pretrained as "
                        "safetensors, and give that folder.")
-    shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    raise LarError(f"{folder} has no {SINGLE}" + (f", and no {INDEX} that says what {shards[0]} is a part of" if shards
-                                                  else "") + ": copy, save or download the whole folder again.")
+    parts = [f", and no {INDEX} that says what {path.name} is a part of" for path in sorted(folder.glob("*.safetensors"))]
+    raise LarError(f"{folder} has no {SINGLE}{''.join(parts[:1])}: copy, save or download the whole folder again.")
+
+
+def _shards(folder: Path) -> list[Path]:
+    content = read_json(folder / INDEX)
+    names = set(content["weight_map"].values()) if isinstance(content.get("weight_map"), dict) else set()
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise Damaged(f"{folder / INDEX} does not say which file of its folder holds which weight: delete it and copy, save "
+                      "or download the folder again.")
+    if missing := sorted(name for name in names if not (folder / name).exists()):
+        raise LarError(f"{folder} lacks {missing[0]}, one of the {len(names)} files that its {INDEX} names: copy, save or "
+                       "download the folder again.")
+    return [folder / name for name in sorted(names)]
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        with open(path, "rb") as file:
+            is_pointer = file.read(40).startswith(b"version https://git-lfs")
+        cure = "it is only Git LFS's note of where the weights are; run `git lfs pull` there" if is_pointer else \
+            "delete it, and copy, save or download it again"
+        raise Damaged(f"{path} is damaged ({error}): {cure}.") from error
 
 
 def plain_names(names: list[str], folder: Path) -> list[str]:
@@ -85,6 +114,8 @@ def plain_names(names: list[str], folder: Path) -> list[str]:
     return plain
 
 
+# Whether the numbers are sound, and which weights they are.
+
 def check_numbers(weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> None:
     """Raise LarError for the first weight that is not made of numbers which `dtype`, that of the model, can hold.
 
@@ -93,9 +124,25 @@ def check_numbers(weights: dict[str, Tensor], folder: Path, dtype: torch.dtype) 
     limit, size = torch.finfo(dtype).max, sum(tensor.nbytes for tensor in weights.values())
     with tqdm(total=size, unit="B", unit_scale=True, desc="checking weights", disable=size < LARGE) as bar:
         for name, tensor in sorted(weights.items()):
-            bar.update(tensor.nbytes)
             if name.endswith(("weight", "bias")):
                 _check_tensor(name, tensor, folder, limit)
+            bar.update(tensor.nbytes)
+
+
+def _check_tensor(name: str, tensor: Tensor, folder: Path, limit: float) -> None:
+    if tensor.dtype not in FLOATS:
+        raise LarError(f"{folder} holds {name} as {str(tensor.dtype).removeprefix('torch.')}: it was quantised by others, "
+                       "so that the profile's precision could not be had; give the original weights in floats.")
+    if not tensor.numel():
+        raise Damaged(f"{folder} holds {name} without a single number: save the model again, whole, from one process.")
+    low, high = (end.item() for end in torch.aminmax(tensor))  # NaN where there is one
+    if not -limit <= low <= high <= limit:
+        raise Damaged(f"{folder} holds NaN, infinity, or numbers beyond {limit:.3g} in {name}: they come from a training "
+                      "that went wrong or a broken file; take an earlier or another copy, or a precision with a wider "
+                      "range.")
+    if tensor.ndim > 1 and low == high and tensor.numel() > 1:
+        raise Damaged(f"{folder} holds the same number, {low:g}, throughout {name}, as a save that went wrong leaves it: "
+                      "take another copy, or save the model again.")
 
 
 def first_not_finite(weights: dict[str, Tensor]) -> str | None:
@@ -134,91 +181,65 @@ def check_trained_on(checkpoint: Path, identity: str | None) -> None:
                        "or train again in another --run-dir.")
 
 
-def _shards(folder: Path) -> list[Path]:
-    content = read_json(folder / INDEX)
-    names = set(content["weight_map"].values()) if isinstance(content.get("weight_map"), dict) else set()
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise Damaged(f"{folder / INDEX} does not say which file of its folder holds which weight: delete it and copy, save "
-                      "or download the folder again.")
-    if missing := sorted(name for name in names if not (folder / name).exists()):
-        raise LarError(f"{folder} lacks {missing[0]}, one of the {len(names)} files that its {INDEX} names: copy, save or "
-                       "download the folder again.")
-    return [folder / name for name in sorted(names)]
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        with open(path, "rb") as file:
-            is_pointer = file.read(40).startswith(b"version https://git-lfs")
-        cure = "it is only Git LFS's note of where the weights are; run `git lfs pull` there" if is_pointer else \
-            "delete it, and copy, save or download it again"
-        raise Damaged(f"{path} is damaged ({error}): {cure}.") from error
-
-
-def _check_tensor(name: str, tensor: Tensor, folder: Path, limit: float) -> None:
-    if tensor.dtype not in FLOATS:
-        raise LarError(f"{folder} holds {name} as {str(tensor.dtype).removeprefix('torch.')}: it was quantised by others, "
-                       "so that the profile's precision could not be had; give the original weights in floats.")
-    if not tensor.numel():
-        raise Damaged(f"{folder} holds {name} without a single number: save the model again, whole, from one process.")
-    low, high = (end.item() for end in torch.aminmax(tensor))  # NaN where there is one
-    if not -limit <= low <= high <= limit:
-        raise Damaged(f"{folder} holds NaN, infinity, or numbers beyond {limit:.3g} in {name}: they come from a training "
-                      "that went wrong or a broken file; take an earlier or another copy, or a precision with a wider "
-                      "range.")
-    if tensor.ndim > 1 and low == high and tensor.numel() > 1:
-        raise Damaged(f"{folder} holds the same number, {low:g}, throughout {name}, as a save that went wrong leaves it: "
-                      "take another copy, or save the model again.")
-
-
 # Whether a folder's configuration, tokenizer and image processor belong together, and whether every weight was loaded.
-
-SENTENCE = "pick up the black bowl and place it on the plate"
-UNUSED = re.compile(r"vision_tower\.(vision_model\.)?head\.")  # SigLIP's pooling, which PaliGemma never asks
-AGAIN = "copy the folder again from where the weights come from"
-
 
 def read_config(folder: Path) -> PaliGemmaConfig:
     """The configuration of the PaliGemma in `folder`. Raises LarError for anything else, and where it was quantised."""
     path = folder / "config.json"
-    if not folder.is_dir():
-        raise LarError(f"There is no folder {folder}: give the folder of a PaliGemma in transformers' format (a hub id is "
-                       "downloaded only where it is the profile's backbone).")
-    if (folder / "adapter_config.json").exists():
-        raise LarError(f"{folder} holds a PEFT adapter, which is no backbone by itself and would change one unseen: "
-                       "merge it into its base model (merge_and_unload), save that with save_pretrained, and give that "
-                       "folder.")
-    if not path.exists():
-        raise LarError(f"{folder} has no config.json, so it holds no model in transformers' format: {AGAIN}.")
-    _check_kind(path, read_json(path))
-    try:
+    _refuse((not folder.is_dir(), f"There is no folder {folder}: give the folder of a PaliGemma in transformers' format (a "
+             "hub id is downloaded only where it is the profile's backbone)."),
+            ((folder / "adapter_config.json").exists(), f"{folder} holds a PEFT adapter, which is no backbone by itself and "
+             "would change one unseen: merge it into its base model (merge_and_unload), save that with save_pretrained, and "
+             "give that folder."),
+            (not path.exists(), f"{folder} has no config.json, so it holds no model in transformers' format: {AGAIN}."))
+    values = read_json(path)
+    parts = [values, values.get("text_config"), values.get("vision_config")]
+    kind = values.get("model_type")
+    _refuse((kind != "paligemma", f"{path} describes a model of type {kind!r}, not 'paligemma': give the folder of a "
+             "PaliGemma (google/paligemma-3b-pt-224, or one that was tuned from it)."),
+            (any(part.get("quantization_config") for part in parts if isinstance(part, dict)),
+             f"{folder} was quantised by others (quantization_config in its config.json), so that the profile's precision "
+             "would be ignored: give the original weights in floats; they are quantised when they are loaded."))
+    with reading(f"The configuration {path}", AGAIN):
         return PaliGemmaConfig.from_pretrained(folder)
-    except OSError:
-        raise
-    except Exception as error:  # each wrong value has an exception of its own
-        raise Damaged(f"{path} is damaged: it is no configuration of a PaliGemma ({_first_line(error)}); {AGAIN}."
-                      ) from error
 
 
 def read_processor(folder: Path, config: PaliGemmaConfig) -> PaliGemmaProcessor:
     """Tokenizer and image processor. Raises LarError where they are damaged, missing, or of another model than `config`."""
     for path in sorted(folder.glob("*.json")):
         read_json(path)
-    try:
+    what, cure = f"The tokenizer or processor in {folder}", "copy all of its files again from where the weights come from"
+    with reading(what, cure, missing=f"if a file is missing, {AGAIN}; otherwise mend that cause, and delete nothing"):
         processor = PaliGemmaProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise LarError(f"The tokenizer or processor in {folder} could not be read ({_first_line(error)}): if a file is "
-                       f"missing, {AGAIN}; otherwise mend that cause, and delete nothing.") from error
-    except Exception as error:  # tokenizers raises bare ones
-        raise Damaged(f"The tokenizer or processor in {folder} is damaged, missing, or of another model "
-                      f"({_first_line(error)}): copy its tokenizer and processor files again from where the weights come "
-                      "from.") from error
-    for wrong in (*_tokenizer_faults(processor.tokenizer, config), *_picture_faults(processor, config)):
-        raise LarError(f"The tokenizer or processor in {folder} belongs to another model than its config.json: {wrong}. "
-                       "Copy its tokenizer and processor files again from where the weights come from.")
+    _refuse(*((wrong, f"{what} belongs to another model than its config.json: {sentence}; {cure}.")
+              for wrong, sentence in _comparisons(processor, config)))
     return processor
+
+
+def _comparisons(processor: PaliGemmaProcessor, config: PaliGemmaConfig) -> list[tuple[bool, str]]:
+    """What tokenizer and image processor must have in common with the model: (whether it differs, how).
+
+    `Policy.see` scales pixels to [-1, 1] by itself, which is what a mean and deviation of a half do.
+    """
+    tokenizer, pictures, tokens = processor.tokenizer, processor.image_processor, processor.image_seq_length
+    text, vision = config.text_config, config.vision_config
+    highest, image = max(tokenizer.get_vocab().values(), default=-1), tokenizer.convert_tokens_to_ids("<image>")
+    back = tokenizer.decode(tokenizer.encode(SENTENCE, add_special_tokens=False), skip_special_tokens=True).strip()
+    height, width = (dict(pictures.size).get(name) for name in ("height", "width"))
+    side, patches = vision.image_size, (vision.image_size // vision.patch_size) ** 2
+    return [
+        (highest >= text.vocab_size,
+         f"its vocabulary goes to number {highest}, but the embedding has {text.vocab_size} rows"),
+        (image != config.image_token_id,
+         f"<image> is token {image} of the tokenizer, but {config.image_token_id} of the model"),
+        (tokenizer.bos_token_id != text.bos_token_id,
+         f"sentences begin with token {tokenizer.bos_token_id}, but with {text.bos_token_id} in the model"),
+        (back != SENTENCE, f"it reads {SENTENCE!r} as {back!r}"),
+        ((height, width) != (side, side),
+         f"it makes pictures of {height} x {width} pixels, but the model sees {side} x {side}"),
+        (tokens != patches, f"it makes {tokens} image tokens, but the model {patches}"),
+        *((list(numbers) != [0.5] * 3, f"its {name} of pixels is {list(numbers)}, but PaliGemma's is 0.5")
+          for name, numbers in (("mean", pictures.image_mean), ("deviation", pictures.image_std)))]
 
 
 def check_loaded(found: dict, folder: Path, total: int) -> None:
@@ -227,69 +248,49 @@ def check_loaded(found: dict, folder: Path, total: int) -> None:
     found: transformers' or diffusers' loading info, where a head that shares the embedding's weights is not missing;
     total: how many weights there should be.
     """
-    missing, unknown = (_used(found[kind]) for kind in ("missing_keys", "unexpected_keys"))
+    def in_order(names: Iterable[str]) -> list[str]:  # the tied head last, because it says least
+        return sorted((name for name in names if not UNUSED.search(name)), key=lambda name: ("lm_head" in name, name))
     shapes = {name: (tuple(there), tuple(wanted)) for name, there, wanted in found["mismatched_keys"]}
+    missing, foreign, other = map(in_order, (found["missing_keys"], found["unexpected_keys"], shapes))
     wrong = []
     if missing:
-        wrong.append(f"lacks {len(missing)} of the {total} weights that its config.json asks for, {_first(missing)} first, "
-                     "which would stay random")
-    if unknown:
-        wrong.append(f"holds {len(unknown)} that its config.json does not ask for, {_first(unknown)} first")
-    if shapes:
-        first = _first(shapes)
-        wrong.append(f"holds {first} in the shape {shapes[first][0]}, where its config.json asks for {shapes[first][1]}")
-    if wrong:
-        raise LarError(f"{folder} {', and '.join(wrong)}: its weights and its config.json (layers, widths, vocabulary) do "
-                       f"not belong together; save the whole model again with save_pretrained, or {AGAIN}.")
+        wrong.append(f"lacks {len(missing)} of the {total} weights that its config.json asks for, {missing[0]} first, which "
+                     "would stay random")
+    if foreign:
+        wrong.append(f"holds {len(foreign)} that its config.json does not ask for, {foreign[0]} first")
+    if other:
+        there, wanted = shapes[other[0]]
+        wrong.append(f"holds {other[0]} in the shape {there}, where its config.json asks for {wanted}")
+    _refuse((wrong, f"{folder} {', and '.join(wrong)}: its weights and its config.json (layers, widths, vocabulary) do not "
+             f"belong together; save the whole model again with save_pretrained, or {AGAIN}."))
 
 
-def _check_kind(path: Path, values: dict) -> None:
-    if values.get("model_type") != "paligemma":
-        raise LarError(f"{path} describes a model of type {values.get('model_type')!r}, not 'paligemma': give the folder of "
-                       "a PaliGemma (google/paligemma-3b-pt-224, or one that was tuned from it).")
-    parts = [values, values.get("text_config"), values.get("vision_config")]
-    if any(part.get("quantization_config") for part in parts if isinstance(part, dict)):
-        raise LarError(f"{path.parent} was quantised by others (quantization_config in its config.json), so that the "
-                       "profile's precision would be ignored: give the original weights in floats; they are quantised when "
-                       "they are loaded.")
+# Sentences.
+
+@contextmanager
+def reading(what: str, cure: str, missing: str = UNREADABLE) -> Iterator[None]:
+    """Tell apart that `what` could not be read, for which `missing` is the cure, and that it is damaged, for which `cure`
+    is: only then something may have to be deleted. Raises LarError, or Damaged.
+    """
+    try:
+        yield
+    except LarError:
+        raise
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        if (found := cause(error)) and not isinstance(error, FileNotFoundError):
+            raise LarError(f"{what} could not be read ({first_line(error)}), because {found}, and try again.") from error
+        raise LarError(f"{what} could not be read ({first_line(error)}): {missing}.") from error
+    except Exception as error:  # each library has its own for a damaged file
+        raise Damaged(f"{what} is damaged, incomplete, or of another model ({first_line(error)}): {cure}.") from error
 
 
-def _tokenizer_faults(tokenizer, config: PaliGemmaConfig) -> Iterable[str]:
-    rows, highest = config.text_config.vocab_size, max(tokenizer.get_vocab().values(), default=-1)
-    if highest >= rows:
-        yield f"its vocabulary goes to number {highest}, but the embedding has {rows} rows"
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    if image != config.image_token_id:
-        yield f"<image> is token {image} of the tokenizer, but {config.image_token_id} of the model"
-    if tokenizer.bos_token_id != config.text_config.bos_token_id:
-        yield f"sentences begin with token {tokenizer.bos_token_id}, but with {config.text_config.bos_token_id} in the model"
-    back = tokenizer.decode(tokenizer.encode(SENTENCE, add_special_tokens=False), skip_special_tokens=True).strip()
-    if back != SENTENCE:
-        yield f"it reads {SENTENCE!r} as {back!r}"
-
-
-def _picture_faults(processor: PaliGemmaProcessor, config: PaliGemmaConfig) -> Iterable[str]:
-    """`Policy.see` scales pixels to [-1, 1] by itself, which is what a mean and deviation of a half do."""
-    pictures, vision = processor.image_processor, config.vision_config
-    size, side = dict(pictures.size), vision.image_size
-    if (size.get("height"), size.get("width")) != (side, side):
-        yield f"it makes pictures of {size.get('height')} x {size.get('width')} pixels, but the model sees {side} x {side}"
-    patches = (side // vision.patch_size) ** 2
-    if processor.image_seq_length != patches:
-        yield f"it makes {processor.image_seq_length} image tokens, but the model {patches}"
-    for name, numbers in (("mean", pictures.image_mean), ("deviation", pictures.image_std)):
-        if list(numbers) != [0.5] * 3:
-            yield f"its {name} of pixels is {list(numbers)}, but PaliGemma's is 0.5"
-
-
-def _used(names: Iterable[str]) -> set[str]:
-    return {name for name in names if not UNUSED.search(name)}
-
-
-def _first(names: Iterable[str]) -> str:
-    """The tied head comes last, because it says least."""
-    return min(names, key=lambda name: ("lm_head" in name, name))
-
-
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says first."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _refuse(*rows: tuple[object, str]) -> None:
+    """Raise LarError with the sentence of the first row that holds."""
+    for wrong, sentence in rows:
+        if wrong:
+            raise LarError(sentence)

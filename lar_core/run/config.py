@@ -63,7 +63,8 @@ class Condition(Checked):
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
                 raise LarError(f"The weight of {name} is {weight!r}, but must be a number and must not be negative.")
-        on = {name: float(weight) for name, weight in weights.items() if weight}
+        order = [*REGULARISERS, *weights] if len(weights) > 1 else weights  # always the same: they draw one after the other
+        on = {name: float(weights[name]) for name in order if weights.get(name)}
         return {**{name: value for name, value in values.items() if name not in beside}, "regularisers": on}
 
     @model_serializer
@@ -75,6 +76,11 @@ class Condition(Checked):
     def names(cls) -> list[str]:
         """Of all settings."""
         return [*(name for name in cls.model_fields if name != "regularisers"), *REGULARISERS]
+
+    @property
+    def source_needs(self) -> str:
+        """What the mask source asks for beyond the policy's own saliency; "" for nothing."""
+        return "" if self.mask_source == "none" else MASK_SOURCES.about(self.mask_source).needs
 
     @property
     def sees_again(self) -> list[str]:

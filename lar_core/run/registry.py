@@ -186,7 +186,7 @@ def _home(thing: object) -> str:
 
 
 MASK_SOURCES = Registry("mask source", AboutSource, "lar_core.model.masking")
-RECONSTRUCTORS = Registry("reconstructor", About, "lar_core.model.policy")
+RECONSTRUCTORS = Registry("reconstructor", About, "lar_core.model.mae", "lar_core.model.diffusion")
 HEADS = Registry("action head", AboutHead, "lar_core.model.heads", "lar_core.model.layerwise")
 REGULARISERS = Registry("regulariser", AboutRegulariser, "lar_core.model.regularisers")
 AGGREGATIONS = Registry("aggregation", About, "lar_core.model.aggregation")

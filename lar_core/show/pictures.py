@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ..measure.attention import Attention, AttentionReader, Choice, aggregate, shared
 from ..model.aggregation import SINK
-from ..model.diffusion import crop, densest_boxes, object_boxes
-from ..model.policy import Policy, count, make_decoder
+from ..model.diffusion import count, crop, densest_boxes, object_boxes
+from ..model.policy import Policy, make_decoder
 from ..run.config import CONDITIONS, Condition, Profile
 from ..run.draws import Draws
 from ..run.errors import LarError

@@ -56,11 +56,10 @@ def test_states_stay_close_to_fp32(wide_folder, precision, tolerance):
     assert torch.allclose(rough.saliency.sum(1), torch.ones(2), atol=1e-3)
 
 
-@pytest.mark.parametrize("tune, names", [
-    ("lora_all", ("layers.0.", "layers.1.", "layers.2.")), ("lora_top", ("layers.2.",)),
-    ("full_top", ("layers.2.", "language_model.norm"))])
-@pytest.mark.parametrize("precision", ["int8", "fp32"])
-def test_what_learns_is_what_was_named_and_it_is_fp32(backbone_folder, tune, names, precision):
+@pytest.mark.parametrize("tune, precision, names", [
+    ("lora_all", "int8", ("layers.0.", "layers.1.", "layers.2.")), ("lora_top", "fp32", ("layers.2.",)),
+    ("full_top", "int8", ("layers.2.", "language_model.norm")), ("full_top", "fp32", ("layers.2.", "language_model.norm"))])
+def test_what_learns_is_what_was_named_and_it_is_fp32(backbone_folder, tune, precision, names):
     vlm = load_backbone(backbone_folder, precision=precision, tune=tune, top_layers=1, saliency_layers=1).vlm
     learning = {name: parameter for name, parameter in vlm.named_parameters() if parameter.requires_grad}
     assert all(any(part in name for part in names) for name in learning)
@@ -85,7 +84,7 @@ def test_a_step_moves_what_learns_and_nothing_else(backbone_folder, batch, tune)
     assert any(name.startswith("backbone.") for name in moved)
 
 
-@pytest.mark.parametrize("tune", ["lora_top", "full_top", "lora_all"])
+@pytest.mark.parametrize("tune", ["full_top", "lora_all"])
 def test_checkpointing_gives_the_same_gradients(backbone_folder, batch, tune):
     def gradients(checkpointing):
         config = make_config(profile="micro", tune=tune, top_layers=2, saliency_layers=2, checkpointing=checkpointing)
@@ -153,11 +152,10 @@ def test_the_smallest_model_acts_in_4_bit_on_any_cpu(policy_of, batch):
     (torch.OutOfMemoryError("CUDA out of memory"), "does not fit this GPU's memory at precision 'fp32'"),
     (MemoryError(), "does not fit this machine's memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "does not fit this machine's memory")])
-@pytest.mark.parametrize("stage", ["read_weights", "_build"])
-def test_the_true_cause_is_passed_on_and_nothing_is_to_be_deleted(backbone_folder, monkeypatch, stage, error, sentence):
+def test_the_true_cause_is_passed_on_and_nothing_is_to_be_deleted(backbone_folder, monkeypatch, error, sentence):
     def fail(*_):
         raise error
-    monkeypatch.setattr(paligemma, stage, fail)
+    monkeypatch.setattr(paligemma, "_build", fail)
     with pytest.raises(LarError, match=sentence) as caught:
         load_backbone(backbone_folder)
     assert "delete it" not in str(caught.value) and not isinstance(caught.value, Damaged)
