@@ -22,9 +22,8 @@ from ..model.train import make_dataset, to_device
 from ..run.draws import Draws
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
-from . import grounding
 from .maps import aggregation_rows, robustness_rows, truth_of
-from .metrics import METRICS, Truth, score
+from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
 from .statistics import over_episodes
 
 BATCH = 32
@@ -152,18 +151,18 @@ def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
     grid = round(policy.backbone.patches**0.5)
     frames = _spread(500, len(train))
     regions = train.batch(frames)["regions"][:, 0].numpy()
-    return grounding.mean_map(grounding.patch_coverage(regions, (grid, grid)))
+    return mean_map(patch_coverage(regions, grid))
 
 
 def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: np.ndarray) -> dict:
     """Each metric for the model's saliency and for three maps that never look at the image."""
     shape = saliency.shape
     maps = {"model": saliency, "uniform": np.full(shape, 1 / shape[1]), "mean_map": np.broadcast_to(prior, shape),
-            "centre": np.broadcast_to(grounding.centre_map((truth.grid, truth.grid)), shape)}
+            "centre": np.broadcast_to(centre_map(truth.grid), shape)}
     scores = {name: score(values, truth) for name, values in maps.items()}
-    scores["uniform"]["aos"] = grounding.aos_uniform(truth.coverage)
+    scores["uniform"]["aos"] = aos_uniform(truth)
     series = {metric: {name: over_episodes(scores[name][metric], episode) for name in maps} for metric in METRICS}
-    series["aos"]["best"] = over_episodes(grounding.aos_best(truth.coverage), episode)
+    series["aos"]["best"] = over_episodes(aos_best(truth), episode)
     return {"frames": shape[0], "episodes": len(np.unique(episode)), **series}
 
 
@@ -174,7 +173,7 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
     saliency = encoding.saliency.cpu().numpy()
     arrays = {"saliency_images": dataset.images[frames], "saliency_maps": saliency,
               "saliency_instructions": np.array(batch["instructions"]),
-              "saliency_masks": grounding.top_patches(saliency)}
+              "saliency_masks": top_patches(saliency)}
     if "regions" in batch:
         arrays["saliency_regions"] = batch["regions"].cpu().numpy()
     if policy.decoder is not None:
