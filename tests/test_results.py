@@ -257,7 +257,8 @@ def old(task: int, successes: int = 7, placement: str = "official") -> dict:
 @pytest.mark.parametrize("task, tasks, placement, kind", [
     (2, (2, 5, 8), "official", "other_task"), (5, (2, 5, 8), "wide", "other_task"),
     (8, (2, 5, 8), "official", "other_bowl"), (8, tuple(range(10)), "wide", "other_bowl"),
-    (5, (5,), "official", "foreign_task"), (9, (2, 9), "official", "other_task"), (8, (8,), "counterfactual", "mixed"), (3, (3,), "counterfactual", "foreign_task")])
+    (5, (5,), "official", "foreign_task"), (9, (2, 9), "official", "other_task"),
+    (8, (8,), "counterfactual", "mixed"), (3, (3,), "counterfactual", "foreign_task")])
 def test_what_swapped_was(task, tasks, placement, kind):
     row, _ = modern_rows([old(task, placement=placement)], tasks)
     assert row["instruction"] == kind
@@ -295,7 +296,8 @@ def test_old_episodes_of_counterfactual_scenes_are_told_apart_by_the_bowl_that_t
 
 @pytest.mark.parametrize("condition, ignored", [("attention_mask", 19), ("random_mask", 15)])
 def test_the_kept_results_say_what_was_hidden_in_their_pool(condition, ignored):
-    rows = json.loads((KEPT[0].parent / f"{condition}-small-s0.json").read_text())["rollouts"]  # as they are kept, not as they load
+    kept = json.loads((KEPT[0].parent / f"{condition}-small-s0.json").read_text())  # as it is kept, not as it loads
+    rows = kept["rollouts"]
     told = {(row["instruction"], row["task"]): row for row in rows if row["policy"] == condition}
     assert told["other_bowl", None]["did_not_listen"] == told["other_bowl", 8]["did_not_listen"] == ignored
     assert told["other_task", None]["successes"] == 0 and ("other_task", 8) not in told
