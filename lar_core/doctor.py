@@ -87,7 +87,8 @@ def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
 def full_size(config: RunConfig, data: Path) -> None:
     """Run the full-size smoke test and print time and peak memory of each stage, and the plan's memory beside it."""
     from .estimate import plan, this_machine
-    from .full_size import NOISE_FRAMES, smoke
+    from .full_size import smoke
+    from .measure.costs import NOISE_FRAMES
 
     machine = this_machine(config)
     print(f"{machine.name}: {config.profile.precision}, {config.profile.tune}, batch {config.profile.batch_size}")

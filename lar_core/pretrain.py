@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from .data.dataset import channels_first
-from .measure.attention import score
-from .measure.grounding import centre_map, patch_coverage
+from .measure.metrics import Truth, centre_map, in_context, patch_coverage
 from .measure.statistics import over_episodes
 from .model.backbone import Backbone, normalise_pixels
 from .model.mae import normalise_patches, reconstruction_loss
@@ -169,7 +168,7 @@ class Heldout:
     @classmethod
     def of(cls, scenes: Sequence[Pictures], patches: int) -> Heldout:
         """The stored scenes of some tasks, for a backbone with so many patches."""
-        grid = (round(patches**0.5),) * 2
+        grid = round(patches**0.5)
         regions = np.concatenate([pictures.heldout_regions for pictures in scenes])  # (M, 2, H, W)
         return cls(np.concatenate([pictures.heldout_images for pictures in scenes]),
                    [sentence for pictures in scenes for sentence in pictures.heldout_instructions], regions,
@@ -193,14 +192,14 @@ def word_scores(backbone: Backbone, heldout: Heldout) -> dict:
 
 def grounding(saliency: np.ndarray, heldout: Heldout) -> dict:
     """Each of MEASURES of maps (M, P): means over scenes with their bootstrap intervals."""
-    rows = [score(one, cover) for one, cover in zip(saliency, heldout.coverage, strict=True)]
-    return {name: _mean([row[name] for row in rows]) for name in MEASURES}
+    scores = in_context(saliency, Truth.of_shares(heldout.coverage))
+    return {name: _mean(scores[name]) for name in MEASURES}
 
 
 def centre(heldout: Heldout) -> np.ndarray:
     """Maps (M, P) that never look."""
     patches = heldout.coverage.shape[2]
-    return np.broadcast_to(centre_map((round(patches**0.5),) * 2), (len(heldout.images), patches))
+    return np.broadcast_to(centre_map(round(patches**0.5)), (len(heldout.images), patches))
 
 
 def table(found: dict) -> str:

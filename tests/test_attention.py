@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lar_core.measure import attention as att
-from lar_core.measure.attention import Attention, AttentionReader, Choice, aggregate, look, smooth
+from lar_core.measure.attention import Attention, AttentionReader, Choice, aggregate, smooth, view_of
 from lar_core.run.errors import LarError
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
@@ -98,7 +98,7 @@ def test_a_map_that_is_the_object_reaches_the_best_scores():
     coverage[0, :16], coverage[1, 48:] = 1, 1
     values = np.full((1, 1, 4, 64), 1e-6)
     values[..., :16] = 1.0
-    view = look(made(values), Choice(), coverage)
+    view = view_of(aggregate(made(values), Choice()), 0.25, coverage)
     assert view.metrics["aos"] == view.metrics["aos_best"] == 1 and view.metrics["auc"] == 1
     assert view.metrics["target_minus_distractor"] == pytest.approx(1, abs=1e-4)
     assert view.mask[:16].all() and view.mask.sum() == 16
@@ -106,7 +106,7 @@ def test_a_map_that_is_the_object_reaches_the_best_scores():
 
 def test_the_mask_ratio_decides_how_many_patches_are_masked():
     values = np.random.default_rng(0).random((1, 1, 4, 64))
-    assert [look(made(values), Choice(mask_ratio=ratio)).mask.sum() for ratio in (0.1, 0.5)] == [6, 32]
+    assert [view_of(aggregate(made(values), Choice()), ratio).mask.sum() for ratio in (0.1, 0.5)] == [6, 32]
 
 
 def test_a_named_aggregation_is_the_policys_own_map_of_that_name(policy_of, batch, images):

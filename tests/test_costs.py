@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import time
+
+import numpy as np
 import pytest
+import torch
+from test_results import full, minimal
 
 from lar_core.measure import costs
+from lar_core.measure.costs import ARMS, BASE, answer, compare_precisions, compare_training, load, logits, measure_training
+from lar_core.measure.results import validate_results
+from lar_core.model.diffusion import count
 from lar_core.model.saliency import SaliencyTap
-from lar_core.run.config import make_config
+from lar_core.run.config import CONDITIONS, make_config
 from lar_core.run.folder import Run
+from lar_core.show.report import cost_rows, summary_table
 
 
 @pytest.fixture
@@ -51,3 +61,119 @@ def test_a_time_is_the_median_behind_two_runs_that_warm_up(monkeypatch):
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
     runs = []
     assert costs.milliseconds(lambda: runs.append(1), repeats=3) == 2000 and len(runs) == 5
+
+
+# The cost of a training step: counted by torch, checked by hand where that can be done.
+
+
+def measured(tmp_path, condition, **changes):
+    run = Run.open(make_config(condition, "micro", **changes), tmp_path / condition)
+    return run, measure_training(run, steps=2)
+
+
+def test_a_decoder_adds_its_own_parameters_and_operations(tmp_path, policy_of):
+    began = time.perf_counter()
+    run, cost = measured(tmp_path, "random_mask")
+    policy = policy_of("random_mask")
+    assert cost["own"]["parameters"] - cost["action_only"]["parameters"] == count(policy.decoder)
+    assert 2 * (cost["own"]["step_ms"] + cost["action_only"]["step_ms"]) < 1000 * (time.perf_counter() - began)
+    assert (cost["own"]["peak_bytes"] is None) == (not torch.cuda.is_available())
+    linear = sum(weight.numel() for name, weight in policy.decoder.named_parameters() if weight.dim() == 2)
+    by_hand = 6 * linear * policy.backbone.patches  # forward, and backward to inputs and to weights: 2 each
+    attention = 2 * 3 * 4 * policy.backbone.patches**2 * 32  # of two layers, 32 wide: two products, three times
+    saliency = cost["own"]["flops"] - cost["action_only"]["flops"] - by_hand - attention
+    assert abs(saliency) < 0.1 * cost["own"]["flops"]  # reading the text rows' attention is small
+
+
+def test_four_noisy_versions_cost_about_four_decoders_of_the_same_size(tmp_path):
+    mae, matched = (measured(tmp_path, name)[1] for name in ("gaze_mask", "gaze_diffusion_matched"))
+    added = [cost["own"]["flops"] - cost["action_only"]["flops"] for cost in (mae, matched)]
+    assert 2.5 < added[1] / added[0] < 4.5
+    assert matched["own"]["parameters"] == pytest.approx(mae["own"]["parameters"], rel=0.05)
+
+
+def test_action_only_costs_what_it_costs(tmp_path):
+    cost = measured(tmp_path, "action_only")[1]
+    own, base = ({name: value for name, value in cost[which].items() if name != "step_ms"}
+                 for which in ("own", "action_only"))
+    assert own == base
+
+
+def test_a_condition_that_reads_fewer_layers_has_its_base_too(tmp_path):
+    cost = measured(tmp_path, "random_mask", tune="full_top", top_layers=1, saliency_layers=1)[1]
+    assert cost["own"]["parameters"] > cost["action_only"]["parameters"]
+
+
+def test_operations_of_8_bit_layers_are_not_claimed(tmp_path):
+    cost = measured(tmp_path, "action_only", precision="int8", tune="lora_all")[1]
+    assert cost["own"]["flops"] is None
+
+
+def test_it_is_kept_and_shown(tmp_path):
+    run, cost = measured(tmp_path, "gaze_diffusion")
+    assert json.loads((run.path / "training_cost.json").read_text()) == cost
+    results = minimal("gaze_diffusion", "micro") | {"training_cost": cost}
+    validate_results(results)
+    validate_results(full() | {"training_cost": None})
+    assert "training step" in summary_table(results) and "action_only" in summary_table(results)
+
+
+def test_conditions_are_compared_and_a_second_look_costs_more_operations():
+    costs = compare_training(make_config(profile="micro"), (BASE, "random_mask", "joint_mask"), steps=1)
+    assert costs["joint_mask"]["flops"] > 1.3 * costs["random_mask"]["flops"] > costs[BASE]["flops"]
+    rows = cost_rows(costs, BASE)
+    assert [row[0] for row in rows] == list(costs) and rows[0][2] == "1.00 ×" and rows[0][5] == "–"
+    assert set(ARMS) <= set(CONDITIONS)
+
+
+def test_a_condition_that_does_not_fit_is_said_and_the_others_go_on(monkeypatch):
+    def full(config, steps):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(costs, "_cost", full)
+    made = compare_training(make_config(profile="micro"), (BASE, "random_mask"))
+    assert cost_rows(made, BASE)[1][:2] == ("random_mask", "does not fit in memory")
+
+
+def test_the_feature_cache_is_left_to_those_that_can_use_it(monkeypatch):
+    used = {}
+    def remember(config, steps):
+        used[config.condition.name] = config.profile.cache
+    monkeypatch.setattr(costs, "_cost", remember)
+    compare_training(make_config(profile="t4"), (BASE, "joint_mask"))
+    assert used == {BASE: True, "joint_mask": False}
+
+
+# A backbone in several precisions: 8 bit is smaller and says nearly the same.
+
+
+SENTENCES = ["pick up the black bowl on the ramekin", "move the bowl"]
+image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+
+
+def test_eight_bit_is_smaller_and_says_nearly_the_same(backbone_folder, monkeypatch):
+    monkeypatch.setattr("lar_core.measure.costs.milliseconds", lambda work, repeats: 1000 * len(work()) + repeats)
+    began = time.perf_counter()
+    full, eight = compare_precisions(backbone_folder, ["fp32", "int8"], image, SENTENCES)
+    assert (full.error, full.agreement) == (0, 1)
+    assert eight.bytes < full.bytes and 0 < eight.error < 0.1 and eight.agreement > 0.8
+    assert full.seconds + eight.seconds < time.perf_counter() - began
+    length = len(logits(load(backbone_folder, "fp32"), image, SENTENCES[0]))
+    assert full.ms == eight.ms == 1000 * length + 3  # the first sentence alone is timed
+
+
+def test_logits_are_those_of_transformers_own_forward_pass(backbone_folder):
+    backbone = load(backbone_folder, "fp32")
+    inputs = backbone.processor(images=image, text="<image>" + SENTENCES[1], return_tensors="pt")
+    inputs.pop("labels", None)
+    with torch.no_grad():
+        whole = backbone.vlm(**inputs).logits[0, backbone.patches:]
+    torch.testing.assert_close(logits(backbone, image, SENTENCES[1]), whole)
+
+
+def test_an_answer_is_the_likeliest_next_token_and_does_not_repeat_the_question(backbone_folder):
+    backbone = load(backbone_folder, "fp32")
+    prompts = ["caption en", *SENTENCES]
+    likeliest = [backbone.processor.tokenizer.decode([logits(backbone, image, prompt)[-1].argmax().item()],
+                                                     skip_special_tokens=True) for prompt in prompts]
+    assert [answer(backbone, image, prompt, tokens=1) for prompt in prompts] == likeliest and any(likeliest)
+    assert all(answer(backbone, image, prompt, tokens=3).startswith(first) for prompt, first in zip(prompts, likeliest))

@@ -7,13 +7,22 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from lar_core.measure.results import SCHEMA, load_results, save_results, success_row, validate_results
+from lar_core.measure.results import (
+    load_results,
+    modern_rows,
+    read_episodes,
+    save_results,
+    success_row,
+    summarise,
+    validate_results,
+)
+from lar_core.measure.schema import Results
 from lar_core.measure.statistics import wilson
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl
 from lar_core.run.folder import provenance
 
 
@@ -76,7 +85,8 @@ def full() -> dict:
                       "target_minus_distractor": series(0.02, 0, 0.01, 0.05), "auc": series(0.7, 0.5, 0.6, 0.8),
                       "pointing": None},
         "rollouts": [rollout("attention_mask", "right", 14), rollout("attention_mask", "blank", 2),
-                     rollout("attention_mask", "foreign_task", 11), other_bowl("attention_mask", 3, 12), rollout("blind", "right", 13)],
+                     rollout("attention_mask", "foreign_task", 11), other_bowl("attention_mask", 3, 12),
+                     rollout("blind", "right", 13)],
         "latency": {"device": "a device", "dtype": "float32", "n": 50, "p50_ms": 13.0, "p95_ms": 17.0,
                     "replans_per_s": 76.9, "actions_per_s": 615.0, "chunk": 8, "execute": 8},
         "training_cost": {"device": "a device", "batch_size": 16, "n": 8, "own": training_step(2_000_000, 250.0),
@@ -100,7 +110,7 @@ def test_accepts_complete_and_minimal_results():
     validate_results(minimal())
 
 
-@pytest.mark.parametrize("section", [name for name in SCHEMA["properties"] if name not in ("schema_version", "run")])
+@pytest.mark.parametrize("section", [name for name in Results.model_fields if name not in ("schema_version", "run")])
 def test_every_section_may_be_null_or_absent(section):
     results = full()
     validate_results(results | {section: None})
@@ -118,19 +128,19 @@ def test_every_section_may_be_null_or_absent(section):
     ("grounding/aos/model/low", "low", "grounding.aos.model.low"),
     ("rollouts/1/instruction", "whispered", "rollouts[1].instruction"),
     ("rollouts/1/instruction", "swapped", "rollouts[1].instruction"),
-    ("rollouts/1/did_not_listen", 1, "rollouts[1].did_not_listen"),
+    ("rollouts/1/did_not_listen", 1, "rollouts[1]"),
     ("rollouts/3/did_not_listen", None, "rollouts[3].did_not_listen"),
-    ("rollouts/3/did_not_listen", 18, "rollouts[3].successes"),
+    ("rollouts/3/did_not_listen", 18, "rollouts[3]"),
     ("rollouts/3/rate", None, "rollouts[3]"),
     ("rollouts/4/task", 10, "rollouts[4].task"),
     ("latency/p50_ms", -1, "latency.p50_ms"),
     ("latency/p95_ms", math.nan, "latency.p95_ms"),
     ("action/l1/low", -math.inf, "action.l1.low"),
-    ("action/cross_entropy", np.float32(1.5), "action.cross_entropy"),
+    ("action/cross_entropy", "1.5", "action.cross_entropy"),
     ("shortcut/whole/blank/increase", None, "shortcut.whole.blank.increase"),
     ("shortcut/unit", "bits", "shortcut.unit"),
-    ("rollouts/0/rate", 0.71, "rollouts[0].rate"),
-    ("rollouts/0/successes", 21, "rollouts[0].successes"),
+    ("rollouts/0/rate", 0.71, "rollouts[0]"),
+    ("rollouts/0/successes", 21, "rollouts[0]"),
     ("rollouts/0/low", 0.9, "rollouts[0]"),
     ("provenance/scenes/0/gl/renderer", "", "provenance.scenes[0].gl.renderer"),
     ("provenance/scenes/0/picture/check", "fine", "provenance.scenes[0].picture.check"),
@@ -188,3 +198,108 @@ def test_unreadable_files_are_refused_in_words(tmp_path, content, words):
     with pytest.raises(LarError, match=words) as error:
         load_results(path)
     assert str(path) in str(error.value)
+
+
+# Success rates are counted per task, then pooled, and never across two questions.
+
+
+def episode(instruction: str, task: int, success: bool | None, **more) -> dict:
+    return {"policy": "p", "instruction": instruction, "placement": "official", "task": task, "success": success, **more}
+
+
+def test_summary_counts_per_task_and_pooled():
+    rows = [episode("right", task, success) for task, success in ((2, True), (5, True), (2, False))]
+    assert [row["task"] for row in summarise(rows)] == [2, 5, None]
+    table = {row["task"]: row for row in summarise(rows)}
+    assert (table[2]["successes"], table[5]["episodes"], table[None]["rate"]) == (1, 1, 2 / 3)
+    assert table[None]["low"] == pytest.approx(0.2077, abs=1e-3)  # Wilson for 2 of 3, from the closed formula
+
+
+def test_under_the_other_bowls_sentence_the_scenes_own_bowl_is_counted_too():
+    rows = [episode("other_bowl", 8, True, did_not_listen=False), episode("other_bowl", 8, False, did_not_listen=True),
+            episode("other_bowl", 5, False, did_not_listen=False), episode("other_task", 5, True)]
+    pooled = {row["instruction"]: row for row in summarise(rows) if row["task"] is None}
+    assert (pooled["other_bowl"]["successes"], pooled["other_bowl"]["did_not_listen"], pooled["other_bowl"]["episodes"]) \
+        == (1, 1, 3)
+    assert "did_not_listen" not in pooled["other_task"]
+
+
+def test_one_episode_whose_success_was_not_watched_leaves_the_rate_unknown_not_lower():
+    rows = [episode("other_bowl", 8, None, did_not_listen=True), episode("other_bowl", 5, True, did_not_listen=False)]
+    table = {row["task"]: row for row in summarise(rows)}
+    assert table[8]["rate"] is None and table[None]["successes"] is None and table[None]["did_not_listen"] == 1
+    assert table[5]["rate"] == 1
+
+
+@pytest.mark.parametrize("row, words", [
+    (success_row("p", "other_bowl", "official", 8, 20, 12, 9), "12 successes and 9 that did not listen in 20"),
+    (success_row("p", "right", "official", 8, 20, None), "all null"),
+    (success_row("p", "other_bowl", "official", 8, 20, 3, 9) | {"rate": None}, "all null"),
+    (success_row("p", "right", "official", 8, 20, 3) | {"rate": 0.2}, "0.2 is not 3/20")])
+def test_counts_that_cannot_be_are_named(row, words):
+    with pytest.raises(LarError, match=words):
+        validate_results(minimal() | {"rollouts": [row]})
+
+
+@pytest.mark.parametrize("row", [success_row("p", "other_bowl", "official", 8, 20, None, 19),
+                                 success_row("p", "other_bowl", "official", 8, 20, 3, 17)])
+def test_counts_that_can_be_are_accepted(row):
+    validate_results(minimal() | {"rollouts": [row]})
+
+
+# Older results keep their numbers, each under the name of what was really told.
+
+
+def old(task: int, successes: int = 7, placement: str = "official") -> dict:
+    return rollout("p", "swapped", successes, task=task, placement=placement)
+
+
+@pytest.mark.parametrize("task, tasks, placement, kind", [
+    (2, (2, 5, 8), "official", "other_task"), (5, (2, 5, 8), "wide", "other_task"),
+    (8, (2, 5, 8), "official", "other_bowl"), (8, tuple(range(10)), "wide", "other_bowl"),
+    (5, (5,), "official", "foreign_task"), (9, (2, 9), "official", "other_task"),
+    (8, (8,), "counterfactual", "mixed"), (3, (3,), "counterfactual", "foreign_task")])
+def test_what_swapped_was(task, tasks, placement, kind):
+    row, _ = modern_rows([old(task, placement=placement)], tasks)
+    assert row["instruction"] == kind
+    if kind == "other_bowl":  # the scene's own bowl on the plate was called a success
+        assert row["successes"] is None and row["did_not_listen"] == 7
+    else:
+        assert row["successes"] == 7
+
+
+def test_an_old_results_file_is_pooled_anew_kind_by_kind(tmp_path):
+    rows = [rollout("attention_mask", "right", 58, 60, None), old(2, 0), old(5, 1), old(8, 19),
+            rollout("p", "swapped", 20, 60, None)]
+    (tmp_path / "results.json").write_text(json.dumps(minimal(tasks=(2, 5, 8)) | {"rollouts": rows}))
+    pooled = {row["instruction"]: row for row in load_results(tmp_path / "results.json")["rollouts"] if row["task"] is None}
+    assert (pooled["other_task"]["successes"], pooled["other_task"]["episodes"]) == (1, 40)
+    assert (pooled["other_bowl"]["did_not_listen"], pooled["other_bowl"]["episodes"]) == (19, 20)
+    assert pooled["right"]["successes"] == 58
+
+
+@pytest.mark.parametrize("damage", [{"successes": 99}, {"task": "two"}, {"episodes": None}, {"placement": []}])
+def test_a_damaged_old_file_is_refused_in_a_sentence(tmp_path, damage):
+    (tmp_path / "results.json").write_text(json.dumps(minimal() | {"rollouts": [old(2) | damage]}))
+    with pytest.raises(LarError, match="does not follow the results schema"):
+        load_results(tmp_path / "results.json")
+
+
+def test_old_episodes_of_counterfactual_scenes_are_told_apart_by_the_bowl_that_the_scene_names(tmp_path):
+    for episode in range(4):
+        append_jsonl(tmp_path / "rollouts.jsonl", {"policy": "p", "instruction": "swapped", "placement": "counterfactual",
+                                                   "task": 8, "episode": episode, "success": episode < 2})
+    rows = read_episodes(tmp_path / "rollouts.jsonl", (8,))  # odd ones were told their own sentence, which is no change
+    assert [(row["episode"], row["instruction"], row["did_not_listen"]) for row in rows] == [
+        (0, "other_bowl", True), (2, "other_bowl", False)]
+
+
+@pytest.mark.parametrize("condition, ignored", [("attention_mask", 19), ("random_mask", 15)])
+def test_the_kept_results_say_what_was_hidden_in_their_pool(condition, ignored):
+    kept = json.loads((KEPT[0].parent / f"{condition}-small-s0.json").read_text())  # as it is kept, not as it loads
+    rows = kept["rollouts"]
+    told = {(row["instruction"], row["task"]): row for row in rows if row["policy"] == condition}
+    assert told["other_bowl", None]["did_not_listen"] == told["other_bowl", 8]["did_not_listen"] == ignored
+    assert told["other_task", None]["successes"] == 0 and ("other_task", 8) not in told
+    assert not any(row["instruction"] == "swapped" for path in KEPT[0].parent.glob("*.json")
+                   for row in json.loads(path.read_text()).get("rollouts") or [])

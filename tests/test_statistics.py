@@ -8,10 +8,13 @@ from scipy import stats
 
 from lar_core.measure.statistics import (
     bootstrap_mean,
+    clustered_bootstrap,
+    cohens_h,
     describe_difference,
     detectable_paired,
     detectable_unpaired,
     difference_unpaired,
+    holm,
     mcnemar,
     wilson,
 )
@@ -78,3 +81,51 @@ def test_a_clear_result_is_worded_as_a_direction():
     text = describe_difference("attention_mask", [True] * 20, "blind", [False] * 20)
     assert text.startswith("attention_mask is more successful than blind: 20/20 against 0/20, +100 points")
     assert describe_difference("blind", [False] * 20, "x", [True] * 20).startswith("blind is less successful")
+
+
+def test_holm_by_hand():
+    # smallest first: 0.01 x 3; then 0.03 x 2; then 0.04 x 1, but never less than the one before
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == [] and holm([0.9, 0.9]) == [1.0, 1.0]
+    # 0.01 x 5; 0.02 x 4; 0.03 x 3; then 0.04 x 2 and 0.05 x 1 are less than the one before
+    assert holm([0.05, 0.01, 0.02, 0.04, 0.03]) == pytest.approx([0.09, 0.05, 0.08, 0.09, 0.09])
+
+
+def test_cohens_h_by_hand():
+    assert cohens_h(0.5, 0.25) == pytest.approx(np.pi / 2 - np.pi / 3)  # 2 asin sqrt(1/2) - 2 asin sqrt(1/4)
+    assert cohens_h(0.25, 0.5) == -cohens_h(0.5, 0.25) and cohens_h(1.0, 0.0) == pytest.approx(np.pi)
+
+
+def test_seeds_without_spread_inside_are_bootstrapped_as_scipy_does():
+    means = np.array([0.1, 0.4, 0.2, 0.9, 0.5])
+    found = clustered_bootstrap(np.repeat(means[:, None], 7, axis=1))
+    theirs = stats.bootstrap((means,), np.mean, method="percentile", rng=0).confidence_interval
+    assert (found.value, found.n) == (pytest.approx(means.mean()), 5)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high), abs=0.02)
+
+
+def test_seeds_that_agree_leave_the_spread_of_rollouts():
+    values = np.array([[0.0, 1.0] * 25] * 4)  # 4 seeds of 50 rollouts: the mean's deviation is 0.5 / sqrt(200)
+    found = clustered_bootstrap(values)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * 0.5 / np.sqrt(200), abs=0.006)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    agree, disagree = np.array([[1.0, 0.0] * 10] * 2), np.array([[1.0] * 20, [0.0] * 20])
+    assert agree.mean() == disagree.mean()
+    narrow, wide = clustered_bootstrap(agree), clustered_bootstrap(disagree)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_one_seed_has_an_interval_over_rollouts_only():
+    found, within = clustered_bootstrap(np.array([[1.0, 0.0, 1.0, 1.0]])), bootstrap_mean([1.0, 0.0, 1.0, 1.0])
+    assert (found.low, found.high, found.n) == (within.low, within.high, 1)
+
+
+def test_the_detectable_difference_is_found_four_times_out_of_five():
+    n, differing, alpha, rng = 300, 0.3, 0.05 / 4, np.random.default_rng(0)
+    least = detectable_paired(n, differing, alpha)
+    count = rng.binomial(n, differing, size=1500)
+    only_a = rng.binomial(count, (1 + least / differing) / 2)
+    found = np.mean([stats.binomtest(int(a), int(k)).pvalue < alpha for a, k in zip(only_a, count)])
+    assert 0.72 < found < 0.86  # an exact test detects a little less than the normal approximation says

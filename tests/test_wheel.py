@@ -60,7 +60,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_the_manifest_as_it_is(whe
 def test_a_source_archive_has_what_the_wheel_is_made_of(tmp_path):
     with tarfile.open(build(tmp_path, "sdist")) as archive:
         names = {name.split("/", 1)[-1] for name in archive.getnames()}
-    assert {"data_manifest.yaml", "setup.py", "lar_core/measure/results_schema.json"} <= names
+    assert {"data_manifest.yaml", "setup.py", "lar_core/scene/reference.json"} <= names
 
 
 def test_installed_without_a_checkout_it_loads_a_policy(wheel, tmp_path):

@@ -1,0 +1,1 @@
+"""Measure: from a policy to numbers."""

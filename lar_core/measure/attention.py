@@ -4,7 +4,7 @@ The three steps are plain functions, so that a widget, a notebook and a test can
 
     attention = reader.read(image, "pick up the black bowl")       # (N layers, H heads, L words, P patches)
     saliency = aggregate(attention, Choice(layers=(3,), reduce="max"))     # (P,), sums to 1
-    view = look(attention, Choice(), coverage)                     # saliency, mask and metrics together
+    view = view_of(saliency, 0.25, coverage)                       # saliency, mask and metrics together
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import torch
 from ..data.demos import Episode
 from ..model import aggregation
 from ..model.backbone import Backbone
-from ..model.masking import count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import SaliencyTap
 from ..run.errors import LarError, unknown
-from . import grounding
 from .maps import available, saliency_maps
-from .statistics import Interval, bootstrap_mean
+from .metrics import Truth, in_context, patch_coverage, top_patches
+from .statistics import Interval, mean_over_episodes
 
 REDUCE = {"mean": np.mean, "max": np.max}
 BATCH = 16
@@ -78,15 +77,16 @@ class AttentionReader:
     def __init__(self, policy: Policy, remember: int = 512, localisation: list[tuple[int, int]] | None = None):
         """localisation: the heads that `saliency_rows.localisation_heads` chose, to offer that aggregation too."""
         self.policy, self.remember, self.localisation = policy, remember, localisation
-        self._maps: OrderedDict[tuple[str, str, str], np.ndarray] = OrderedDict()
-        self._known: OrderedDict[tuple[str, str], Attention] = OrderedDict()
+        self._known: OrderedDict[tuple[str, ...], Attention | np.ndarray] = OrderedDict()
 
     @property
     def layers(self) -> int:
+        """Of the language model."""
         return self.policy.backbone.layers
 
     @property
     def heads(self) -> int:
+        """Of each layer."""
         return self.policy.backbone.vlm.config.text_config.num_attention_heads
 
     def read(self, image: np.ndarray, instruction: str) -> Attention:
@@ -106,19 +106,19 @@ class AttentionReader:
         if name not in self.aggregations:
             raise unknown("aggregation", name, self.aggregations)
         key = (*_key(image, instruction), name)
-        if key not in self._maps:
+        if key not in self._known:
             pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
             found = saliency_maps(self.policy, pixels, [instruction], [name], self.localisation)[name]
-            self._maps[key] = found[0].float().cpu().numpy()
-        while len(self._maps) > self.remember:
-            self._maps.popitem(last=False)
-        return self._maps[key]
+            self._keep(key, found[0].float().cpu().numpy())
+        self._known.move_to_end(key)
+        return self._known[key]
 
     def look(self, image: np.ndarray, instruction: str, choice: Choice, coverage: np.ndarray | None = None) -> View:
-        """What a choice makes of image (H, W, 3): as the function `look`, and by a named aggregation too."""
+        """What a choice makes of image (H, W, 3). coverage (2, P): named object and other bowl; None: without metrics."""
         if choice.aggregation is None:
-            return look(self.read(image, instruction), choice, coverage)
-        saliency = smooth(self.aggregated(image, instruction, choice.aggregation), choice.smoothing)
+            saliency = aggregate(self.read(image, instruction), choice)
+        else:
+            saliency = smooth(self.aggregated(image, instruction, choice.aggregation), choice.smoothing)
         return view_of(saliency, choice.mask_ratio, coverage)
 
     def prepare(self, images: np.ndarray, instruction: str) -> None:
@@ -128,7 +128,10 @@ class AttentionReader:
         for start in range(0, len(todo), BATCH):
             chosen = todo[start : start + BATCH]
             for i, attention in zip(chosen, self._run(images[chosen], instruction)):
-                self._known[keys[i]] = attention
+                self._keep(keys[i], attention)
+
+    def _keep(self, key: tuple[str, ...], value: Attention | np.ndarray) -> None:
+        self._known[key] = value
         while len(self._known) > self.remember:
             self._known.popitem(last=False)
 
@@ -181,29 +184,11 @@ def smooth(saliency: np.ndarray, sigma: float) -> np.ndarray:
     return saliency if sigma == 0 else aggregation.smooth(torch.tensor(saliency)[None], sigma)[0].numpy()
 
 
-def look(attention: Attention, choice: Choice, coverage: np.ndarray | None = None) -> View:
-    """Aggregate, mask and score. coverage (2, P): named object and other bowl; None: without metrics."""
-    return view_of(aggregate(attention, choice), choice.mask_ratio, coverage)
-
-
 def view_of(saliency: np.ndarray, mask_ratio: float, coverage: np.ndarray | None = None) -> View:
-    """Mask and score a map (P,), however it was made; arguments as in `look`."""
-    mask = mask_top(torch.from_numpy(saliency)[None], count_masked(saliency.size, mask_ratio))[0].numpy()
-    return View(saliency, mask, {} if coverage is None else score(saliency, coverage, mask_ratio))
-
-
-def score(saliency: np.ndarray, coverage: np.ndarray, ratio: float = 0.25) -> dict[str, float]:
-    """Every metric of `grounding` for one frame, with what chance and a perfect map would reach."""
-    grid = (round(saliency.size**0.5),) * 2
-    one, target, other = saliency[None], coverage[:1], coverage[1:]
-    metrics = {
-        "aos": grounding.aos(one, target, ratio), "aos_uniform": grounding.aos_uniform(target, ratio),
-        "aos_best": grounding.aos_best(target, ratio), "auc": grounding.auc(one, target),
-        "pointing": grounding.pointing(one, target, grid), "on_target": grounding.mass(one, target),
-        "on_other": grounding.mass(one, other),
-        "target_minus_distractor": grounding.target_minus_distractor(one, target, other),
-    }
-    return {name: float(value[0]) for name, value in metrics.items()}
+    """Mask and score a map (P,), however it was made; coverage as in `AttentionReader.look`."""
+    metrics = {} if coverage is None else in_context(saliency[None], Truth.of_shares(coverage[None]), mask_ratio)
+    mask = top_patches(saliency[None], mask_ratio)[0]
+    return View(saliency, mask, {name: float(value[0]) for name, value in metrics.items()})
 
 
 def regions_of(episode: Episode, frame: int) -> np.ndarray | None:
@@ -216,8 +201,8 @@ def regions_of(episode: Episode, frame: int) -> np.ndarray | None:
 
 def coverage_of(episode: Episode, frame: int, patches: int) -> np.ndarray | None:
     """Shares (2, P) of the patches that the two bowls cover; None without segmentation."""
-    regions, grid = regions_of(episode, frame), round(patches**0.5)
-    return None if regions is None else grounding.patch_coverage(regions, (grid, grid))
+    regions = regions_of(episode, frame)
+    return None if regions is None else patch_coverage(regions, round(patches**0.5))
 
 
 def compare(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[str, Choice],
@@ -227,31 +212,23 @@ def compare(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[
     Returns, by choice and metric, the mean with its bootstrap interval over episodes; frames in which the object is
     out of view do not count. Raises LarError for episodes without segmentation.
     """
-    rows: dict[str, list[dict[str, float]]] = {name: [] for name in choices}
-    for episode in episodes:
-        moments = np.linspace(0, len(episode) - 1, min(frames, len(episode))).round().astype(int)
-        reader.prepare(episode.agentview_rgb[moments], episode.instruction)
-        images, patches = episode.agentview_rgb, reader.policy.backbone.patches
-        covers = {frame: _seen(coverage_of(episode, frame, patches)) for frame in moments}
-        for name, choice in choices.items():
-            scores = [reader.look(images[frame], episode.instruction, choice, covers[frame]).metrics
-                      for frame in moments]
-            rows[name].append({metric: _mean([score[metric] for score in scores]) for metric in scores[0]})
-    return {name: {metric: bootstrap_mean(values) for metric in means[0]
-                   if (values := [mean[metric] for mean in means if not np.isnan(mean[metric])])}
-            for name, means in rows.items()}
-
-
-def _seen(coverage: np.ndarray | None) -> np.ndarray:
-    if coverage is None:
+    if any(episode.segmentation is None for episode in episodes):
         raise LarError("These demonstrations have no segmentation, so nothing can be scored: record some with "
                        "`lar demos`.")
-    return coverage
-
-
-def _mean(values: list[float]) -> float:
-    seen = [value for value in values if not np.isnan(value)]
-    return float(np.mean(seen)) if seen else float("nan")
+    rows: dict[str, list[dict[str, float]]] = {name: [] for name in choices}
+    numbers: list[int] = []  # of the episode that each row is from
+    for number, episode in enumerate(episodes):
+        moments = np.linspace(0, len(episode) - 1, min(frames, len(episode))).round().astype(int)
+        reader.prepare(episode.agentview_rgb[moments], episode.instruction)
+        numbers += [number] * len(moments)
+        covers = {frame: coverage_of(episode, frame, reader.policy.backbone.patches) for frame in moments}
+        for name, choice in choices.items():
+            rows[name] += [reader.look(episode.agentview_rgb[frame], episode.instruction, choice, covers[frame]).metrics
+                           for frame in moments]
+    def mean(scores: list[dict[str, float]], metric: str) -> Interval | None:
+        return mean_over_episodes(np.array([row[metric] for row in scores]), np.array(numbers))
+    return {name: {metric: found for metric in scores[0] if (found := mean(scores, metric))}
+            for name, scores in rows.items()}
 
 
 def image_share(attention: Attention) -> np.ndarray:

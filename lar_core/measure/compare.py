@@ -23,6 +23,7 @@ class Result:
 
     @property
     def condition(self) -> str:
+        """Its name."""
         return self.results["run"]["condition"]
 
     def entry(self, policy: str, instruction: str = "right") -> dict | None:

@@ -1,12 +1,10 @@
-"""What choices cost when the policy acts: one step with another head, in another precision, without saliency.
-
-Weights do not matter for time, so nothing here needs a trained policy.
+"""What choices cost, in time and memory: a policy step (another head, another precision, without saliency), a training
+step of a condition, a backbone in several precisions. Weights do not matter for time, so little here needs a trained policy.
 """
 
 from __future__ import annotations
 
 import gc
-import statistics
 import tempfile
 import threading
 import time
@@ -35,11 +33,96 @@ from ..run.folder import Run
 from ..run.registry import HEADS
 from ..run.runtime import device, device_name
 
+REPEATS = 50  # of a policy step
+STEPS = 8  # of training
+NOISE_FRAMES = 64  # of the made-up episode that is trained on
+SAMPLE_EVERY = 0.02  # seconds, between looks at a CPU's memory
+BASE = "action_only"  # what every other condition is compared with
+ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "gaze_diffusion_matched", "teacher_mask",
+        "contrastive_attention", "language_mask", "autoregressive_head", "bridge_head", "focus_head")  # one of each
+INSTRUCTION = "pick up the black bowl on the ramekin and place it on the plate"
+
+
+# Time and peak memory of a piece of work
+
+def times(work: Callable[[], object], repeats: int, warm_up: int = 2) -> np.ndarray:
+    """Milliseconds that each of `repeats` runs takes, after some to warm up."""
+    taken = []
+    for _ in range(warm_up + repeats):
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        taken.append(1000 * (time.perf_counter() - began))
+    return np.array(taken[warm_up:])
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Their median."""
+    return float(np.median(times(work, repeats)))
+
+
+@dataclass
+class Reading:
+    """seconds, and bytes at the peak: of memory that belongs to this process alone, or of torch's allocator on a GPU."""
+
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+
+@contextmanager
+def meter() -> Iterator[Reading]:
+    """Yield a Reading that is complete when the block ends."""
+    reading, began = Reading(), time.perf_counter()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        yield reading
+        torch.cuda.synchronize()
+        reading.peak_bytes = torch.cuda.max_memory_allocated()
+    else:
+        with _sampled(reading):
+            yield reading
+    reading.seconds = time.perf_counter() - began
+
+
+@contextmanager
+def _sampled(reading: Reading) -> Iterator[None]:
+    done = threading.Event()
+
+    def watch() -> None:
+        last = False
+        while not last:
+            last = done.wait(SAMPLE_EVERY)  # one more look after the end
+            reading.peak_bytes = max(reading.peak_bytes, own_bytes())
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def own_bytes() -> int:
+    """Memory of this process without files that it has only mapped, such as the checkpoint that it reads."""
+    memory = psutil.Process().memory_info()
+    return memory.rss - memory.shared
+
+
+# One policy step: image and instruction in, a chunk of actions out, saliency included
 
 def heads() -> dict[str, dict]:
     """Every action head with its usual loss, as changes of a condition."""
     return {f"{name}: {HEADS.about(name).words}": {"head": name, "action_loss": HEADS.about(name).losses[0]}
             for name in HEADS}
+
+
+def precisions() -> dict[str, dict]:
+    """The precisions that can be compared on this machine, as changes of a profile."""
+    return {name: {"precision": name} | ({"tune": "lora_all"} if name in ("int8", "nf4") else {})
+            for name in ("fp16" if torch.cuda.is_available() else "fp32", "int8", "nf4")}
 
 
 def untrained(run: Run, **changes: object) -> Policy:
@@ -48,19 +131,9 @@ def untrained(run: Run, **changes: object) -> Policy:
 
 
 def policy_steps(run: Run, variants: dict[str, dict], repeats: int = 20) -> list[tuple[str, float, float, float]]:
-    """(name, p50 in ms, p95 in ms, actions a second) of one policy step, saliency included, for each variant."""
-    rows = []
-    for name, changes in variants.items():
-        times = time_acting(untrained(run, **changes).eval(), repeats)
-        rows.append((name, *times.values(), 1000 / times["p50_ms"] * run.config.profile.execute))
-    return rows
-
-
-def precisions() -> dict[str, dict]:
-    """The precisions that can be compared on this machine, as changes of a profile."""
-    names = ("fp16", "int8", "nf4") if torch.cuda.is_available() else ("fp32", "int8", "nf4")
-    return {name: {"precision": name, "tune": "lora_all"} if name in ("int8", "nf4") else {"precision": name}
-            for name in names}
+    """(name, p50 in ms, p95 in ms, actions a second) of one policy step for each variant."""
+    taken = {name: time_acting(untrained(run, **changes).eval(), repeats) for name, changes in variants.items()}
+    return [(name, *found.values(), 1000 / found["p50_ms"] * run.config.profile.execute) for name, found in taken.items()]
 
 
 def saliency_cost(run: Run, repeats: int = 20) -> tuple[float, float]:
@@ -71,30 +144,11 @@ def saliency_cost(run: Run, repeats: int = 20) -> tuple[float, float]:
         return tuple(milliseconds(lambda on=on: policy.encode(batch, saliency=on), repeats) for on in (True, False))
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Median time that `work` takes, after two runs to warm up."""
-    times = []
-    for _ in range(2 + repeats):
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times[2:])
-
-
-# Latency: how long one policy step takes (image and instruction in, a chunk of actions out), saliency included.
-
-WARM_UP = 5
-REPEATS = 50
-
-
 def measure_latency(run: Run, policy: Policy, repeats: int = REPEATS) -> dict:
     """Time `policy.act` on one observation; writes and returns `latency.json` (milliseconds, per second)."""
-    profile = run.config.profile
-    times = time_acting(policy, repeats)
-    result = {"device": device_name(), "dtype": policy.profile.precision, "n": repeats, **times,
-              "replans_per_s": 1000 / times["p50_ms"], "actions_per_s": 1000 / times["p50_ms"] * profile.execute,
+    profile, found = run.config.profile, time_acting(policy, repeats)
+    result = {"device": device_name(), "dtype": policy.profile.precision, "n": repeats, **found,
+              "replans_per_s": 1000 / found["p50_ms"], "actions_per_s": 1000 / found["p50_ms"] * profile.execute,
               "chunk": profile.chunk, "execute": profile.execute}
     write_json(run.path / "latency.json", result)
     return result
@@ -103,14 +157,7 @@ def measure_latency(run: Run, policy: Policy, repeats: int = REPEATS) -> dict:
 def time_acting(policy: Policy, repeats: int = REPEATS) -> dict[str, float]:
     """Median and 95th percentile of one policy step, in milliseconds."""
     batch = one_observation(policy)
-    times = []
-    for _ in range(WARM_UP + repeats):
-        began = time.perf_counter()
-        policy.act(batch)
-        if policy.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - began))
-    p50, p95 = np.percentile(times[WARM_UP:], [50, 95])
+    p50, p95 = np.percentile(times(lambda: policy.act(batch), repeats, warm_up=5), [50, 95])
     return {"p50_ms": float(p50), "p95_ms": float(p95)}
 
 
@@ -120,17 +167,11 @@ def one_observation(policy: Policy) -> dict:
     def noise(size: int) -> torch.Tensor:
         return torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8, device=device)
     batch = {"images": noise(policy.backbone.image_size), "proprio": torch.zeros(1, 8, device=device),
-             "instructions": ["pick up the black bowl on the ramekin and place it on the plate"]}
+             "instructions": [INSTRUCTION]}
     return batch | ({"wrist": noise(profile.wrist_size)} if profile.wrist_size else {})
 
 
-# What a condition costs in training, beside `action_only` at the same profile: parameters, operations, time, memory.
-
-WARM_UP, STEPS = 2, 8
-BASE = "action_only"
-ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "gaze_diffusion_matched", "teacher_mask",
-        "contrastive_attention", "language_mask", "autoregressive_head", "bridge_head", "focus_head")  # one of each
-
+# One training step, beside `action_only` at the same profile: parameters, operations, time, memory
 
 def measure_training(run: Run, steps: int = STEPS) -> dict:
     """Measure a training step of the run's condition and of `action_only`; writes and returns `training_cost.json`."""
@@ -147,30 +188,27 @@ def compare_training(config: RunConfig, names: Sequence[str] = ARMS, steps: int 
 
     The feature cache is left to those that can use it.
     """
-    return {name: _cost_or_none(config.replace(condition=CONDITIONS[name], cache=config.profile.cache
-                                               and not CONDITIONS[name].sees_again), steps) for name in names}
-
-
-def _cost_or_none(config: RunConfig, steps: int) -> dict | None:
-    try:
-        return _cost(config, steps)
-    except torch.cuda.OutOfMemoryError:
-        return None
+    costs: dict[str, dict | None] = {}
+    for name in names:
+        cache = config.profile.cache and not CONDITIONS[name].sees_again
+        try:
+            costs[name] = _cost(config.replace(condition=CONDITIONS[name], cache=cache), steps)
+        except torch.cuda.OutOfMemoryError:
+            costs[name] = None
+    return costs
 
 
 def _cost(config: RunConfig, steps: int) -> dict:
     """parameters that learn; flops of one step on one sample; step_ms; peak_bytes, of a GPU only."""
     gc.collect()
-    if device().type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with tempfile.TemporaryDirectory() as folder:
+    torch.cuda.empty_cache()
+    with tempfile.TemporaryDirectory() as folder, meter() as reading:
         trainer = Trainer(Run.open(config, Path(folder) / "run"), noise_dataset(config), Path(folder))
         trainer.bare.train()
-        flops = _flops(trainer) / config.profile.batch_size if _all_counted(config) else None
-        return {"parameters": sum(tensor.numel() for tensor in trainer.bare.trained().values()), "flops": flops,
-                "step_ms": statistics.median([_step_ms(trainer) for _ in range(WARM_UP + steps)][WARM_UP:]),
-                "peak_bytes": torch.cuda.max_memory_allocated() if device().type == "cuda" else None}
+        cost = {"parameters": sum(tensor.numel() for tensor in trainer.bare.trained().values()),
+                "flops": _flops(trainer) / config.profile.batch_size if _all_counted(config) else None,
+                "step_ms": milliseconds(trainer.one_step, steps)}
+    return cost | {"peak_bytes": reading.peak_bytes if torch.cuda.is_available() else None}
 
 
 def _flops(trainer: Trainer) -> float:
@@ -185,15 +223,21 @@ def _all_counted(config: RunConfig) -> bool:
     return config.profile.cache or config.profile.precision not in ("int8", "nf4")
 
 
-def _step_ms(trainer: Trainer) -> float:
-    began = time.perf_counter()
-    trainer.one_step()
-    if device().type == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - began)
+def noise_dataset(config: RunConfig) -> DemoDataset:
+    """One made-up episode in the sizes that the profile asks for."""
+    rng, steps, profile = np.random.default_rng(0), NOISE_FRAMES, config.profile
+    def pixels(size: int) -> np.ndarray:
+        return rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8)
+    episode = Episode(
+        instruction=INSTRUCTION, actions=rng.uniform(-1, 1, (steps, 7)), agentview_rgb=pixels(profile.image_size),
+        eye_in_hand_rgb=pixels(profile.wrist_size) if profile.wrist_size else None, ee_pos=rng.normal(size=(steps, 3)),
+        ee_ori=rng.normal(size=(steps, 3)), gripper_states=rng.normal(size=(steps, 2)), joint_states=None, states=None,
+        segmentation=rng.integers(0, 3, (steps, profile.image_size, profile.image_size), dtype=np.uint8),
+        objects=("bowl", "other"), target="bowl", distractor="other")
+    return make_dataset([episode], Stats.of([episode]), config)
 
 
-# One backbone in several precisions, one after the other: memory, speed, and whether it still says the same.
+# One backbone in several precisions, one after the other: memory, speed, and whether it still says the same
 
 @dataclass(frozen=True)
 class Measured:
@@ -220,13 +264,12 @@ def compare_precisions(source: str | Path, precisions: list[str], image: np.ndar
     """Measure each precision on image (H, W, 3) uint8 with several sentences; only one model is in memory at a time."""
     reference, rows = None, []
     for precision in precisions:
-        began = time.perf_counter()
-        backbone = load(source, precision)
-        seconds = time.perf_counter() - began
+        with meter() as loading:
+            backbone = load(source, precision)
         found = torch.cat([logits(backbone, image, sentence) for sentence in sentences])
         reference = found if reference is None else reference
         ms = milliseconds(lambda backbone=backbone: logits(backbone, image, sentences[0]), repeats=3)
-        rows.append(Measured(precision, sum(row["bytes"] for row in parameter_table(backbone.vlm)), seconds, ms,
+        rows.append(Measured(precision, sum(row["bytes"] for row in parameter_table(backbone.vlm)), loading.seconds, ms,
                              ((found - reference).norm() / reference.norm()).item(),
                              (found.argmax(-1) == reference.argmax(-1)).float().mean().item()))
         del backbone
@@ -261,75 +304,3 @@ def _inputs(backbone: Backbone, image: np.ndarray, sentence: str) -> dict[str, T
     inputs = backbone.processor(images=image, text="<image>" + sentence, return_tensors="pt").to(backbone.vlm.device)
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
             if name in inputs} | {"pixel_values": inputs["pixel_values"].to(backbone.vlm.model.vision_tower.dtype)}
-
-
-NOISE_FRAMES = 64
-INSTRUCTION = "pick up the black bowl on the ramekin and place it on the plate"
-
-
-def noise_dataset(config: RunConfig) -> DemoDataset:
-    """One made-up episode in the sizes that the profile asks for."""
-    rng, steps, profile = np.random.default_rng(0), NOISE_FRAMES, config.profile
-    def pixels(size: int) -> np.ndarray:
-        return rng.integers(0, 256, (steps, size, size, 3), dtype=np.uint8)
-    episode = Episode(
-        instruction=INSTRUCTION, actions=rng.uniform(-1, 1, (steps, 7)), agentview_rgb=pixels(profile.image_size),
-        eye_in_hand_rgb=pixels(profile.wrist_size) if profile.wrist_size else None, ee_pos=rng.normal(size=(steps, 3)),
-        ee_ori=rng.normal(size=(steps, 3)), gripper_states=rng.normal(size=(steps, 2)), joint_states=None, states=None,
-        segmentation=rng.integers(0, 3, (steps, profile.image_size, profile.image_size), dtype=np.uint8),
-        objects=("bowl", "other"), target="bowl", distractor="other")
-    return make_dataset([episode], Stats.of([episode]), config)
-
-
-# Time and peak memory of a piece of work: of the process on a CPU, of torch's allocator on a GPU.
-
-SAMPLE_EVERY = 0.02  # seconds
-
-
-@dataclass
-class Reading:
-    """seconds, and bytes at the peak: of memory that belongs to this process alone, or of the GPU."""
-
-    seconds: float = 0.0
-    peak_bytes: int = 0
-
-
-def own_bytes() -> int:
-    """Memory of this process without files that it has only mapped, such as the checkpoint that it reads."""
-    memory = psutil.Process().memory_info()
-    return memory.rss - memory.shared
-
-
-@contextmanager
-def meter() -> Iterator[Reading]:
-    """Yield a Reading that is complete when the block ends."""
-    reading, began = Reading(), time.perf_counter()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        yield reading
-        torch.cuda.synchronize()
-        reading.peak_bytes = torch.cuda.max_memory_allocated()
-    else:
-        with _sampled(reading):
-            yield reading
-    reading.seconds = time.perf_counter() - began
-
-
-@contextmanager
-def _sampled(reading: Reading) -> Iterator[None]:
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.is_set():
-            reading.peak_bytes = max(reading.peak_bytes, own_bytes())
-            done.wait(SAMPLE_EVERY)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-        reading.peak_bytes = max(reading.peak_bytes, own_bytes())

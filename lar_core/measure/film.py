@@ -14,11 +14,11 @@ import imageio.v2 as imageio
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import uniform_filter
 
 from ..run.errors import LarError
 from ..run.files import atomic_path
 from ..run.unreadable import reading
-from .regions import upsample
 
 FPS = 20  # LIBERO's control frequency
 ROUNDS = 6  # of smoothing within patches
@@ -70,7 +70,7 @@ class Film:
 def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85) -> np.ndarray:
     """Colour image (H, H, 3) uint8 by saliency (P,), P a square number, summing to 1; returns (H, H, 3) uint8.
 
-    Smoothly, but no patch's saliency leaks onto its neighbours: see `regions.upsample`.
+    Smoothly, but no patch's saliency leaks onto its neighbours: see `upsample`.
     """
     density = upsample(saliency, len(image), ROUNDS) * len(image) ** 2  # 1 = what a uniform map would give
     heat = np.clip((density - 1) / (FULL_COLOUR - 1), 0, 1)
@@ -78,6 +78,28 @@ def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85) -> 
     ground = 0.35 * image + 0.65 * grey  # half without colour, so that the heat is not mistaken for an object's own
     alpha = strength * heat[..., None] ** 0.7
     return (ground * (1 - alpha) + HEAT[(heat * 255).astype(np.uint8)] * alpha).astype(np.uint8)
+
+
+def upsample(saliency: np.ndarray, size: int, rounds: int = 0) -> np.ndarray:
+    """saliency (P,) -> pixels (size, size) with the same sum, in which every patch keeps its own share.
+
+    Bilinear enlargement carries saliency over patch borders, onto objects that no patch looked at. Here each patch's
+    pixels are equal (rounds = 0), or made smooth without exchanging anything with the patches beside it (Tobler's
+    pycnophylactic interpolation, 1979): `rounds` times blur, then give every patch its share back.
+    Raises ValueError where the patches do not divide the pixels.
+    """
+    grid = round(saliency.size**0.5)
+    if size % grid:
+        raise ValueError(f"{size} pixels cannot be divided into {grid} patches.")
+    side = size // grid
+    share = np.repeat(np.repeat(saliency.reshape(grid, grid), side, axis=0), side, axis=1) / side**2
+    pixels = share
+    for _ in range(rounds):
+        pixels = uniform_filter(pixels, size=3, mode="nearest")
+        mean = pixels.reshape(grid, side, grid, side).mean(axis=(1, 3), keepdims=True)
+        scaled = pixels.reshape(grid, side, grid, side) / np.where(mean > 0, mean, 1)
+        pixels = scaled.reshape(size, size) * share
+    return pixels
 
 
 def frame_with_saliency(image: np.ndarray, saliency: np.ndarray, wrist: np.ndarray | None = None,

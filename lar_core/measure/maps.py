@@ -1,6 +1,7 @@
 """Saliency in rows: every aggregation on the same held-out frames, and the policy's own one on changed frames.
 
-A row is {"name", "frames", "metrics"}, with every metric of `heatmaps` as an interval over episodes.
+A row is {"name", "frames", "metrics"}, with every metric of `metrics` as an interval over episodes; the frames are those of
+demonstrations, or photographs with phrases. `saliency_maps` makes the maps, whatever the policy was trained with.
 """
 
 from __future__ import annotations
@@ -56,10 +57,9 @@ def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) ->
     frames = _some(frames)
     images, instructions = _shown(heldout, frames)
     regions, truth = heldout.batch(frames)["regions"].numpy().astype(bool), truth_of(heldout, frames, policy)
-    shown, rows = Frames(images, instructions, regions[:, 0], regions[:, 1]), []
+    shown, rows, own = Frames(images, instructions, regions[:, 0], regions[:, 1]), [], policy.condition.aggregation
     for name, split in SPLITS.items():
         changed = split(shown)
-        own = policy.condition.aggregation
         saliency = maps_in_batches(policy, changed.images, changed.instructions, [own])[own]
         moved = Truth(changed.named, truth.grid, changed.other, truth.objects)
         rows.append(row(name, saliency, moved, heldout.episode[frames]))
@@ -133,14 +133,13 @@ MASKS, HIDDEN = 8, 0.25  # how many random masks are averaged over; share of the
 
 
 @torch.no_grad()
-def saliency_maps(policy: Policy, images: Tensor, instructions: Sequence[str], names: Iterable[str],
+def saliency_maps(policy: Policy, images: Tensor, instructions: Sequence[str], names: Sequence[str],
                   heads: list[tuple[int, int]] | None = None) -> dict[str, Tensor]:
     """images (B, 3, H, W) uint8 -> saliency (B, P) by every aggregation in `names`.
 
     heads: what `localisation_heads` is to take, (layer, head) counted from the first tapped layer. An aggregation that
     the policy has itself is used as the policy has learned or chosen it.
     """
-    names = list(names)
     encoding, prefix = read(policy, images, instructions)
     if any(name in AGGREGATIONS and AGGREGATIONS[name].relative for name in names):
         generic, _ = read(policy, images, [GENERIC] * len(images))
@@ -240,7 +239,7 @@ RIVALS = 7  # other places of a picture that are ranked against the named one, a
 
 def score_photographs(run: Run, policy: Policy, name: str, folder: Path | str, split: str = "val",
                       limit: int = PHRASES) -> list[dict]:
-    """The rows of a data set in `grounding_sets.SETS`, on the first `limit` phrases of `split`; also written down.
+    """The rows of a data set in `phrases.SETS`, on the first `limit` phrases of `split`; also written down.
 
     Raises LarError as `phrases` and `photograph_rows` do.
     """
@@ -252,7 +251,7 @@ def score_photographs(run: Run, policy: Policy, name: str, folder: Path | str, s
 
 def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = PHRASES, names: Sequence[str] | None = None,
                     heads: list[tuple[int, int]] | None = None) -> list[dict]:
-    """A row (see `saliency_rows`) for each aggregation in `names` (None: all), on the first `limit` phrases.
+    """A row for each aggregation in `names` (None: all), on the first `limit` phrases.
 
     Phrases that cannot be used are left out, counted by reason, printed, and counted in the rows as `skipped`. Intervals
     are over pictures: phrases of one picture are not independent. heads: what `localisation_heads` takes.

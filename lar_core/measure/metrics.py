@@ -1,8 +1,8 @@
-"""How well a heatmap finds an object, by every measure that the literature uses: one number a frame.
+"""How well a saliency map finds an object, by every measure that the literature uses: one number a frame.
 
-`score` gives all that are registered, for saliency (B, P) and the `Truth` of the same frames. AOS, its baselines and
-what counts as an object's patches are in `grounding`. Every metric is NaN for a frame in which the object cannot be
-seen. A flat map says nothing and gets what chance gives.
+`score` gives all that are registered, for saliency (B, P), non-negative, rows summing to 1, and the `Truth` of the same
+frames; patches run row by row over a square grid. Every metric is NaN for a frame in which the object cannot be seen
+(average with `numpy.nanmean`). A flat map says nothing and gets what chance gives.
 
 NSS, AUC, CC and KL take the object for what fixations are in saliency research, after Bylinskii et al. 2019 ("What do
 different evaluation metrics tell us about saliency models?").
@@ -14,21 +14,28 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
-from scipy.stats import entropy, rankdata, spearmanr
+import torch
+from scipy.ndimage import distance_transform_edt, find_objects, label
+from scipy.stats import entropy, hypergeom, rankdata, spearmanr
 from sklearn.metrics import roc_auc_score
 
+from ..model.masking import count_masked, mask_top, overlap
 from ..run.registry import METRICS
-from . import grounding
-from .regions import box_iou, box_of, pseudo_box
 
+MIN_COVERAGE = 0.2
+LEVEL = 0.5  # of the peak: patches above it belong to its region
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom exclusive
+
+
+# What is where
 
 @dataclass(frozen=True)
 class Truth:
     """What is where in B frames, on grid x grid patches.
 
-    named: pixels of the named object (B, H, W), 0/1; other: of the other one of its kind, or None; objects: pixels of
-    all that could have been named (B, R, H, W), the named one first, or None.
+    named: pixels of the named object (B, H, W), 0/1, or the share of each patch that it covers (B, grid, grid); other:
+    the same of the other one of its kind, or None; objects: of all that could have been named (B, R, H, W), the named
+    one first, or None.
     """
 
     named: np.ndarray
@@ -36,26 +43,34 @@ class Truth:
     other: np.ndarray | None = None
     objects: np.ndarray | None = None
 
+    @classmethod
+    def of_shares(cls, coverage: np.ndarray) -> Truth:
+        """From the shares of patches that the named object and the other one cover, (B, 2, P)."""
+        grid = round(coverage.shape[2]**0.5)
+        named, other = np.moveaxis(coverage.reshape(*coverage.shape[:2], grid, grid), 1, 0)
+        return cls(named, grid, other)
+
     @cached_property
     def coverage(self) -> np.ndarray:
         """Share of each patch that the named object covers, (B, P)."""
-        return self._pool(self.named)
+        return patch_coverage(self.named, self.grid)
 
     @cached_property
     def own(self) -> np.ndarray:
         """The named object's patches, (B, P) bool."""
-        return grounding.object_patches(self.coverage)
+        return object_patches(self.coverage)
 
     @cached_property
     def other_coverage(self) -> np.ndarray:
-        return np.zeros_like(self.coverage) if self.other is None else self._pool(self.other)
+        """Of the other one of its kind, (B, P)."""
+        return np.zeros_like(self.coverage) if self.other is None else patch_coverage(self.other, self.grid)
 
     @cached_property
     def object_coverage(self) -> np.ndarray:
         """(B, R, P); without `objects` the named one and the other."""
         if self.objects is None:
             return np.stack([self.coverage, self.other_coverage], axis=1)
-        return np.stack([self._pool(one) for one in np.moveaxis(self.objects, 1, 0)], axis=1)
+        return np.stack([patch_coverage(one, self.grid) for one in np.moveaxis(self.objects, 1, 0)], axis=1)
 
     @cached_property
     def distance(self) -> np.ndarray:
@@ -65,9 +80,50 @@ class Truth:
         return np.stack([distance_transform_edt(mask == 0)[np.ix_(middle, middle)].ravel() if mask.any()
                          else np.full(self.grid**2, np.nan) for mask in self.named])
 
-    def _pool(self, masks: np.ndarray) -> np.ndarray:
-        return grounding.patch_coverage(masks, (self.grid, self.grid))
+    def where_seen(self, values: np.ndarray) -> np.ndarray:
+        """values (B,), NaN for frames in which the named object cannot be seen."""
+        return np.where(self.own.any(axis=1), values, np.nan)
 
+
+def patch_coverage(masks: np.ndarray, grid: int) -> np.ndarray:
+    """Pool object masks (B, H, W) of 0/1 by area to (B, P); a pixel on a patch border is shared out exactly."""
+    if masks.shape[1:] == (grid, grid):
+        return masks.astype(float).reshape(len(masks), -1)
+    rows, columns = (overlap(pixels, grid, torch.float64).numpy() for pixels in masks.shape[1:])
+    return (rows @ masks.astype(float) @ columns.T).reshape(len(masks), -1)
+
+
+def object_patches(coverage: np.ndarray) -> np.ndarray:
+    """The patches that count as the object's, (B, P) bool: at least 20 % covered, or else the most covered one.
+
+    So a small object still has a patch; only an invisible one has none.
+    """
+    most = coverage.max(axis=1, keepdims=True)
+    fallback = (most < MIN_COVERAGE) & (np.arange(coverage.shape[1]) == coverage.argmax(axis=1)[:, None]) & (most > 0)
+    return (coverage >= MIN_COVERAGE) | fallback
+
+
+def top_patches(saliency: np.ndarray, ratio: float = 0.25) -> np.ndarray:
+    """The most salient patches, (B, P) bool, as many as would be masked; among equal ones the first."""
+    return mask_top(torch.tensor(saliency), count_masked(saliency.shape[1], ratio)).numpy()
+
+
+# Maps that never look at the image
+
+def centre_map(grid: int, sigma: float = 0.25) -> np.ndarray:
+    """A Gaussian round the image's centre, (P,), summing to 1; sigma in units of the image's side."""
+    line = (np.arange(grid) + 0.5) / grid - 0.5
+    weights = np.exp(-(line[None, :]**2 + line[:, None]**2) / (2 * sigma**2)).ravel()
+    return weights / weights.sum()
+
+
+def mean_map(training_coverage: np.ndarray) -> np.ndarray:
+    """Where the object was in the training frames on average, (P,), summing to 1: what can be known without looking."""
+    mean = training_coverage.mean(axis=0)
+    return mean / mean.sum() if mean.sum() > 0 else np.full(len(mean), 1 / len(mean))
+
+
+# The metrics
 
 def score(saliency: np.ndarray, truth: Truth) -> dict[str, np.ndarray]:
     """Every registered metric, each (B,); saliency (B, P) non-negative, rows sum to 1."""
@@ -79,9 +135,28 @@ def score(saliency: np.ndarray, truth: Truth) -> dict[str, np.ndarray]:
                       "Overlap (intersection over union) of the 25 % most salient patches with the patches of the named "
                       "object. A small object cannot fill 25 %, so the highest possible value lies well below 1: read it "
                       "beside the baselines."))
-def aos(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """`grounding.aos`."""
-    return grounding.aos(saliency, truth.coverage)
+def aos(saliency: np.ndarray, truth: Truth, ratio: float = 0.25) -> np.ndarray:
+    """Attention overlap score: IoU of the most salient patches with the object's patches.
+
+    Its ceiling is below 1: an object of m <= k patches can reach m / k. Read it next to `aos_best` and `aos_uniform`.
+    """
+    top = top_patches(saliency, ratio)
+    return truth.where_seen((top & truth.own).sum(1) / (top | truth.own).sum(1))
+
+
+def aos_best(truth: Truth, ratio: float = 0.25) -> np.ndarray:
+    """The largest AOS that any saliency could have, (B,): min(k, m) / max(k, m)."""
+    k, m = count_masked(truth.grid**2, ratio), truth.own.sum(1)
+    return truth.where_seen(np.minimum(k, m) / np.maximum(k, m))
+
+
+def aos_uniform(truth: Truth, ratio: float = 0.25) -> np.ndarray:
+    """Expected AOS, (B,), of saliency that is the same everywhere: k patches drawn at random, all draws weighed."""
+    P, m = truth.grid**2, truth.own.sum(1)[:, None]
+    k = count_masked(P, ratio)
+    hits = np.arange(k + 1)
+    chance = hypergeom.pmf(hits[None, :], P, m, k)  # probability of so many hits
+    return truth.where_seen((chance * hits / np.maximum(1, k + m - hits)).sum(1))
 
 
 @METRICS.register("target_minus_distractor", "share of saliency on the named object minus that on the other bowl",
@@ -89,22 +164,25 @@ def aos(saliency: np.ndarray, truth: Truth) -> np.ndarray:
                       "Share of saliency on the named object minus that on the other bowl. Looking at a bowl is not "
                       "grounding; telling them apart is. 0 = no preference."))
 def target_minus_distractor(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """`grounding.target_minus_distractor`."""
-    return grounding.target_minus_distractor(saliency, truth.coverage, truth.other_coverage)
+    """In [-1, 1]; a patch's saliency is shared out by area, so 0 = no preference. NaN unless both can be seen."""
+    both = (truth.coverage.sum(1) > 0) & (truth.other_coverage.sum(1) > 0)
+    return np.where(both, (saliency * (truth.coverage - truth.other_coverage)).sum(1), np.nan)
 
 
 @METRICS.register("auc", "does it rank the object's patches first? 0.5 = chance", label="AUC", chance=0.5,
                   title="Ranking of patches\n(AUC, 0.5 = chance)")
 def auc(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """`grounding.auc`."""
-    return grounding.auc(saliency, truth.coverage)
+    """Area under the ROC curve of saliency as a detector of the object's patches."""
+    return np.array([roc_auc_score(own, one) if 0 < own.sum() < len(own) else np.nan
+                     for own, one in zip(truth.own, saliency)])
 
 
 @METRICS.register("pointing", "is the peak in one of the object's patches?", label="pointing game", column=False,
                   title="Peak on the named object\n(pointing game)")
 def pointing(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """`grounding.pointing`."""
-    return grounding.pointing(saliency, truth.coverage, (truth.grid, truth.grid))
+    """1 where the most salient patch is the object's; among equally salient patches the share that is."""
+    peak = saliency == saliency.max(axis=1, keepdims=True)
+    return truth.where_seen((peak & truth.own).sum(1) / peak.sum(1))
 
 
 def pointing_game(saliency: np.ndarray, truth: Truth, tolerance: int) -> np.ndarray:
@@ -112,7 +190,7 @@ def pointing_game(saliency: np.ndarray, truth: Truth, tolerance: int) -> np.ndar
     al. 2016: 15 pixels); among equally salient patches the share that hits.
     """
     peak = saliency == saliency.max(axis=1, keepdims=True)
-    return _seen((peak & (truth.distance <= tolerance)).sum(1) / peak.sum(1), truth)
+    return truth.where_seen((peak & (truth.distance <= tolerance)).sum(1) / peak.sum(1))
 
 
 @METRICS.register("pointing_0px", "is the peak on the object, to the pixel?",
@@ -131,15 +209,15 @@ def pointing_15px(saliency: np.ndarray, truth: Truth) -> np.ndarray:
 
 @METRICS.register("energy", "share of saliency on the object", label="energy", plot=False)
 def energy(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """`grounding.mass`."""
-    return grounding.mass(saliency, truth.coverage)
+    """Saliency on the object, in [0, 1]; a patch's is shared out by area."""
+    return truth.where_seen((saliency * truth.coverage).sum(1))
 
 
 @METRICS.register("soft_iou", "overlap of the map itself with the object", label="soft IoU", plot=False)
 def soft_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Sum of minima over sum of maxima of the map, scaled to a peak of 1, and the covered shares."""
     scaled = saliency / saliency.max(axis=1, keepdims=True)
-    return _seen(np.minimum(scaled, truth.coverage).sum(1) / np.maximum(scaled, truth.coverage).sum(1), truth)
+    return truth.where_seen(np.minimum(scaled, truth.coverage).sum(1) / np.maximum(scaled, truth.coverage).sum(1))
 
 
 @METRICS.register("best_iou", "overlap at the threshold that suits each frame best", label="best IoU", plot=False)
@@ -147,7 +225,7 @@ def best_iou(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """IoU with the object's patches at the threshold that suits the frame best: what thresholding could reach."""
     above = saliency[:, None, :] >= saliency[:, :, None]  # (B, threshold, P)
     own = truth.own[:, None, :]
-    return _seen(((above & own).sum(2) / (above | own).sum(2)).max(1), truth)
+    return truth.where_seen(((above & own).sum(2) / (above | own).sum(2)).max(1))
 
 
 @METRICS.register("box_iou", "box round the peak's region against the object's box", label="box mIoU", plot=False)
@@ -164,7 +242,7 @@ def nss(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Normalised scanpath saliency: mean over the object's patches of the map in standard deviations from its mean."""
     spread = saliency.std(axis=1, keepdims=True)
     z = (saliency - saliency.mean(axis=1, keepdims=True)) / np.where(_flat(saliency)[:, None], 1, spread)
-    return _seen((z * truth.own).sum(1) / truth.own.sum(1).clip(1), truth)
+    return truth.where_seen((z * truth.own).sum(1) / truth.own.sum(1).clip(1))
 
 
 @METRICS.register("shuffled_auc", "AUC against places of the object in other frames; 0.5 = chance",
@@ -191,14 +269,14 @@ def correlation(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Pearson's correlation of map and covered shares."""
     one, two = (values - values.mean(axis=1, keepdims=True) for values in (saliency, truth.coverage))
     scale = np.sqrt((one**2).sum(1) * (two**2).sum(1))
-    return _seen(np.where(_flat(saliency), 0, (one * two).sum(1) / np.where(scale > 0, scale, 1)), truth)
+    return truth.where_seen(np.where(_flat(saliency), 0, (one * two).sum(1) / np.where(scale > 0, scale, 1)))
 
 
 @METRICS.register("kl", "nats from the object's place; smaller is better", label="KL", smaller=True, plot=False)
 def kl(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Kullback-Leibler divergence of the map from the object's own density, in nats: 0 = the same."""
     density = truth.coverage / truth.coverage.sum(axis=1, keepdims=True).clip(1e-12)
-    return _seen(entropy(density, saliency + np.finfo(float).eps, axis=1), truth)
+    return truth.where_seen(entropy(density, saliency + np.finfo(float).eps, axis=1))
 
 
 @METRICS.register("spearman", "rank correlation with the object's place", label="Spearman", chance=0.0, plot=False)
@@ -216,12 +294,48 @@ def region_rank(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     area = truth.object_coverage.sum(-1)  # (B, R)
     density = np.einsum("bp,brp->br", saliency, truth.object_coverage) / np.where(area > 0, area, 1)
     rank = rankdata(np.where(area > 0, -density.round(12), np.inf), axis=1)[:, 0]
-    return _seen(rank, truth)
+    return truth.where_seen(rank)
 
 
 def _flat(saliency: np.ndarray) -> np.ndarray:
     return np.ptp(saliency, axis=1) <= 1e-12
 
 
-def _seen(values: np.ndarray, truth: Truth) -> np.ndarray:
-    return np.where(truth.own.any(axis=1), values, np.nan)
+def in_context(saliency: np.ndarray, truth: Truth, ratio: float = 0.25) -> dict[str, np.ndarray]:
+    """The metrics that a map is explained by, each (B,), and what chance and a perfect map would reach."""
+    return {"aos": aos(saliency, truth, ratio), "aos_uniform": aos_uniform(truth, ratio),
+            "aos_best": aos_best(truth, ratio), "auc": auc(saliency, truth), "pointing": pointing(saliency, truth),
+            "on_target": energy(saliency, truth), "on_other": energy(saliency, Truth(truth.other, truth.grid)),
+            "target_minus_distractor": target_minus_distractor(saliency, truth)}
+
+
+# From a map to a box: what a detector would have answered
+
+def region(saliency: np.ndarray) -> np.ndarray:
+    """The patches (g, g) bool of one cluster: of the areas above LEVEL times the peak, the one with most saliency."""
+    grid = round(saliency.size**0.5)
+    areas, count = label((saliency >= LEVEL * saliency.max()).reshape(grid, grid))
+    held = np.bincount(areas.ravel(), weights=saliency, minlength=count + 1)[1:]
+    return areas == held.argmax() + 1
+
+
+def pseudo_box(saliency: np.ndarray, size: int) -> Box:
+    """The box round the peak's cluster, in an image of size x size pixels."""
+    found = region(saliency)
+    return tuple(round(edge * size / len(found)) for edge in box_of(found))
+
+
+def box_of(mask: np.ndarray) -> Box | None:
+    """The smallest box round a mask (H, W); None where it is empty."""
+    found = find_objects(mask.astype(int))
+    if not found:
+        return None
+    rows, columns = found[0]
+    return columns.start, rows.start, columns.stop, rows.stop
+
+
+def box_iou(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    width, height = (max(0, min(one[i + 2], other[i + 2]) - max(one[i], other[i])) for i in (0, 1))
+    areas = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (one, other))
+    return width * height / (areas - width * height)

@@ -1,6 +1,7 @@
 """What the trained policy knows of held-out demonstrations: actions, saliency, reconstruction, each beside baselines.
 
-Intervals are bootstrapped over episodes, because the frames of one episode are not independent.
+The shortcut probe asks what actions lose without the right image, the denoising probe what a denoiser loses without the
+right states. Intervals are bootstrapped over episodes, because the frames of one episode are not independent.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ..data.dataset import DemoDataset, Stats, load_split, make_dataset, to_device
 from ..data.demos import read_origin
+from ..model.backbone import Encoding
 from ..model.diffusion import Denoising, paste
 from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
@@ -21,13 +23,16 @@ from ..model.policy import Policy
 from ..run.draws import Draws
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
-from . import grounding
 from .maps import aggregation_rows, robustness_rows, truth_of
-from .metrics import METRICS, Truth, score
+from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
+from .robustness import GREY
 from .statistics import over_episodes
 
 BATCH = 32
 GALLERY = 6  # pictures
+CAMERAS = ("images", "wrist")
+KINDS = ("blank", "shuffled")  # of images in the shortcut probe
+RECON = ("loss", "mean_patch", "neighbours")  # of the decoder, of the mean visible patch, of the visible patches around
 
 
 @torch.no_grad()
@@ -41,15 +46,16 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
     frames = _spread(run.config.profile.grounding_frames, len(heldout))
     measured = _measure(policy, heldout, frames)
-    mean_action = _mean_action(train)
+    episode = heldout.episode[frames]
     result = {
         "demonstrations": read_origin(demos[0]),
         "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
-        "action": _action(measured, mean_action, heldout.episode[frames])
+        "action": _action(measured, _mean_action(train), episode)
         | {"cross_entropy": None if policy.head.l1 else float(measured["loss"].mean())},
         "shortcut": shortcut(policy, heldout, frames),
-        "reconstruction": _reconstruction(measured) if "recon" in measured else None,
-        "denoising": _denoising(policy, heldout, frames),
+        "reconstruction": {"frames": len(frames)} | {name: float(measured[f"recon_{name}"].mean()) for name in RECON}
+        if "recon_loss" in measured else None,
+        "denoising": denoising(policy, heldout, frames) if policy.condition.reconstructor == "diffusion" else None,
         **_saliency(run, policy, train, heldout, frames, measured["saliency"]),
     }
     write_json(run.path / "heldout.json", result)
@@ -66,33 +72,42 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[s
     """Run the policy over `frames`; every array has one row a frame, N in all."""
     rows: dict[str, list] = {}
     draws = Draws(0)
-    for start in range(0, len(frames), BATCH):
-        batch = to_device(dataset.batch(frames[start : start + BATCH]), policy.device)
+    for batch, in _batches(policy, dataset, frames):
         encoding = policy.encode(batch)
-        answer = policy.head(encoding)
         values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
-                  "saliency": encoding.saliency,
-                  "loss": sample_losses(policy, answer, batch)}
+                  "saliency": encoding.saliency, "loss": sample_losses(policy, policy.head(encoding), batch)}
         if policy.condition.reconstructor not in ("none", "diffusion"):
-            mask = policy.mask(batch, encoding.saliency, draws)
-            values |= _recon_losses(policy.reconstruct(batch, encoding, mask, draws))
+            values |= _recon_losses(reconstructed(policy, batch, encoding, draws))
         for name, value in values.items():
             rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
     return {name: np.concatenate(value) for name, value in rows.items()}
 
 
-def _denoising(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> dict | None:
-    if policy.condition.reconstructor != "diffusion":
-        return None
-    return denoising(policy, heldout, frames)
+def _batches(policy: Policy, dataset: DemoDataset, *frames: np.ndarray) -> Iterator[tuple[dict, ...]]:
+    """Samples BATCH at a time, on the policy's device: a batch of each of `frames`, which are equally many."""
+    for start in range(0, len(frames[0]), BATCH):
+        yield tuple(to_device(dataset.batch(rows[start : start + BATCH]), policy.device) for rows in frames)
+
+
+def _others(frames: np.ndarray) -> np.ndarray:
+    """Frames to put in the place of these, far away: of another episode, and of several tasks often of another task."""
+    return np.roll(frames, len(frames) // 2)
+
+
+def _counted(episode: np.ndarray) -> dict[str, int]:
+    return {"frames": len(episode), "episodes": len(np.unique(episode))}
+
+
+def reconstructed(policy: Policy, batch: dict, encoding: Encoding, draws: Draws) -> Reconstruction | Denoising:
+    """What the policy makes of the patches that it masks."""
+    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
 
 
 def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
     """Loss (N,) of the decoder, of the image's mean visible patch, and of interpolation between visible patches."""
-    guesses = {"recon": recon.prediction, "recon_mean_patch": mean_patch(recon.target, recon.mask),
-               "recon_neighbours": neighbours(recon.target, recon.mask)}
-    return {name: torch.stack([reconstruction_loss(guess[i], recon.target[i], recon.mask[i])
-                               for i in range(len(guess))]) for name, guess in guesses.items()}
+    guesses = (recon.prediction, mean_patch(recon.target, recon.mask), neighbours(recon.target, recon.mask))
+    return {f"recon_{name}": torch.stack([reconstruction_loss(*one) for one in zip(guess, recon.target, recon.mask)])
+            for name, guess in zip(RECON, guesses)}
 
 
 def mean_patch(target: Tensor, mask: Tensor) -> Tensor:
@@ -124,15 +139,8 @@ def _action(measured: dict, mean_action: np.ndarray, episode: np.ndarray) -> dic
     def error(guess: np.ndarray) -> np.ndarray:  # (N,)
         absolute = np.abs(guess - measured["actions"]) * valid
         return absolute.sum(axis=(1, 2)) / (valid.sum(axis=(1, 2)) * measured["actions"].shape[-1])
-    return {"frames": len(episode), "episodes": len(np.unique(episode)),
-            "l1": over_episodes(error(measured["predicted"]), episode),
+    return {**_counted(episode), "l1": over_episodes(error(measured["predicted"]), episode),
             "l1_mean_action": over_episodes(error(mean_action), episode)}
-
-
-def _reconstruction(measured: dict) -> dict:
-    return {"frames": len(measured["recon"]), "loss": float(measured["recon"].mean()),
-            "mean_patch": float(measured["recon_mean_patch"].mean()),
-            "neighbours": float(measured["recon_neighbours"].mean())}
 
 
 def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
@@ -140,30 +148,24 @@ def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset
     """Where the instruction looks: beside baselines, by every aggregation, and on frames that were changed."""
     if heldout.segmentation is None or train.segmentation is None:
         return dict.fromkeys(("grounding", "aggregations", "robustness"))
-    truth, prior = truth_of(heldout, frames, policy), _object_prior(train, policy)
+    truth = truth_of(heldout, frames, policy)
+    places = train.batch(_spread(500, len(train)))["regions"][:, 0].numpy()
+    prior = mean_map(patch_coverage(places, truth.grid))
     return {"grounding": _grounding(saliency, truth, prior, heldout.episode[frames]),
             "aggregations": aggregation_rows(run, policy, train, heldout, frames),
             "robustness": robustness_rows(policy, heldout, frames)}
-
-
-def _object_prior(train: DemoDataset, policy: Policy) -> np.ndarray:
-    """Where the named object was in the training frames on average, (P,)."""
-    grid = round(policy.backbone.patches**0.5)
-    frames = _spread(500, len(train))
-    regions = train.batch(frames)["regions"][:, 0].numpy()
-    return grounding.mean_map(grounding.patch_coverage(regions, (grid, grid)))
 
 
 def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: np.ndarray) -> dict:
     """Each metric for the model's saliency and for three maps that never look at the image."""
     shape = saliency.shape
     maps = {"model": saliency, "uniform": np.full(shape, 1 / shape[1]), "mean_map": np.broadcast_to(prior, shape),
-            "centre": np.broadcast_to(grounding.centre_map((truth.grid, truth.grid)), shape)}
+            "centre": np.broadcast_to(centre_map(truth.grid), shape)}
     scores = {name: score(values, truth) for name, values in maps.items()}
-    scores["uniform"]["aos"] = grounding.aos_uniform(truth.coverage)
+    scores["uniform"]["aos"] = aos_uniform(truth)
     series = {metric: {name: over_episodes(scores[name][metric], episode) for name in maps} for metric in METRICS}
-    series["aos"]["best"] = over_episodes(grounding.aos_best(truth.coverage), episode)
-    return {"frames": shape[0], "episodes": len(np.unique(episode)), **series}
+    series["aos"]["best"] = over_episodes(aos_best(truth), episode)
+    return _counted(episode) | series
 
 
 def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:
@@ -173,23 +175,18 @@ def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.nda
     saliency = encoding.saliency.cpu().numpy()
     arrays = {"saliency_images": dataset.images[frames], "saliency_maps": saliency,
               "saliency_instructions": np.array(batch["instructions"]),
-              "saliency_masks": grounding.top_patches(saliency)}
+              "saliency_masks": top_patches(saliency)}
     if "regions" in batch:
         arrays["saliency_regions"] = batch["regions"].cpu().numpy()
     if policy.decoder is not None:
-        draws = Draws(0)
-        recon = policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
-        arrays["panels"] = reconstruction_panels(policy, recon)
+        arrays["panels"] = reconstruction_panels(policy, reconstructed(policy, batch, encoding, Draws(0)))
     with atomic_path(run.path / "gallery.npz") as temporary:
         np.savez_compressed(temporary, **arrays)
 
 
 def reconstruction_panels(policy: Policy, recon: Reconstruction | Denoising) -> np.ndarray:
     """Original, masked, reconstructed, pasted: (B, 4, H, W, 3) uint8."""
-    if policy.condition.reconstructor == "diffusion":
-        panels = denoising_panels(policy, recon)
-    else:
-        panels = _patch_panels(policy, recon)
+    panels = (denoising_panels if isinstance(recon, Denoising) else _patch_panels)(policy, recon)
     pixels = ((panels + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
     return pixels.permute(0, 1, 3, 4, 2).cpu().numpy()
 
@@ -206,12 +203,7 @@ def _patch_panels(policy: Policy, recon: Reconstruction) -> Tensor:
                         torch.where(hidden, predicted, original)], dim=1)
 
 
-# The shortcut probe: what the actions lose when the image is taken away, or another frame's is put in its place.
-
-GREY = 128
-CAMERAS = ("images", "wrist")
-KINDS = ("blank", "shuffled")
-
+# The shortcut probe: what the actions lose when the image is taken away, or another frame's is put in its place
 
 @torch.no_grad()
 def shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
@@ -224,8 +216,8 @@ def shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
                 "increase": over_episodes(loss[name] - loss["right"], episode)}
 
     right = entry("right")
-    return {"frames": len(frames), "episodes": len(np.unique(episode)),
-            "unit": "normalised" if policy.head.l1 else "nats", "right": {name: right[name] for name in ("loss", "l1")},
+    return {**_counted(episode), "unit": "normalised" if policy.head.l1 else "nats",
+            "right": {name: right[name] for name in ("loss", "l1")},
             "whole": {kind: entry(kind) for kind in KINDS},
             "head": {kind: entry(f"head {kind}") for kind in KINDS} if policy.head.reads_layers else None}
 
@@ -233,10 +225,7 @@ def shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
 def _measure_shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> tuple[dict, dict]:
     """Loss and mean absolute error of each frame (N,), by what was changed."""
     loss, error = {}, {}
-    others = np.roll(frames, len(frames) // 2)  # far away: another episode, and of several tasks often another task
-    for start in range(0, len(frames), BATCH):
-        part = slice(start, start + BATCH)
-        batch, other = (to_device(dataset.batch(rows[part]), policy.device) for rows in (frames, others))
+    for batch, other in _batches(policy, dataset, frames, _others(frames)):
         for name, answer in _answers(policy, batch, other):
             actions, padded = policy.head.decode(answer), batch["action_pad"]
             loss.setdefault(name, []).append(sample_losses(policy, answer, batch))
@@ -258,8 +247,8 @@ def _answers(policy: Policy, batch: dict, other: dict) -> Iterator[tuple[str, Te
 
 def sample_losses(policy: Policy, answer: Tensor, batch: dict) -> Tensor:
     """L_action of each sample, (B,)."""
-    one = [slice(i, i + 1) for i in range(len(answer))]
-    return torch.stack([policy.head.loss(answer[i], batch["actions"][i], batch["action_pad"][i]) for i in one])
+    each = zip(*(values.split(1) for values in (answer, batch["actions"], batch["action_pad"])))
+    return torch.stack([policy.head.loss(*one) for one in each])
 
 
 def _errors(predicted: Tensor, actions: Tensor, padded: Tensor) -> Tensor:
@@ -268,30 +257,20 @@ def _errors(predicted: Tensor, actions: Tensor, padded: Tensor) -> Tensor:
     return absolute.sum(dim=1) / (~padded).sum(dim=1)
 
 
-# What a denoiser knows of held-out frames: its loss told by the frame's own states, and told by another frame's.
-
-
+# What a denoiser knows of held-out frames: its loss told by the frame's own states, and told by another frame's
 
 @torch.no_grad()
 def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
     """The section `denoising` of results.json, measured on `frames` of `dataset`."""
     own, swapped = [], []
-    others = np.roll(frames, len(frames) // 2)  # far away, as in the shortcut probe
-    for start in range(0, len(frames), BATCH):
-        part = slice(start, start + BATCH)
-        batch, other = (to_device(dataset.batch(rows[part]), policy.device) for rows in (frames, others))
-        recon, foreign = (_reconstruct(policy, rows, Draws(start)) for rows in (batch, other))
+    for number, pair in enumerate(_batches(policy, dataset, frames, _others(frames))):
+        recon, foreign = (reconstructed(policy, one, policy.encode(one), Draws(number * BATCH)) for one in pair)
         own.append(recon.errors)
         swapped.append(policy.decoder.errors(foreign.states, recon.noised))
     loss, other_frame = (torch.cat(parts).cpu().numpy() for parts in (own, swapped))
     episode = dataset.episode[frames]
-    return {"frames": len(frames), "episodes": len(np.unique(episode)), "loss": over_episodes(loss, episode),
+    return {**_counted(episode), "loss": over_episodes(loss, episode),
             "other_frame": over_episodes(other_frame, episode), "increase": over_episodes(other_frame - loss, episode)}
-
-
-def _reconstruct(policy: Policy, batch: dict, draws: Draws) -> Denoising:
-    encoding = policy.encode(batch)
-    return policy.reconstruct(batch, encoding, policy.mask(batch, encoding.saliency, draws), draws)
 
 
 def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:

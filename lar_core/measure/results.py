@@ -1,199 +1,30 @@
-"""results.json: every number of a run, read and written through one schema (fields: docs/results.md).
-
-Only `schema_version` and `run` are always there. Any other section may be missing or null: its step has not run yet.
-"""
+"""results.json: every number of a run. Gathering it, its success rates, and older files by the present names."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.resources import files
+from collections.abc import Sequence
 from pathlib import Path
 
-from jsonschema import Draft202012Validator, ValidationError, validators
-from jsonschema.exceptions import best_match
-from referencing import Registry, Resource
-from referencing.jsonschema import DRAFT202012
 from safetensors import safe_open
 
 from ..run.errors import LarError
-from ..run.files import read_jsonl, write_json
+from ..run.files import read_jsonl
 from ..run.folder import Run, provenance
 from ..run.runtime import device_name
 from ..scene.placements import OTHER_SENTENCE, RELATIONS
+from .schema import Document, Results
 from .statistics import wilson
-
-
-def _contradictions(results: dict) -> Iterator[tuple[str, str]]:
-    for i, row in enumerate(results.get("rollouts") or []):
-        yield from contradictions(f"rollouts[{i}]", row)
 
 
 def _modern(results: dict) -> dict:
     """Older results by the present names of what the policy was told."""
-    profile = results
-    for name in ("run", "config", "profile"):
-        profile = profile.get(name) if isinstance(profile, dict) else None
-    rows = modern_rows(results.get("rollouts"), profile.get("tasks") if isinstance(profile, dict) else None)
-    return results | {"rollouts": rows} if rows else results
+    return results | {"rollouts": modern_rows(results["rollouts"], results["run"]["config"]["profile"]["tasks"])}
 
 
-# JSON files that follow a schema: what they may hold, said in one sentence where they do not.
-
-_TYPES = Draft202012Validator.TYPE_CHECKER.redefine_many({  # what Python's json can write, no more and no less
-    "array": lambda _, value: isinstance(value, list | tuple),
-    "number": lambda _, value: isinstance(value, int | float) and not isinstance(value, bool)})
-_Validator = validators.extend(Draft202012Validator, type_checker=_TYPES)
-
-
-def _read_schema(name: str) -> dict:
-    return json.loads(files(__package__).joinpath(name).read_text(encoding="utf-8"))
-
-
-def _resource(name: str) -> Resource:
-    """What one schema refers to in another, as in `results_schema.json#/$defs/interval`."""
-    return DRAFT202012.create_resource(_read_schema(name))
-
-
-class Document:
-    """One kind of JSON file. noun: what it is called in sentences; command: what makes it; modern: older ones as new."""
-
-    def __init__(self, schema: str, noun: str, command: str,
-                 contradictions: Callable[[dict], Iterable[tuple[str, str]]] = lambda document: (),
-                 modern: Callable[[dict], dict] = lambda document: document):
-        self.schema = _read_schema(schema)
-        self.noun, self.command, self.contradictions, self.modern = noun, command, contradictions, modern
-        self._validator = _Validator(self.schema, registry=Registry(retrieve=_resource))
-
-    def validate(self, document: dict) -> None:
-        """Raises LarError naming the place and what was expected, unless `document` is complete and consistent."""
-        error = best_match(self._validator.iter_errors(document))
-        if error is not None:
-            error = _innermost(error)
-            raise LarError(f"In the {self.noun}, {place(error.absolute_path)} is wrong: {error.message[:200]}.")
-        for where, sentence in (*_not_finite(document), *self.contradictions(document)):
-            raise LarError(f"In the {self.noun}, {where} is wrong: {sentence}.")
-
-    def load(self, path: Path | str) -> dict:
-        """Read and validate. Raises LarError when the file is missing, not JSON, or does not follow the schema."""
-        path = Path(path)
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise LarError(f"There is no {path}: `{self.command}` makes it.") from error
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise LarError(f"{path} is not JSON ({error}): delete it and run `{self.command}` again; finished "
-                           "steps are kept.") from error
-        document = self.modern(document) if isinstance(document, dict) else document
-        try:
-            self.validate(document)
-        except LarError as error:
-            raise LarError(f"{path} does not follow the {self.noun} schema. {error}") from error
-        return document
-
-    def save(self, path: Path | str, document: dict) -> None:
-        """Validate and write atomically. Raises LarError, and leaves an earlier file as it was, for an invalid one."""
-        self.validate(document)
-        write_json(path, document)
-
-
-def place(path: Iterable[str | int]) -> str:
-    """Where in a document, in words: `rollouts[0].rate`."""
-    words = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return words.lstrip(".") or "the top level"
-
-
-def _innermost(error: ValidationError) -> ValidationError:
-    """`anyOf [null, section]` fails as a whole: step down to the entry inside the section that is wrong."""
-    while error.context:
-        inner = [part for part in error.context if part.validator != "type" or part.instance != error.instance]
-        if not inner:
-            return error
-        error = max(inner, key=lambda part: len(part.absolute_path))
-    return error
-
-
-def _not_finite(document: dict) -> Iterator[tuple[str, str]]:
-    for path, value in _leaves(document, ()):
-        if isinstance(value, float) and not math.isfinite(value):
-            yield place(path), f"{value} is not a finite number (write null where nothing could be measured)"
-
-
-def _leaves(value: object, path: tuple) -> Iterator[tuple[tuple, object]]:
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _leaves(inner, (*path, key))
-    else:
-        yield path, value
-
-
-RESULTS = Document("results_schema.json", "results", "lar reproduce", _contradictions, _modern)
-SCHEMA = RESULTS.schema
+RESULTS = Document(Results, "results", "lar reproduce", _modern)
 validate_results, load_results, save_results = RESULTS.validate, RESULTS.load, RESULTS.save
-
-
-# Older results, whose `swapped` instruction was several things: what each of them was.
-
-_KEY = ("policy", "instruction", "placement", "task")
-
-
-def read_episodes(path: Path, tasks: Sequence[int]) -> list[dict]:
-    """Rows of a rollouts.jsonl, old kinds of instruction by their present names; tasks: those of the profile.
-
-    Of two rows on one episode the later one counts: an old `other_bowl` has been rolled out again.
-    """
-    rows = (episode for row in read_jsonl(path) if (episode := _modern_episode(row, tasks)))
-    return list({tuple(row.get(name) for name in (*_KEY, "episode")): row for row in rows}.values())
-
-
-def modern_rows(rows: object, tasks: object) -> object:
-    """Rows of `rollouts` in results.json, or of `success` in study.json, by their present names and pooled anew.
-
-    What is not such a list is returned as it is: the schema says what is wrong with it.
-    """
-    whole = isinstance(rows, list) and all(
-        isinstance(row, dict) and "task" in row and all(isinstance(row.get(name), str) for name in _KEY[:3]) for row in rows)
-    if not whole or not isinstance(tasks, Iterable) or not any(_old(row) for row in rows):
-        return rows
-    single = [row for row in rows if not (_old(row) and row["task"] is None)]
-    modern = [_modern_row(row, tuple(tasks)) if _old(row) else row for row in single]
-    return with_pools([row for row in modern if row["task"] is not None], [row for row in modern if row["task"] is None])
-
-
-def _old(row: dict) -> bool:
-    """Whether it is a row of the old kind, and whole: what is damaged is left to the schema."""
-    if row["instruction"] != "swapped" or not {"episodes", "successes"} <= row.keys():
-        return False
-    n, of = row["successes"], row["episodes"]
-    return row["task"] in (None, *range(10)) and isinstance(n, int) and isinstance(of, int) and 0 <= n <= of > 0
-
-
-def _modern_episode(row: dict, tasks: Sequence[int]) -> dict | None:
-    if row.get("instruction") != "swapped":
-        return row
-    kind = _kind(row["task"], row["placement"], tasks)
-    if kind == "mixed":
-        if row["episode"] % 2:  # it was told its own sentence: what `right` says already
-            return None
-        kind = "other_bowl"
-    ignored = {"success": None, "did_not_listen": row["success"]} if kind == "other_bowl" else {}
-    return row | {"instruction": kind} | ignored
-
-
-def _modern_row(row: dict, tasks: Sequence[int]) -> dict:
-    kind, successes, ignored = _kind(row["task"], row["placement"], tasks), row["successes"], None
-    if kind == "other_bowl":
-        successes, ignored = None, row["successes"]
-    return success_row(row["policy"], kind, row["placement"], row["task"], row["episodes"], successes, ignored)
-
-
-def _kind(task: int, placement: str, tasks: Sequence[int]) -> str:
-    told = (task + 3) % len(RELATIONS)
-    if told == OTHER_SENTENCE.get(task):
-        return "mixed" if placement == "counterfactual" else "other_bowl"
-    return "other_task" if told in tasks else "foreign_task"
 
 
 # Put what the steps left in a run folder together into results.json.
@@ -259,11 +90,8 @@ def _parameters(checkpoint: Path) -> dict[str, int]:
     """Weights per part, counted in the file."""
     counts = {"backbone": 0, "head": 0, "decoder": 0}
     with safe_open(checkpoint, framework="pt") as file:
-        for name in file.keys():
-            size = 1
-            for length in file.get_slice(name).get_shape():
-                size *= length
-            counts[name.split(".")[0]] += size
+        for name in file.keys():  # noqa: SIM118  (it is no dict)
+            counts[name.split(".")[0]] += math.prod(file.get_slice(name).get_shape())
     return {**counts, "total": sum(counts.values())}
 
 
@@ -303,23 +131,6 @@ def success_row(policy: str, instruction: str, placement: str, task: int | None,
             **({"did_not_listen": did_not_listen} if instruction == "other_bowl" else {})}
 
 
-def contradictions(place: str, row: dict) -> Iterator[tuple[str, str]]:
-    """What a schema cannot say of such a row: counts, rate and interval must agree."""
-    known = [row[name] is not None for name in ("successes", "rate", "low", "high")]
-    ignored = row.get("did_not_listen")
-    if ignored is not None and row["instruction"] != "other_bowl":
-        yield f"{place}.did_not_listen", f"it is counted under other_bowl, not under {row['instruction']}"
-    elif any(known) != all(known) or not (known[0] or ignored is not None):
-        yield place, "successes, rate and interval are either all there or, where did_not_listen stands instead, all null"
-    elif (row["successes"] or 0) + (ignored or 0) > row["episodes"]:
-        both = "" if ignored is None else f" and {ignored} that did not listen"
-        yield f"{place}.successes", f"{row['successes']} successes{both} in {row['episodes']} episodes"
-    elif known[0] and abs(row["rate"] - row["successes"] / row["episodes"]) > 1e-6:
-        yield f"{place}.rate", f"{row['rate']} is not {row['successes']}/{row['episodes']}"
-    elif known[0] and not row["low"] - 1e-9 <= row["rate"] <= row["high"] + 1e-9:
-        yield place, f"its rate {row['rate']} lies outside its interval {row['low']} to {row['high']}"
-
-
 def _pool(key: tuple[str, str, str], rows: Sequence[dict]) -> dict:
     def total(name: str) -> int | None:
         counts = [row.get(name) for row in rows]
@@ -331,3 +142,54 @@ def _count(rows: Sequence[dict], name: str) -> int | None:
     """How many are true; None where an older row does not know."""
     values = [row[name] for row in rows]
     return None if None in values else sum(values)
+
+
+# Older results, whose `swapped` instruction was several things: what each of them was.
+
+_KEY = ("policy", "instruction", "placement", "task")
+
+
+def read_episodes(path: Path, tasks: Sequence[int]) -> list[dict]:
+    """Rows of a rollouts.jsonl, old kinds of instruction by their present names; tasks: those of the profile.
+
+    Of two rows on one episode the later one counts: an old `other_bowl` has been rolled out again.
+    """
+    rows = (episode for row in read_jsonl(path) if (episode := _modern_episode(row, tasks)))
+    return list({tuple(row.get(name) for name in (*_KEY, "episode")): row for row in rows}.values())
+
+
+def modern_rows(rows: list[dict], tasks: Sequence[int]) -> list[dict]:
+    """Rows of `rollouts` in results.json, or of `success` in study.json, by their present names and pooled anew.
+
+    Raises KeyError, TypeError or ValueError for what is not such a list.
+    """
+    ours = [row for row in rows if row["instruction"] != "swapped"]
+    if len(ours) == len(rows):
+        return rows
+    ours += [_modern_row(row, tasks) for row in rows if row["instruction"] == "swapped" and row["task"] is not None]
+    return with_pools([row for row in ours if row["task"] is not None], [row for row in ours if row["task"] is None])
+
+
+def _modern_episode(row: dict, tasks: Sequence[int]) -> dict | None:
+    if row.get("instruction") != "swapped":
+        return row
+    kind = _kind(row["task"], row["placement"], tasks)
+    if kind == "mixed":
+        if row["episode"] % 2:  # it was told its own sentence: what `right` says already
+            return None
+        kind = "other_bowl"
+    ignored = {"success": None, "did_not_listen": row["success"]} if kind == "other_bowl" else {}
+    return row | {"instruction": kind} | ignored
+
+
+def _modern_row(row: dict, tasks: Sequence[int]) -> dict:
+    kind = _kind(row["task"], row["placement"], tasks)
+    counts = (None, row["successes"]) if kind == "other_bowl" else (row["successes"],)
+    return success_row(row["policy"], kind, row["placement"], row["task"], row["episodes"], *counts)
+
+
+def _kind(task: int, placement: str, tasks: Sequence[int]) -> str:
+    told = (task + 3) % len(RELATIONS)
+    if told == OTHER_SENTENCE.get(task):
+        return "mixed" if placement == "counterfactual" else "other_bowl"
+    return "other_task" if told in tasks else "foreign_task"

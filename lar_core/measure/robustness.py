@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..scene.episode import BLANK
-from .regions import box_of
+from .metrics import box_of
 
 GREY = 128
 NEW_PAIRS = ("dark dish", "ebony basin", "charcoal cup")  # adjective and noun that no instruction of LIBERO has

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import atexit
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,8 @@ from ..scene.reference import MEANING
 from ..scene.setup import prepare
 from .film import Film
 from .results import read_episodes
+
+Plan = Callable[[dict, list[str]], tuple[np.ndarray, np.ndarray]]  # observation and sentences -> actions, saliency
 
 
 @dataclass(frozen=True)
@@ -57,18 +59,16 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
     check_kinds(instructions, profile.tasks)
     placement = placement or profile.placement
     for task in profile.tasks:
-        trials = _trials(run, instructions, placement, task)
         scenes = evaluation_scenes(task, placement)
         if profile.episodes_per_task > len(scenes):
             raise LarError(f"episodes_per_task is {profile.episodes_per_task}, but task {task} has {len(scenes)} "
                            f"evaluation scenes with {placement} placements: ask for at most that many.")
         with run.alone():
-            todo = [(trial, episodes) for trial in trials if (episodes := missing_episodes(run, trial))]
-            if not todo:
+            if not (todo := _todo(run, instructions, placement, task)):
                 continue
             with vector_env(task, placement, profile, workers) as envs:
                 for trial, episodes in todo:
-                    _run_trial(run, Actor(policy, stats, profile), envs, trial, scenes, episodes)
+                    _run_trial(run, partial(_plan, policy, stats), envs, trial, scenes, episodes)
     return episodes_of(run)
 
 
@@ -80,9 +80,7 @@ def episodes_of(run: Run) -> list[dict]:
 def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:
     """Whether `roll_out` would find nothing left to do."""
     profile = run.config.profile
-    trials = (trial for task in profile.tasks
-              for trial in _trials(run, instructions, placement or profile.placement, task))
-    return not any(missing_episodes(run, trial) for trial in trials)
+    return not any(_todo(run, instructions, placement or profile.placement, task) for task in profile.tasks)
 
 
 def missing_episodes(run: Run, trial: Trial) -> list[int]:
@@ -92,10 +90,11 @@ def missing_episodes(run: Run, trial: Trial) -> list[int]:
     return [episode for episode in range(run.config.profile.episodes_per_task) if episode not in done]
 
 
-def _trials(run: Run, instructions: tuple[str, ...], placement: str, task: int) -> list[Trial]:
-    """Those that the scene of `task` has."""
-    return [Trial(run.config.condition.name, kind, placement, task) for kind in instructions
-            if kind in kinds(task, run.config.profile.tasks)]
+def _todo(run: Run, instructions: tuple[str, ...], placement: str, task: int) -> list[tuple[Trial, list[int]]]:
+    """Trials of the kinds of instruction that the scene of `task` has, each with the episodes that it lacks."""
+    trials = (Trial(run.config.condition.name, kind, placement, task) for kind in instructions
+              if kind in kinds(task, run.config.profile.tasks))
+    return [(trial, episodes) for trial in trials if (episodes := missing_episodes(run, trial))]
 
 
 _kept: dict[tuple, AsyncVectorEnv] = {}
@@ -134,16 +133,10 @@ def close_envs(at_once: bool = False) -> None:
         envs.close(terminate=at_once)
 
 
-class Actor:
-    """Holds, for every environment, the rest of the chunk that it is executing."""
-
-    def __init__(self, policy: Policy, stats: Stats, profile: Profile):
-        self.policy, self.stats, self.profile = policy, stats, profile
-
-    def plan(self, observation: dict, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Predict for n environments: actions as commanded (n, K, 7), saliency (n, P)."""
-        actions, saliency = self.policy.act(observation_batch(observation, sentences, self.stats, self.policy))
-        return self.stats.denormalise_actions(actions.cpu().numpy()), saliency.cpu().numpy()
+def _plan(policy: Policy, stats: Stats, observation: dict, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Predict for n environments: actions as commanded (n, K, 7), saliency (n, P)."""
+    actions, saliency = policy.act(observation_batch(observation, sentences, stats, policy))
+    return stats.denormalise_actions(actions.cpu().numpy()), saliency.cpu().numpy()
 
 
 def observation_batch(observation: dict, sentences: list[str], stats: Stats, policy: Policy) -> dict:
@@ -158,35 +151,35 @@ def observation_batch(observation: dict, sentences: list[str], stats: Stats, pol
     return batch
 
 
-def _run_trial(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes: list, episodes: list[int]) -> None:
+def _run_trial(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: list, episodes: list[int]) -> None:
     label = f"{trial.policy}, {trial.instruction} instruction, task {trial.task}"
     with tqdm(total=len(episodes), desc=label, unit="episode") as bar:
         for start in range(0, len(episodes), envs.num_envs):
             wave = episodes[start : start + envs.num_envs]
-            for row in _run_wave(run, actor, envs, trial, scenes, wave):
+            for row in _run_wave(run, plan, envs, trial, scenes, wave):
                 append_jsonl(run.path / "rollouts.jsonl", row)
                 bar.update()
 
 
-def _run_wave(run: Run, actor: Actor, envs: AsyncVectorEnv, trial: Trial, scenes: list, wave: list[int]) -> list[dict]:
+def _run_wave(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: list, wave: list[int]) -> list[dict]:
     """Run up to `num_envs` episodes side by side; surplus environments repeat the last one and are not counted."""
-    began = time.perf_counter()
+    began, profile = time.perf_counter(), run.config.profile
     padded = wave + wave[-1:] * (envs.num_envs - len(wave))
     made = envs.get_attr("record")
     _warn(made[0]["picture"])
-    sentences = [told(trial.instruction, scenes[episode], run.config.profile.tasks) for episode in padded]
+    sentences = [told(trial.instruction, scenes[episode], profile.tasks) for episode in padded]
     observation, _ = envs.reset(seed=padded, options={"other_bowl": trial.instruction == "other_bowl"})
-    steps = np.full(len(padded), actor.profile.max_steps)
+    steps = np.full(len(padded), profile.max_steps)
     finished, solved = np.zeros((2, len(padded)), dtype=bool)
     films = [Film() for _ in padded]
-    for step in range(actor.profile.max_steps):
-        place = step % actor.profile.execute
+    for step in range(profile.max_steps):
+        place = step % profile.execute
         if place == 0:
-            chunk, saliency = actor.plan(observation, sentences)
+            chunk, saliency = plan(observation, sentences)
         observation, reward, done, _, _ = envs.step(chunk[:, place])
         steps[done & ~finished] = step + 1
         for i, episode in enumerate(wave):
-            if episode < actor.profile.videos_per_task and not finished[i]:
+            if episode < profile.videos_per_task and not finished[i]:
                 films[i].add(observation, i, chunk[i, place], saliency[i], sentences[i])
         finished |= done
         solved |= reward > 0

@@ -21,7 +21,7 @@ from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import atomic_path
 from ..run.folder import Run
-from .probes import reconstruction_panels
+from .probes import reconstructed, reconstruction_panels
 
 FRAMES = 2
 EVERY = 1.0  # seconds between looks at the checkpoint folder
@@ -71,9 +71,7 @@ def _watch(run: Run, policy: Policy, batch: dict, done: threading.Event) -> None
 
 @torch.no_grad()
 def _keep(run: Run, step: int, policy: Policy, batch: dict) -> None:
-    encoding, draws = policy.encode(batch), Draws(0)
-    mask = policy.mask(batch, encoding.saliency, draws)
-    panels = reconstruction_panels(policy, policy.reconstruct(batch, encoding, mask, draws))
+    panels = reconstruction_panels(policy, reconstructed(policy, batch, policy.encode(batch), Draws(0)))
     with atomic_path(_path(run, step)) as temporary:
         np.savez_compressed(temporary, panels=panels)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+ALPHA = 0.05
 Z_POWER_80 = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)  # two-sided alpha 0.05, power 0.8
 
 
@@ -23,6 +24,11 @@ class Interval:
     low: float | None
     high: float | None
     n: int
+
+    @property
+    def written(self) -> dict[str, float | None]:
+        """As it stands in results.json and study.json."""
+        return {"mean": self.value, "low": self.low, "high": self.high}
 
     def __str__(self) -> str:
         """`0.11 (0.09 to 0.13)`."""
@@ -50,17 +56,40 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
     return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
-def over_episodes(values: np.ndarray, episode: np.ndarray) -> dict[str, float | None] | None:
-    """Mean of episode means with its bootstrap interval, as results.json writes it; None where nothing was measured.
+def clustered_bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
+    """Mean of values (S, N) with a percentile bootstrap interval that draws seeds, then rollouts of each.
+
+    Rollouts of one trained policy resemble each other, so that the seeds have to vary too (Davison and Hinkley, 1997,
+    section 3.8). One seed says nothing about others: rollouts alone are drawn then. n counts the seeds.
+    """
+    values = np.asarray(values, dtype=float)
+    seeds, rollouts = values.shape
+    if seeds == 1:
+        within = bootstrap_mean(values[0], seed, resamples)
+        return Interval(within.value, within.low, within.high, 1)
+    rng = np.random.default_rng(seed)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        drawn = rng.integers(seeds, size=(seeds, 1))
+        means[i] = values[drawn, rng.integers(rollouts, size=(seeds, rollouts))].mean()
+    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
+    return Interval(float(values.mean()), float(low), float(high), seeds)
+
+
+def mean_over_episodes(values: np.ndarray, episode: np.ndarray) -> Interval | None:
+    """Mean of episode means with its bootstrap interval; None where nothing was measured.
 
     values (N,) of single frames, NaN = not measurable; episode (N,), which episode each frame is from.
     """
     groups = [values[episode == number] for number in np.unique(episode)]
     means = [np.nanmean(group) for group in groups if not np.isnan(group).all()]
-    if not means:
-        return None
-    interval = bootstrap_mean(means)
-    return {"mean": interval.value, "low": interval.low, "high": interval.high}
+    return bootstrap_mean(means) if means else None
+
+
+def over_episodes(values: np.ndarray, episode: np.ndarray) -> dict[str, float | None] | None:
+    """`mean_over_episodes` as results.json writes it."""
+    interval = mean_over_episodes(values, episode)
+    return interval and interval.written
 
 
 def difference_unpaired(successes_a: int, n_a: int, successes_b: int, n_b: int) -> Interval:
@@ -86,6 +115,20 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> float:
 def sign_test(a: int, b: int) -> float:
     """Exact two-sided p value of `a` cases one way and `b` the other way, if both ways were equally likely."""
     return float(stats.binomtest(a, a + b).pvalue) if a + b else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for how many were computed, by Holm's step-down method (1979); none for none."""
+    values, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
+    scaled = values[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.maximum.accumulate(scaled).clip(max=1)
+    return corrected.tolist()
+
+
+def cohens_h(rate_a: float, rate_b: float) -> float:
+    """Difference of the rates' arcsine transforms, an effect size: 0.2 is called small, 0.5 medium, 0.8 large."""
+    return float(2 * np.arcsin(np.sqrt(rate_a)) - 2 * np.arcsin(np.sqrt(rate_b)))
 
 
 def detectable_unpaired(n: int, p: float = 0.5) -> float:

@@ -6,23 +6,34 @@ Every run of a study is an ordinary run (`RunConfig`); the blind control is one 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ..run.config import CONDITIONS, PROFILES, Placement, RunConfig, make_config
+from ..run.config import CONDITIONS, PROFILES, Count, Placement, RunConfig, Share, make_config
 from ..run.errors import LarError, unknown
 from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
 from .compare import Result, outcomes
-from .results import Document, contradictions, load_results, modern_rows, scenes, summarise
+from .results import load_results, modern_rows, scenes, summarise
 from .rollout import episodes_of
-from .statistics import Interval, bootstrap_mean, detectable_paired, mcnemar, wilson
+from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section
+from .statistics import (
+    ALPHA,
+    Interval,
+    bootstrap_mean,
+    clustered_bootstrap,
+    cohens_h,
+    detectable_paired,
+    holm,
+    mcnemar,
+    wilson,
+)
 
 OWN_LINE = ("condition", "seed", "profile", "tasks", "placement")  # of these, `set` may change none
 BLIND = "blind"
@@ -114,42 +125,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 # Two arms of a study: how different they are, how sure one may be, and what so many rollouts could have missed.
 
-ALPHA = 0.05
 MORE, LESS, NOT_DETECTED = "more successful", "less successful", "not detected"
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for how many were computed, by Holm's step-down method (1979); none for none."""
-    values, order = np.asarray(p_values, dtype=float), np.argsort(p_values)
-    scaled = values[order] * np.arange(len(values), 0, -1)
-    corrected = np.empty_like(values)
-    corrected[order] = np.maximum.accumulate(scaled).clip(max=1)
-    return corrected.tolist()
-
-
-def cohens_h(rate_a: float, rate_b: float) -> float:
-    """Difference of the rates' arcsine transforms, an effect size: 0.2 is called small, 0.5 medium, 0.8 large."""
-    return float(2 * np.arcsin(np.sqrt(rate_a)) - 2 * np.arcsin(np.sqrt(rate_b)))
-
-
-def clustered_bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
-    """Mean of values (S, N) with a percentile bootstrap interval that draws seeds, then rollouts of each.
-
-    Rollouts of one trained policy resemble each other, so that the seeds have to vary too (Davison and Hinkley, 1997,
-    section 3.8). One seed says nothing about others: rollouts alone are drawn then. n counts the seeds.
-    """
-    values = np.asarray(values, dtype=float)
-    seeds, rollouts = values.shape
-    if seeds == 1:
-        within = bootstrap_mean(values[0], seed, resamples)
-        return Interval(within.value, within.low, within.high, 1)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(seeds, size=(seeds, 1))
-        means[i] = values[drawn, rng.integers(rollouts, size=(seeds, rollouts))].mean()
-    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(float(values.mean()), float(low), float(high), seeds)
 
 
 @dataclass(frozen=True)
@@ -188,10 +164,10 @@ class Contrast:
 
 def comparison(names: tuple[str, str], placement: str, contrast: Contrast, p_holm: float, tests: int) -> dict:
     """One entry of `comparisons` in study.json."""
-    a, b, difference = contrast.a, contrast.b, contrast.difference
+    a, b = contrast.a, contrast.b
     numbers = {"condition": names[0], "reference": names[1], "placement": placement, "seeds": len(a), "pairs": a.size,
                "only_condition": int((a & ~b).sum()), "only_reference": int((b & ~a).sum()),
-               "difference": {"mean": difference.value, "low": difference.low, "high": difference.high},
+               "difference": contrast.difference.written,
                "cohens_h": cohens_h(a.mean(), b.mean()), "p": contrast.p, "p_holm": p_holm,
                "detectable": contrast.detectable(tests), "verdict": contrast.verdict(p_holm)}
     return numbers | {"sentence": _sentence(numbers, int(a.sum()), int(b.sum()), tests)}
@@ -225,23 +201,28 @@ COSTS = {"parameters": ("training_cost", "own", "parameters"), "flops": ("traini
 BASE = "action_only"  # what every run measures beside its own training step, at the same moment
 
 
-def _contradictions(document: dict) -> Iterator[tuple[str, str]]:
-    for i, arm in enumerate(document["arms"]):
-        for j, row in enumerate(arm["success"]):
-            yield from contradictions(f"arms[{i}].success[{j}]", row)
+Score = section(mean=float, low=float | None, high=float | None, seeds=listed(float), over_reference=Estimate | None)
+Cost = section(mean=Size, ratio=Size | None)
+Arm = section(condition=Word, runs=listed(Word), success=listed(Rollouts), **dict.fromkeys(SCORES, Score | None),
+              costs=section(**dict.fromkeys(COSTS, Cost | None)))
+Comparison = section(
+    condition=Word, reference=Word, placement=Placement, seeds=Count, pairs=Count, only_condition=Number,
+    only_reference=Number, difference=Estimate, cohens_h=float, p=Share, p_holm=Share, detectable=Share,
+    verdict=Literal[MORE, LESS, NOT_DETECTED], sentence=Word)
+StudyDocument = section(
+    schema_version=Literal[1], provenance=Provenance, arms=listed(Arm), comparisons=list[Comparison],
+    study=section(name=Word, conditions=listed(Word), reference=Word, seeds=listed(int), profile=Word,
+                  placements=listed(Placement), changes=Values))
 
 
 def _modern(document: dict) -> dict:
     """Older studies by the present names of what the policies were told; the tasks are those that were rolled out."""
-    def of(arm: object) -> object:
-        rows = arm.get("success") if isinstance(arm, dict) else None
-        tasks = [row["task"] for row in rows if isinstance(row, dict) and isinstance(row.get("task"), int)] \
-            if isinstance(rows, list) else []
-        return arm | {"success": modern_rows(rows, tasks)} if tasks else arm
-    return document | {"arms": [of(arm) for arm in document["arms"]]} if isinstance(document.get("arms"), list) else document
+    def of(rows: list[dict]) -> list[dict]:
+        return modern_rows(rows, [row["task"] for row in rows if row["task"] is not None])
+    return document | {"arms": [arm | {"success": of(arm["success"])} for arm in document["arms"]]}
 
 
-STUDY = Document("study_schema.json", "study", "lar study", _contradictions, _modern)
+STUDY = Document(StudyDocument, "study", "lar study", _modern)
 
 
 def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> dict:
@@ -305,8 +286,8 @@ def _score(made: Sequence[Result], reference: Sequence[Result], path: Sequence[s
     if None in values:
         return None
     beside = [_value(result.results, (*path, "mean")) for result in reference]
-    gain = None if None in beside else _interval(np.subtract(values, beside))
-    return {**_interval(values), "seeds": values, "over_reference": gain}
+    gain = None if None in beside else bootstrap_mean(np.subtract(values, beside)).written
+    return {**bootstrap_mean(values).written, "seeds": values, "over_reference": gain}
 
 
 def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
@@ -317,11 +298,6 @@ def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
     beside = [_value(result.results, [BASE if name == "own" else name for name in path]) for result in made]
     ratio = float(np.mean(np.divide(values, beside))) if "own" in path else None
     return {"mean": float(np.mean(values)), "ratio": ratio}
-
-
-def _interval(values: Sequence[float]) -> dict:
-    interval = bootstrap_mean(values)
-    return {"mean": interval.value, "low": interval.low, "high": interval.high}
 
 
 def _value(results: dict, path: Sequence[str]) -> float | None:
