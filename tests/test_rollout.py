@@ -1,5 +1,6 @@
 """Rollouts: evaluation scenes only, resumed without repeating, errors never counted as failures."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,8 +10,18 @@ import numpy as np
 import pytest
 
 from lar_core.measure.results import scenes
-from lar_core.measure.rollout import Trial, _warn, close_envs, episodes_of, missing_episodes, rolled_out, vector_env
+from lar_core.measure.rollout import (
+    Trial,
+    _warn,
+    close_envs,
+    episodes_of,
+    missing_episodes,
+    roll_out,
+    rolled_out,
+    vector_env,
+)
 from lar_core.run.config import PROFILES, make_config
+from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run
 from lar_core.run.processes import STOPS, Stopped, stop
@@ -47,12 +58,23 @@ def test_old_episodes_under_another_sentence_are_kept_but_the_other_bowl_which_w
     assert missing_episodes(run, other_bowl) == [0, 2] and len(episodes_of(run)) == 2
 
 
-def test_a_rollout_is_complete_when_every_task_has_the_kinds_that_its_scene_has(run):
-    for task in (2, 8):  # in a profile of tasks 2 and 8, the sentence of 8 names a bowl of scene 2, so 2 has no other task
+def test_a_rollout_is_complete_when_every_task_has_the_kinds_that_were_asked_for(run):
+    for task in (2, 8):
+        assert not rolled_out(run, ("right",))
         for episode in range(3):
-            append_jsonl(run.path / "rollouts.jsonl", {**vars(Trial("attention_mask", "other_task", "official", 8)),
+            append_jsonl(run.path / "rollouts.jsonl", {**vars(Trial("attention_mask", "right", "official", task)),
                                                        "episode": episode, "success": True})
-    assert rolled_out(run, ("other_task",)) and not rolled_out(run, ("other_task", "other_bowl"))
+    assert rolled_out(run, ("right",)) and not rolled_out(run, ("right", "other_bowl"))
+
+
+def test_a_kind_that_no_scene_has_is_refused_even_where_all_others_are_done(tmp_path):
+    run = Run.open(make_config("attention_mask", "micro", tasks=(5,), episodes_per_task=1), tmp_path / "run")
+    append_jsonl(run.path / "rollouts.jsonl", {**vars(Trial("attention_mask", "right", "official", 5)), "episode": 0,
+                                               "success": True})
+    assert rolled_out(run, ("right",))
+    assert not rolled_out(run, ("right", "other_task"))
+    with pytest.raises(LarError, match="no other_task instruction for task 5"):
+        roll_out(run, None, None, instructions=("right", "other_task"))
 
 
 def test_an_episode_begins_at_its_stored_init_state_after_the_wait():
@@ -99,12 +121,12 @@ def test_after_success_the_scene_stands_still(monkeypatch):
         env.close()
 
 
-@pytest.mark.parametrize("asked, brought, reward, done", [
-    (None, BOWLS[0], 1, True), (None, BOWLS[1], 0, False), ("other_bowl", BOWLS[1], 1, True), ("other_bowl", BOWLS[0], 0, True)])
-def test_the_bowl_that_the_sentence_names_is_the_success_and_the_scenes_own_one_instead_ends_it(envs_8, asked, brought, reward,
-                                                                                                 done):
-    env = envs_8
-    env.reset(seed=0, options={"other_bowl": asked == "other_bowl"})
+@pytest.mark.parametrize("other_bowl, brought, reward, done", [
+    (False, BOWLS[0], 1, True), (False, BOWLS[1], 0, False), (True, BOWLS[1], 1, True), (True, BOWLS[0], 0, True)])
+def test_the_bowl_that_the_sentence_names_is_the_success_and_the_scenes_own_one_instead_ends_it(
+        env_8, other_bowl, brought, reward, done):
+    env = env_8
+    env.reset(seed=0, options={"other_bowl": other_bowl})
     state, plate = env.env.state(), env.env.body_pose(PLATE)[0]
     address = {BOWLS[0]: 10, BOWLS[1]: 17}[brought]
     state[address : address + 3] = plate + (0, 0, 0.03)
@@ -115,7 +137,7 @@ def test_the_bowl_that_the_sentence_names_is_the_success_and_the_scenes_own_one_
 
 
 @pytest.fixture(scope="module")
-def envs_8():
+def env_8():
     env = EpisodeEnv(8, "official", MICRO)
     yield env
     env.close()
@@ -152,3 +174,18 @@ def test_a_signal_to_the_whole_job_leaves_the_environments_to_their_parent_which
         stop()
     assert len(envs.processes) == 1 and not envs.processes[0].is_alive() and envs.closed
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the parent itself goes on to listen"
+
+
+def _roll_out_in_a_worker():
+    with vector_env(5, "official", MICRO.replace(episodes_per_task=1)) as envs:
+        envs.reset(seed=[0])
+
+
+def test_a_worker_that_has_rolled_out_ends():
+    worker = multiprocessing.get_context("spawn").Process(target=_roll_out_in_a_worker)
+    worker.start()
+    worker.join(timeout=120)
+    alive = worker.is_alive()
+    worker.kill()
+    assert not alive and worker.exitcode == 0
+

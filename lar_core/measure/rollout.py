@@ -8,12 +8,12 @@ traceback (it is never counted as a failure); what was done is kept.
 
 from __future__ import annotations
 
-import atexit
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing.util import Finalize
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from ..run.errors import LarError, say_once
 from ..run.files import append_jsonl
 from ..run.folder import Run
 from ..run.processes import processes
-from ..scene.episode import check_kinds, episode_env, kinds, told
+from ..scene.episode import check_kinds, episode_env, kinds, kinds_of, told
 from ..scene.placements import evaluation_scenes
 from ..scene.reference import MEANING
 from ..scene.setup import prepare
@@ -78,9 +78,10 @@ def episodes_of(run: Run) -> list[dict]:
 
 
 def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:
-    """Whether `roll_out` would find nothing left to do."""
+    """Whether `roll_out` would find nothing left to do, and nothing to refuse."""
     profile = run.config.profile
-    return not any(_todo(run, instructions, placement or profile.placement, task) for task in profile.tasks)
+    return set(instructions) <= set(kinds_of(profile.tasks)) and not any(_todo(run, instructions, placement or profile.placement, task)
+                                                                         for task in profile.tasks)
 
 
 def missing_episodes(run: Run, trial: Trial) -> list[int]:
@@ -114,6 +115,9 @@ def vector_env(task: int, placement: str, profile: Profile, workers: int | None 
         prepare()
         _kept[key] = AsyncVectorEnv([partial(episode_env, task, placement, profile)] * count, context="spawn",
                                     autoreset_mode=AutoresetMode.DISABLED)
+        # At the end of this process, also where it is another one's worker (whose `atexit` comes too late), and before
+        # multiprocessing asks what is left to terminate, which these ignore.
+        Finalize(None, close_envs, exitpriority=1)
     try:
         yield _kept[key]
     except BaseException:
@@ -121,7 +125,6 @@ def vector_env(task: int, placement: str, profile: Profile, workers: int | None 
         raise
 
 
-@atexit.register
 def close_envs(at_once: bool = False) -> None:
     """End the processes that `vector_env` has kept; at once, in the middle of a step: they hold nothing to save."""
     while _kept:

@@ -235,8 +235,7 @@ class Trainer:
         """Go on from the newest checkpoint, if there is one; metrics logged after it are dropped."""
         if checkpoints := self.run.checkpoints():
             path = checkpoints[-1] / "trainer.pt"
-            with reading(f"The checkpoint {path}", f"delete the folder {path.parent} to go on from the one before"):
-                state = torch.load(path, weights_only=True)
+            state = _load_trainer(path)
             self.bare.load(path.with_name("model.safetensors"))
             for name, part in self._parts().items():
                 part.load_state_dict(state[name])
@@ -309,3 +308,8 @@ class Trainer:
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
         return {f"grad_{name}": gradient_norm(losses[name] * weight, weights, scale)
                 for name, weight in self.bare.weights.items()}
+
+
+def _load_trainer(path: Path) -> dict[str, Any]:
+    with reading(f"The checkpoint {path}", f"delete the folder {path.parent} to go on from the one before"):
+        return torch.load(path, weights_only=True)

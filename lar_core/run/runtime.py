@@ -16,6 +16,7 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from .errors import LarError
+from .files import library_caches
 from .folder import provenance
 from .processes import cores
 
@@ -112,7 +113,8 @@ def device_name() -> str:
 
 
 def quiet() -> None:
-    """Silence progress bars and notices of libraries that a reader of our output cannot act on."""
+    """Silence progress bars and notices of libraries that a reader of our output cannot act on, such as those on caches."""
+    library_caches()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     transformers.logging.set_verbosity_error()
