@@ -1,4 +1,4 @@
-"""The house as docs/design.md draws it: rooms that import only rooms below, no circles, small files, a scene without torch."""
+"""The house of docs/design.md: rooms import only rooms below, no circles, small files, a scene without torch."""
 
 from __future__ import annotations
 

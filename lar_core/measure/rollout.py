@@ -80,7 +80,8 @@ def episodes_of(run: Run) -> list[dict]:
 def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:
     """Whether `roll_out` would find nothing left to do, and nothing to refuse."""
     profile = run.config.profile
-    return set(instructions) <= set(kinds_of(profile.tasks)) and not any(_todo(run, instructions, placement or profile.placement, task)
+    missing = (_todo(run, instructions, placement or profile.placement, task) for task in profile.tasks)
+    return set(instructions) <= set(kinds_of(profile.tasks)) and not any(missing)
                                                                          for task in profile.tasks)
 
 
