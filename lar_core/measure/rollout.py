@@ -82,7 +82,6 @@ def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = 
     profile = run.config.profile
     missing = (_todo(run, instructions, placement or profile.placement, task) for task in profile.tasks)
     return set(instructions) <= set(kinds_of(profile.tasks)) and not any(missing)
-                                                                         for task in profile.tasks)
 
 
 def missing_episodes(run: Run, trial: Trial) -> list[int]:
