@@ -161,19 +161,6 @@ def read(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Te
     return backbone.upper(backbone.lower(pixels, prefix), prefix), prefix
 
 
-@PASSES.register("multi_pass")
-def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
-    """The mean over MASKS passes, each with other patches hidden; a hidden patch does not count in its pass."""
-    draws, total, seen = Draws(0), 0.0, 0.0
-    for _ in range(MASKS):
-        scores = draws.uniform(len(images), policy.backbone.patches).to(policy.device)
-        hidden = mask_top(scores, count_masked(scores.shape[1], HIDDEN))
-        saliency = _mean(read(policy, images, instructions, hidden)[0])
-        total, seen = total + saliency.masked_fill(hidden, 0.0), seen + (~hidden).float()
-    mean = total / seen.clamp_min(1)
-    return mean / mean.sum(dim=1, keepdim=True)
-
-
 @PASSES.register("coarse_to_fine")
 def coarse_to_fine(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
     """Look again, at twice the resolution, at the quarter of the image that held most saliency.
@@ -191,6 +178,19 @@ def coarse_to_fine(policy: Policy, images: Tensor, instructions: Sequence[str]) 
         window = result[row, top : top + half, left : left + half]  # a view
         window.copy_(window.sum() * (fine[row] / fine[row].sum()).view(half, half))
     return result.flatten(1)
+
+
+@PASSES.register("multi_pass")
+def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> Tensor:
+    """The mean over MASKS passes, each with other patches hidden; a hidden patch does not count in its pass."""
+    draws, total, seen = Draws(0), 0.0, 0.0
+    for _ in range(MASKS):
+        scores = draws.uniform(len(images), policy.backbone.patches).to(policy.device)
+        hidden = mask_top(scores, count_masked(scores.shape[1], HIDDEN))
+        saliency = _mean(read(policy, images, instructions, hidden)[0])
+        total, seen = total + saliency.masked_fill(hidden, 0.0), seen + (~hidden).float()
+    mean = total / seen.clamp_min(1)
+    return mean / mean.sum(dim=1, keepdim=True)
 
 
 def available(policy: Policy, chosen: bool = True) -> list[str]:
