@@ -23,7 +23,7 @@ def new_run(tmp_path):
 
 def launch(run, demos, tmp_path):  # noqa: F811
     script = tmp_path / "train_here.py"
-    script.write_text(IN_A_PROCESS + "from lar_core.runtime import group\nprint('one of', group().num_processes)\n")
+    script.write_text(IN_A_PROCESS + "from lar_core.run.runtime import group\nprint('one of', group().num_processes)\n")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     return subprocess.run([*command, str(run.path), str(demos)], capture_output=True, text=True, timeout=240)
 

@@ -67,7 +67,7 @@ def test_an_added_mask_source_chooses_masks_and_is_drawn_beside_the_others(add, 
     assert (masks(policy_of(), batch)[last_place] == 255).all()  # nothing stands there yet
     add(MASK_SOURCES, "last", lambda clues: torch.arange(clues.saliency.shape[1]).float().expand(len(clues.saliency), -1))
     policy = policy_of("random_mask", mask_source="last")
-    assert policy.reconstruct(batch, policy.encode(batch), Draws(0)).mask[:, -4:].all()
+    assert policy.mask(batch, policy.encode(batch).saliency, Draws(0))[:, -4:].all()
     assert (masks(policy, batch)[last_place] != 255).any()
 
 
@@ -129,7 +129,7 @@ def test_a_cell_can_be_run_again_but_a_taken_name_is_refused(add):
     for _ in range(2):
         add(MASK_SOURCES, "mine", mine) if "mine" not in MASK_SOURCES else MASK_SOURCES.register("mine")(mine)
     assert MASK_SOURCES.about("mine").words == "Nothing."
-    with pytest.raises(LarError, match="There is a mask source 'gaze' already.*mask_sources.gaze"):
+    with pytest.raises(LarError, match="There is a mask source 'gaze' already.*masking.gaze"):
         MASK_SOURCES.register("gaze")(mine)
     with pytest.raises(LarError, match="did you mean 'gaze'"):
         MASK_SOURCES["gaz"]
