@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import reconstruct
 from test_results import full, interval, series
 
 from lar_core import cli
@@ -68,7 +67,7 @@ def test_an_added_mask_source_chooses_masks_and_is_drawn_beside_the_others(add, 
     assert (masks(policy_of(), batch)[last_place] == 255).all()  # nothing stands there yet
     add(MASK_SOURCES, "last", lambda clues: torch.arange(clues.saliency.shape[1]).float().expand(len(clues.saliency), -1))
     policy = policy_of("random_mask", mask_source="last")
-    assert reconstruct(policy, batch).mask[:, -4:].all()
+    assert policy.mask(batch, policy.encode(batch).saliency, Draws(0))[:, -4:].all()
     assert (masks(policy, batch)[last_place] != 255).any()
 
 

@@ -17,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..run.config import RunConfig
+from ..run.config import Condition, RunConfig
 from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import write_json
-from ..run.registry import REGULARISERS
+from ..run.registry import MASK_SOURCES, REGULARISERS
 from ..run.unreadable import unreadable
 from .demos import PER_STEP, Episode, read_episodes
 
@@ -138,8 +138,13 @@ def make_dataset(episodes: Sequence[Episode], stats: Stats, config: RunConfig,
     profile, condition = config.profile, config.condition
     compared = any(REGULARISERS.about(name).needs_others for name in condition.regularisers)
     return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
-                       chunk=profile.chunk, previous=condition.source_needs == "previous",
+                       chunk=profile.chunk, previous=source_needs(condition) == "previous",
                        others=[other(episode) for episode in episodes] if compared else None)
+
+
+def source_needs(condition: Condition) -> str:
+    """What the mask source asks for beyond the policy's own saliency; "" for nothing."""
+    return "" if condition.mask_source == "none" else MASK_SOURCES.about(condition.mask_source).needs
 
 
 def to_device(batch: dict, device: torch.device) -> dict:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, make_dataset, shift_images, to_device
+from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, make_dataset, shift_images, source_needs, to_device
 from ..data.demos import Episode
 from ..data.features import BlindFeatures, FeatureCache
 from ..run.draws import Draws
@@ -105,7 +105,7 @@ class Trainer:
         if profile.cache:
             self.cache = self._features(policy, data)
             policy.backbone.drop_lower()
-        if run.config.condition.source_needs == "teacher":
+        if source_needs(run.config.condition) == "teacher":
             policy.teacher = Teacher(policy)
         optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
                                       weight_decay=profile.weight_decay, fused=True)

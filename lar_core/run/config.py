@@ -78,11 +78,6 @@ class Condition(Checked):
         return [*(name for name in cls.model_fields if name != "regularisers"), *REGULARISERS]
 
     @property
-    def source_needs(self) -> str:
-        """What the mask source asks for beyond the policy's own saliency; "" for nothing."""
-        return "" if self.mask_source == "none" else MASK_SOURCES.about(self.mask_source).needs
-
-    @property
     def sees_again(self) -> list[str]:
         """What of it shows the frozen layers other words or pixels at every step, so that they cannot be cached."""
         looking = [name for name in self.regularisers if REGULARISERS.about(name).passes]
