@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +19,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from . import pace, steps
+from . import estimate, steps
 from .access import on_colab, sign_in
 from .data.dataset import DemoDataset, Stats, load_split
 from .data.demos import Episode
 from .drive import Mirror
 from .measure import maps
+from .measure.costs import meter
 from .measure.snapshots import keep_snapshots
 from .model.policy import Policy
 from .model.train import make_dataset
@@ -240,26 +240,24 @@ def heldout_dataset(run: Run, data: Path = DATA) -> DemoDataset:
 
 @contextmanager
 def step(run: Run, name: str) -> Iterator[None]:
-    """Say what time and memory the long step `name` (one of pace.STEPS) will take; after it, what it took.
+    """Say what time and memory the long step `name` (one of estimate.STEPS) will take; after it, what it took.
 
     Both are kept in the run folder (`spent`). Raises LarError when memory runs out, with the estimate and the setting
     to lower.
     """
-    expected = pace.expected(run)[name]
+    expected = estimate.expected(run)[name]
     print(f"{name.capitalize()}: {expected} expected.")
-    began = time.perf_counter()
-    with pace.PeakMemory() as peak:
-        try:
+    try:
+        with meter(children=True) as reading:
             yield
-        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            profile = run.config.profile
-            raise LarError(f"Memory ran out during {name} (expected: {expected}): lower batch_size (it is "
-                           f"{profile.batch_size}), or choose a smaller profile; finished work is kept.") from error
-        finally:
-            took = pace.Cost(time.perf_counter() - began, peak.look())
-            append_jsonl(run.path / "steps.jsonl", {"step": name, "seconds": took.seconds, "gib": took.gib,
-                                                    "expected_seconds": expected.seconds, "expected_gib": expected.gib})
-            _sync()
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise LarError(f"Memory ran out during {name} (expected: {expected}): lower batch_size (it is "
+                       f"{run.config.profile.batch_size}), or choose a smaller profile; finished work is kept.") from error
+    finally:
+        took = estimate.Cost(reading.seconds, reading.peak_bytes / 2**30)
+        append_jsonl(run.path / "steps.jsonl", {"step": name, "seconds": took.seconds, "gib": took.gib,
+                                                "expected_seconds": expected.seconds, "expected_gib": expected.gib})
+        _sync()
     print(f"{name.capitalize()}: it took {took}; expected were {expected}.")
 
 
@@ -268,6 +266,6 @@ def spent(run: Run) -> list[tuple[str, str, str]]:
     rows: dict[str, list[dict]] = {}
     for row in read_jsonl(run.path / "steps.jsonl"):
         rows.setdefault(row["step"], []).append(row)
-    return [(name, str(pace.Cost(of[0]["expected_seconds"], of[0]["expected_gib"])),
-             str(pace.Cost(sum(row["seconds"] for row in of), max(row["gib"] for row in of))))
+    return [(name, str(estimate.Cost(of[0]["expected_seconds"], of[0]["expected_gib"])),
+             str(estimate.Cost(sum(row["seconds"] for row in of), max(row["gib"] for row in of))))
             for name, of in rows.items()]
