@@ -204,9 +204,9 @@ def test_scores_that_are_there_are_read_and_others_are_made(here, monkeypatch):
 
 
 def test_out_of_memory_names_the_setting_to_lower_and_the_estimate(here):
-    with pytest.raises(LarError, match="expected: .* GiB.*lower batch_size"):
-        with notebook.step(notebook.open_run("attention_mask", "micro"), "training"):
-            raise MemoryError
+    with (pytest.raises(LarError, match="expected: .* GiB.*lower batch_size"),
+          notebook.step(notebook.open_run("attention_mask", "micro"), "training")):
+        raise MemoryError
 
 
 def test_an_error_of_ours_is_one_sentence_in_a_notebook():
