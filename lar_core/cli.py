@@ -81,9 +81,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with on_stop(stop):
             if arguments.step != "doctor":  # which must not need what it examines
-                from .run.runtime import quiet
-                quiet()
-            _run(arguments)
+                _prepare()
+            processes(getattr(arguments, "workers", None))  # refuses none
+            COMMANDS[arguments.step](arguments)
         return 0
     except LarError as error:
         print(f"lar: {error}", file=sys.stderr)
@@ -97,12 +97,10 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(stopped, "status", 130)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _prepare() -> None:
     from .run.runtime import quiet, use_cores
     quiet()
     use_cores()
-    processes(getattr(arguments, "workers", None))  # refuses fewer than one, also where none will be started
-    COMMANDS[arguments.step](arguments)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -225,9 +223,7 @@ def _brings_settings(arguments: argparse.Namespace) -> bool:
 
 def _reproduce(arguments: argparse.Namespace) -> None:
     from . import steps
-    from .show.report import summary_table
-    results, report = steps.reproduce(_run_of(arguments), arguments.data_dir, arguments.workers)
-    print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
+    _print_report(steps.reproduce(_run_of(arguments), arguments.data_dir, arguments.workers))
 
 
 def _demos(arguments: argparse.Namespace) -> None:
@@ -266,37 +262,27 @@ def _train(arguments: argparse.Namespace) -> None:
     print(run.final_checkpoint)
 
 
-def _saliency(arguments: argparse.Namespace) -> None:
+def _measure(arguments: argparse.Namespace) -> None:
+    """The steps that only add to the report."""
     from . import steps
     run = _run_of(arguments)
-    steps.show_saliency(run, arguments.data_dir, arguments.workers)
-    _print_report(run)
+    match arguments.step:
+        case "saliency":
+            steps.show_saliency(run, arguments.data_dir, arguments.workers)
+        case "photographs":
+            steps.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
+        case "rollout":
+            steps.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
+        case "latency":
+            steps.time_policy(run)
+            steps.time_training(run)
+    _print_report(steps.make_report(run))
 
 
-def _photographs(arguments: argparse.Namespace) -> None:
-    from . import steps
-    run = _run_of(arguments)
-    steps.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
-    _print_report(run)
-
-
-def _rollout(arguments: argparse.Namespace) -> None:
-    from . import steps
-    run = _run_of(arguments)
-    steps.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
-    _print_report(run)
-
-
-def _latency(arguments: argparse.Namespace) -> None:
-    from . import steps
-    run = _run_of(arguments)
-    steps.time_policy(run)
-    steps.time_training(run)
-    _print_report(run)
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    _print_report(_run_of(arguments))
+def _print_report(made: tuple[dict, Path]) -> None:
+    from .show.report import summary_table
+    results, report = made
+    print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
 
 
 def _study(arguments: argparse.Namespace) -> None:
@@ -325,8 +311,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
             raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
         return
     from .estimate import T4
-    from .run.runtime import quiet
-    quiet()
+    _prepare()
     if arguments.full_size:
         arguments.profile, arguments.changes = "t4", ["cache=false", "batch_size=1", *arguments.changes]
         doctor.full_size(config_of(arguments), arguments.data_dir)
@@ -334,17 +319,10 @@ def _doctor(arguments: argparse.Namespace) -> None:
         doctor.show_plan(config_of(arguments), T4 if arguments.machine else None)
 
 
-def _print_report(run: Run) -> None:
-    from . import steps
-    from .show.report import summary_table
-    results, report = steps.make_report(run)
-    print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
-
-
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "reproduce": _reproduce, "demos": _demos, "check-demos": _check_demos, "pretrain": _pretrain,
-    "train": _train, "saliency": _saliency, "photographs": _photographs, "rollout": _rollout, "latency": _latency,
-    "report": _report, "study": _study, "push": _push, "doctor": _doctor,
+    "reproduce": _reproduce, "demos": _demos, "check-demos": _check_demos, "pretrain": _pretrain, "train": _train,
+    "study": _study, "push": _push, "doctor": _doctor,
+    **dict.fromkeys(("saliency", "photographs", "rollout", "latency", "report"), _measure),
 }
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .run.errors import LarError
-from .run.folder import pins, wrong_versions
 from .run.processes import ChildError, in_child
+from .run.versions import installed, pins, wrong_versions
 
 if TYPE_CHECKING:
     from .estimate import Machine, Plan
@@ -124,22 +124,13 @@ def _packages() -> str:
 def _unmet() -> list[str]:
     """A sentence on the project's own requirements that are not met; nothing where it runs without being installed."""
     from packaging.requirements import Requirement
-    try:
-        lines = importlib.metadata.requires(PACKAGE) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
+    lines = importlib.metadata.requires(PACKAGE) or [] if installed(PACKAGE) else []
     needed = [need for need in map(Requirement, lines)
               if need.name not in pins() and (need.marker is None or need.marker.evaluate({"extra": ""}))]
-    bad = [str(need) for need in needed if not _met(need.name, need.specifier)]
+    bad = [str(need) for need in needed
+           if not (found := installed(need.name)) or not need.specifier.contains(found, prereleases=True)]
     quoted = " ".join(f'"{need}"' for need in bad)
     return [f"Missing, or of another version: {', '.join(bad)}. Type `pip install {quoted}`."] if bad else []
-
-
-def _met(name: str, specifier: object) -> bool:
-    try:
-        return specifier.contains(importlib.metadata.version(name), prereleases=True)
-    except importlib.metadata.PackageNotFoundError:
-        return False
 
 
 def _torch() -> str:

@@ -1,9 +1,12 @@
-"""What a configuration will need, in memory and time, told before anything is loaded.
+"""What a configuration (`plan`) or what is left of a run (`expected`) will need, in memory and time, told before it begins.
 
 Memory is counted: parameters from the architecture on the meta device, optimiser states from what learns, activations
 from what autograd keeps of each layer. Time is arithmetic over a speed: the floating-point operations of each step,
 divided by what one linear layer of the model's own width reaches on this machine in this precision, measured for a
 second. `Machine` holds everything that is the machine's, so that a plan can also be made for one that is not at hand.
+
+The tiny model is too small for that: its steps are scaled from what one core of a 2-core Xeon took (most CPUs are within
+a factor of two of it; a GPU is faster, so there these are upper bounds). A run that has begun is judged by its own speed.
 """
 
 from __future__ import annotations
@@ -26,17 +29,27 @@ from .model.diffusion import count
 from .model.heads import Trunk
 from .model.policy import make_decoder, make_head
 from .model.tiny import full_config, make_processor, tiny_config
-from .run.config import RunConfig
+from .run import processes
+from .run.config import Profile, RunConfig
 from .run.errors import LarError
+from .run.files import read_jsonl
+from .run.folder import DATA, Run
 from .run.registry import REGULARISERS
 from .run.runtime import act_precision, device, device_name, float_dtype
+from .scene.collect import demo_paths
 from .scene.episode import kinds
 
+STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
 TEXT = 20  # tokens of an instruction, BOS and newline included
 FRAMES = 110  # of a demonstration of LIBERO-Spatial, without no-op steps
 CUDA_CONTEXT = 500_000_000  # bytes
+DEMO = 4.4  # seconds of one demonstration on one core
 ENV_STEP = 0.018  # seconds of one environment step with both images at 224 px: a 2-core Xeon, software rendering
-EPISODE_STEPS = 130  # environment steps of an average rollout, the 10 wait steps included
+STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
+SAMPLE = {"micro": 0.004, "tiny": 0.016}  # seconds of one training sample of the tiny model on one core
+SCORED = 0.1  # seconds of one frame in the tiny model's saliency scores
+TIMED = 22  # training steps that are timed, half of them the condition's, half those of action_only
+LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done anything
 
 
 @dataclass(frozen=True)
@@ -74,10 +87,12 @@ class Plan:
 
     @property
     def peak(self) -> float:
+        """Bytes while training."""
         return sum(self.memory.values())
 
     @property
     def fits(self) -> bool:
+        """Whether the machine has them."""
         return self.peak <= self.machine.memory
 
 
@@ -89,18 +104,19 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     size, profile = Size(config), config.profile
     if frames is None:
         frames = FRAMES * profile.demos_per_task * len(profile.tasks) * (1 - profile.heldout_fraction)
-    made = Plan(machine, memory=_memory(config, size, machine, frames))
-    frozen, floats = machine.speed[profile.precision], machine.speed[float_kind(profile.precision, machine.cuda)]
+    made = Plan(machine, memory=_memory(size, machine, frames))
+    frozen, floats = machine.speed[profile.precision], machine.speed[_float_kind(profile.precision, machine.cuda)]
     look = size.vision_flops / floats + size.lower_flops / frozen
     if profile.cache:
         made.disk = frames * size.features * 2
         made.seconds["feature cache"] = frames * look
-    made.step_seconds = profile.batch_size * _step_seconds(size, look, floats if size.top_floats else frozen, floats)
+    top = frozen if profile.tune == "lora_all" else floats  # in which the layers from `join` on are kept
+    made.step_seconds = profile.batch_size * _step_seconds(size, look, top, floats)
     made.seconds["training"] = made.step_seconds * config.steps
     acting = machine.speed[machine.acting or profile.precision]
     act = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
-    episodes = profile.episodes_per_task * sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
-    made.seconds["rollouts"] = episodes * EPISODE_STEPS * (ENV_STEP + act / profile.execute)
+    steps = profile.episodes_per_task * _trials(profile) * STEPS_NEEDED * profile.max_steps
+    made.seconds["rollouts"] = steps * (ENV_STEP + act / profile.execute)
     return made
 
 
@@ -117,10 +133,10 @@ class Size:
 
     def __init__(self, config: RunConfig):
         self.profile, self.condition = config.profile, config.condition
-        self.architecture = architecture(config)
+        built = architecture(config)
         with torch.device("meta"):
-            vlm = PaliGemmaForConditionalGeneration(self.architecture).model
-        text, vision = self.architecture.text_config, self.architecture.vision_config
+            vlm = PaliGemmaForConditionalGeneration(built).model
+        text, vision = built.text_config, built.vision_config
         self.width, self.hidden = text.hidden_size, text.intermediate_size
         self.layers, top = text.num_hidden_layers, self.profile.top_layers
         self.join = self.layers - top if self.profile.tune.endswith("_top") else 0
@@ -128,7 +144,8 @@ class Size:
         with torch.device("meta"):
             head = make_head(self.condition, self.profile, trunk)
         self.layer = count(vlm.language_model.layers[0])
-        self.layer_linears = [module for module in vlm.language_model.layers[0].modules() if isinstance(module, nn.Linear)]
+        self.layer_ends = sum(module.in_features + module.out_features for module in vlm.language_model.layers[0].modules()
+                              if isinstance(module, nn.Linear))
         self.embedding, self.vision = count(vlm.language_model.embed_tokens), count(vlm.vision_tower)
         self.vision_width, self.vision_layers = vision.hidden_size, vision.num_hidden_layers
         self.projector, self.head = count(vlm.multi_modal_projector), count(head)
@@ -143,11 +160,6 @@ class Size:
         """Numbers that the feature cache keeps of a frame."""
         vision = (self.image + self.wrist) * self.vision_width if self.reads_vision else 0
         return (self.prefix + self.wrist) * self.width + vision
-
-    @property
-    def top_floats(self) -> bool:
-        """Whether the layers from `join` on are kept in floats."""
-        return self.profile.tune != "lora_all"
 
     @property
     def vision_flops(self) -> float:
@@ -173,7 +185,7 @@ class Size:
     def trainable(self) -> float:
         """Parameters that learn."""
         top = self.layers - self.join
-        lora = self.profile.lora_rank * sum(linear.in_features + linear.out_features for linear in self.layer_linears)
+        lora = self.profile.lora_rank * self.layer_ends
         everything = self.vision + self.projector + self.embedding + self.layers * self.layer
         backbone = {"all": everything, "full_top": top * self.layer, "lora_top": top * lora, "lora_all": top * lora}
         return backbone[self.profile.tune] + self.head + self.decoder
@@ -182,7 +194,7 @@ class Size:
         """Numbers that autograd keeps of one sample: what each linear layer, norm and product was given."""
         tokens = self.prefix + self.suffix
         of_layer = tokens * (4 * self.hidden + 12 * self.width)
-        top = (self.layers - self.join)
+        top = self.layers - self.join
         kept = top * tokens * self.width + of_layer if self.profile.checkpointing else top * of_layer
         if self.profile.tune == "all":
             kept += self.vision_layers * (self.image + self.wrist) * 24 * self.vision_width
@@ -215,11 +227,11 @@ class Size:
         return count(decoder), 24 * width * layers
 
 
-def _memory(config: RunConfig, size: Size, machine: Machine, frames: float) -> dict[str, float]:
+def _memory(size: Size, machine: Machine, frames: float) -> dict[str, float]:
     """Bytes by part, while training."""
-    profile = config.profile
+    profile = size.profile
     per_weight = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}[profile.precision]
-    floats = 4 if float_kind(profile.precision, machine.cuda) == "fp32" else 2
+    floats = 4 if _float_kind(profile.precision, machine.cuda) == "fp32" else 2
     lower = 0 if profile.cache else size.join if size.join else size.layers
     top = size.layers - size.join if profile.tune == "lora_top" else 0  # under full_top they count as what learns
     parts = {"process" if not machine.cuda else "CUDA context": machine.base}
@@ -228,19 +240,14 @@ def _memory(config: RunConfig, size: Size, machine: Machine, frames: float) -> d
         parts["vision tower, embedding"] = 0 if profile.cache else (size.vision + size.projector + size.embedding) * floats
     parts["what learns, with gradients and Adam"] = size.trainable * 16
     parts["activations"] = size.kept_activations() * profile.batch_size * machine.floats
-    parts["work space"] = _work_space(size, profile.batch_size, machine)
+    tokens = (size.prefix + size.suffix) * profile.batch_size
+    parts["work space"] = (2 * tokens + size.width) * size.hidden * machine.floats  # an MLP's inside twice, one weight
     if not machine.cuda:
         parts["demonstrations"] = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2)
     return parts
 
 
-def _work_space(size: Size, batch: int, machine: Machine) -> float:
-    """The largest temporary numbers: an MLP's inside for all tokens, twice, and one weight made float."""
-    tokens = (size.prefix + size.suffix) * batch
-    return 2 * tokens * size.hidden * machine.floats + size.width * size.hidden * machine.floats
-
-
-def float_kind(precision: str, cuda: bool) -> str:
+def _float_kind(precision: str, cuda: bool) -> str:
     """The floats of what is not quantised, by name; on a GPU fp16 stands for bf16 too, which is as large and as fast."""
     if precision in ("int8", "nf4"):
         return "fp16" if cuda else "fp32"
@@ -278,16 +285,12 @@ def _config_of(backbone: str) -> Path | None:
 
 def this_machine(config: RunConfig) -> Machine:
     """Measure this machine: for a second, one linear layer of the model's width in every precision that is needed."""
-    on, asked = device(), config.profile
-    acting = act_precision(asked.act_precision, asked.precision, on)
-    kinds = {asked.precision, acting, float_kind(asked.precision, on.type == "cuda")}
-    size = Size(config)
-    if on.type == "cuda":
-        return Machine(device_name(), True, torch.cuda.mem_get_info()[0], CUDA_CONTEXT,
-                       {kind: _speed(size, kind, on) for kind in kinds}, acting)
-    base = own_bytes()
-    return Machine(device_name(), False, psutil.virtual_memory().available + base, base,
-                   {kind: _speed(size, kind, on) for kind in kinds}, acting)
+    on, asked, size = device(), config.profile, Size(config)
+    cuda, acting = on.type == "cuda", act_precision(asked.act_precision, asked.precision, on)
+    kinds = {asked.precision, acting, _float_kind(asked.precision, cuda)}
+    base = CUDA_CONTEXT if cuda else own_bytes()
+    free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available + base
+    return Machine(device_name(), cuda, free, base, {kind: _speed(size, kind, on) for kind in kinds}, acting)
 
 
 def _speed(size: Size, precision: str, on: torch.device) -> float:
@@ -310,8 +313,89 @@ def _speed(size: Size, precision: str, on: torch.device) -> float:
 def _linear(inputs: int, outputs: int, precision: str, on: torch.device) -> nn.Module:
     import bitsandbytes
     if precision == "int8":
-        layer = bitsandbytes.nn.Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False)
-        return layer.to(on).eval()
+        return bitsandbytes.nn.Linear8bitLt(inputs, outputs, bias=False, has_fp16_weights=False).to(on).eval()
     if precision == "nf4":
         return bitsandbytes.nn.LinearNF4(inputs, outputs, bias=False, compute_dtype=float_dtype(precision, on)).to(on)
     return nn.Linear(inputs, outputs, bias=False, dtype=float_dtype(precision, on), device=on)
+
+
+# --- what is left of a run, step by step ------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds, and peak memory in GiB: of the GPU where there is one, else of this process and its workers.
+
+    None: unknown.
+    """
+
+    seconds: float | None
+    gib: float | None
+
+    def __str__(self) -> str:
+        return f"{duration(self.seconds)} and {'unknown memory' if self.gib is None else f'{self.gib:.1f} GiB'}"
+
+
+UNKNOWN = Cost(None, None)
+
+
+def duration(seconds: float | None) -> str:
+    """`40 s`, `12 min`, `1 h 20 min`, `unknown time`."""
+    if seconds is None:
+        return "unknown time"
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
+    """What is still to be done of each of STEPS of `run`; training and rollouts include the blind control's.
+
+    An estimate is advice: where there is none, for whatever reason, the cost is UNKNOWN, the reason is said, and the
+    experiment goes on.
+    """
+    try:
+        return _expected(run, cores or processes.cores())
+    except Exception as error:  # a model without a plan, a GPU that is full, a log of another version, ...
+        print(f"There is no estimate of time and memory: {str(error).strip() or type(error).__name__}")
+        return dict.fromkeys(STEPS, UNKNOWN)
+
+
+def _expected(run: Run, cores: int) -> dict[str, Cost]:
+    config, profile, log = run.config, run.config.profile, read_jsonl(run.metrics)
+    demos = profile.demos_per_task * len(profile.tasks)
+    if profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA)):
+        demos = 0
+    samples = 0 if run.trained else (config.steps - (log[-1]["step"] if log else 0)) * profile.batch_size
+    episodes = profile.episodes_per_task * (_trials(profile) + len(profile.tasks))  # and one kind a task of the control's
+    episodes -= sum(len(read_jsonl(folder / "rollouts.jsonl")) for folder in (run.path, run.control))
+    if profile.backbone == "tiny":
+        sample, scored, cached = SAMPLE["micro" if profile.text_width < 64 else "tiny"], SCORED, 0.0
+        episode, together = ENV_STEP * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
+        gib = _tiny_memory(profile, cores)
+    else:
+        made = plan(config, this_machine(config))
+        sample = scored = made.step_seconds / profile.batch_size
+        cached = made.seconds.get("feature cache", 0.0) if samples else 0.0
+        episode, together = made.seconds["rollouts"] / (profile.episodes_per_task * _trials(profile)), 1
+        gib = dict.fromkeys(STEPS, made.peak / 2**30) | {"demonstrations": LIBRARIES * cores}
+    sample = log[-1]["seconds"] / log[-1]["step"] / profile.batch_size if log else sample
+    seconds = {"demonstrations": START + DEMO * demos / cores if demos else 1.0,
+               "training": START + cached + sample * samples * 2 / together,
+               "saliency": START + scored * profile.grounding_frames,
+               "rollouts": 4 * START + episode * episodes if episodes > 0 else 1.0,
+               "latency": 5.0 + TIMED * profile.batch_size * sample}
+    return {name: Cost(seconds[name], gib[name]) for name in STEPS}
+
+
+def _tiny_memory(profile: Profile, cores: int) -> dict[str, float]:
+    """GiB of each of STEPS; in training the episodes and the data set are in memory at the same time, twice."""
+    frames = profile.demos_per_task * len(profile.tasks) * FRAMES
+    data = LIBRARIES + 2 * frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2) / 2**30  # with segmentation
+    return {"demonstrations": LIBRARIES * cores, "training": 2 * data, "saliency": data,
+            "rollouts": LIBRARIES * (1 + cores), "latency": 1.5 * LIBRARIES}
+
+
+def _trials(profile: Profile) -> int:
+    """Kinds of instruction, over all tasks."""
+    return sum(len(kinds(task, profile.tasks)) for task in profile.tasks)

@@ -12,12 +12,10 @@ It says that the code runs and what it needs; with random weights it says nothin
 from __future__ import annotations
 
 import multiprocessing
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +41,11 @@ def smoke(config: RunConfig | None = None, data: Path = DATA,
 
     config: profile t4 with one sample a batch and no feature cache, unless given; build: writes the checkpoint.
     """
-    with _folder(data) as folder:
-        yield "build", _in_a_process(build, folder / "checkpoint")
-        yield from _use(config or full_size_config(), folder)
+    require_space(data, CHECKPOINT_BYTES, "the full-size checkpoint", "free some, or choose another --data-dir")
+    data.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="full-size-", dir=data, ignore_cleanup_errors=True) as folder:
+        yield "build", _in_a_process(build, Path(folder, "checkpoint"))
+        yield from _use(config or full_size_config(), Path(folder))
 
 
 def full_size_config(**changes: object) -> RunConfig:
@@ -97,14 +97,3 @@ def _build(build: Callable[[Path], None], folder: Path) -> Reading:
     with meter() as reading:
         build(folder)
     return reading
-
-
-@contextmanager
-def _folder(data: Path) -> Iterator[Path]:
-    require_space(data, CHECKPOINT_BYTES, "the full-size checkpoint", "free some, or choose another --data-dir")
-    data.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="full-size-", dir=data))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

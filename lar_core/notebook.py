@@ -10,9 +10,7 @@ Everything here answers with plain sentences and falls back rather than fail.
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +18,13 @@ from pathlib import Path
 import psutil
 import torch
 
-from . import pace, steps
+from . import estimate, steps
 from .access import on_colab, sign_in
 from .data.dataset import DemoDataset, Stats, load_split, make_dataset
 from .data.demos import Episode
 from .drive import Mirror
 from .measure import maps
+from .measure.costs import meter
 from .measure.snapshots import keep_snapshots
 from .model.policy import Policy
 from .run.config import make_config
@@ -35,7 +34,7 @@ from .run.folder import DATA, RUNS, Run, provenance
 from .run.processes import cores
 from .run.runtime import device, native_bf16, quiet, use_cores
 from .show.cells import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
-from .steps import make_demos
+from .steps import scores, times  # noqa: F401
 
 GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
 DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does
@@ -183,82 +182,59 @@ def _sync() -> None:
 # --- what several notebooks do ----------------------------------------------------------------------------------------
 
 def train_all(run: Run, data: Path = DATA) -> None:
-    """Train the run's policy and its blind control: at the same time on CPU cores, one after the other on a GPU.
+    """Train the run's policy and its blind control, what of them is not trained yet.
 
-    What the decoder makes of two held-out frames is kept on the way (see `evaluate.snapshots`).
+    What the decoder makes of two held-out frames is kept on the way (see `measure/snapshots.py`).
     """
     with keep_snapshots(run, heldout_dataset(run, data)):
-        if run.trained and (run.config.condition.blind or Run(run.control, run.config).trained):
-            return
-        if run.config.condition.blind:
-            steps.train_policy(run, data)
-        elif torch.cuda.is_available():
-            steps.train_policy(run, data)
-            steps.train_control(run, data)
-        else:
-            steps.train_side_by_side(run, data)
-
-
-def scores(run: Run, data: Path = DATA) -> dict:
-    """`steps.show_saliency` of a trained run; what an earlier notebook has left of it is read."""
-    kept = run.path / "heldout.json"
-    if kept.exists() and (run.path / "gallery.npz").exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    return steps.show_saliency(run, data)
-
-
-def times(run: Run) -> None:
-    """Time one policy step, and one training step beside one of `action_only`; what was timed before is kept."""
-    if not (run.path / "latency.json").exists():
-        steps.time_policy(run)
-    if not (run.path / "training_cost.json").exists():
-        steps.time_training(run)
+        steps.train_both(run, data)
 
 
 def localisation_heads(run: Run, policy: Policy, data: Path = DATA) -> list[tuple[int, int]]:
     """The heads that localise, as they were chosen on training frames (`maps.localisation_heads`)."""
-    train, _ = load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)
+    train, _ = _split(run, data)
     return maps.localisation_heads(run, policy, make_dataset(train, Stats.of(train), run.config))
 
 
 def heldout_episodes(run: Run, data: Path = DATA) -> list[Episode]:
     """Demonstrations that the run is never trained on, without no-op steps."""
-    return load_split(make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)[1]
+    return _split(run, data)[1]
 
 
 def heldout_dataset(run: Run, data: Path = DATA) -> DemoDataset:
     """The frames of `heldout_episodes`, on the scales of the training episodes; with the frame before each one."""
-    config = run.config
-    train, heldout = load_split(make_demos(config, data), config.profile.heldout_fraction, config.seed)
-    dataset = make_dataset(heldout, Stats.of(train), config)
+    train, heldout = _split(run, data)
+    dataset = make_dataset(heldout, Stats.of(train), run.config)
     dataset.previous = True
     return dataset
+
+
+def _split(run: Run, data: Path) -> tuple[list[Episode], list[Episode]]:
+    return load_split(steps.make_demos(run.config, data), run.config.profile.heldout_fraction, run.config.seed)
 
 
 # --- long steps -------------------------------------------------------------------------------------------------------
 
 @contextmanager
 def step(run: Run, name: str) -> Iterator[None]:
-    """Say what time and memory the long step `name` (one of pace.STEPS) will take; after it, what it took.
+    """Say what time and memory the long step `name` (one of estimate.STEPS) will take; after it, what it took.
 
     Both are kept in the run folder (`spent`). Raises LarError when memory runs out, with the estimate and the setting
     to lower.
     """
-    expected = pace.expected(run)[name]
+    expected = estimate.expected(run)[name]
     print(f"{name.capitalize()}: {expected} expected.")
-    began = time.perf_counter()
-    with pace.PeakMemory() as peak:
-        try:
+    try:
+        with meter(children=True) as reading:
             yield
-        except (torch.cuda.OutOfMemoryError, MemoryError) as error:
-            profile = run.config.profile
-            raise LarError(f"Memory ran out during {name} (expected: {expected}): lower batch_size (it is "
-                           f"{profile.batch_size}), or choose a smaller profile; finished work is kept.") from error
-        finally:
-            took = pace.Cost(time.perf_counter() - began, peak.look())
-            append_jsonl(run.path / "steps.jsonl", {"step": name, "seconds": took.seconds, "gib": took.gib,
-                                                    "expected_seconds": expected.seconds, "expected_gib": expected.gib})
-            _sync()
+    except (torch.cuda.OutOfMemoryError, MemoryError) as error:
+        raise LarError(f"Memory ran out during {name} (expected: {expected}): lower batch_size (it is "
+                       f"{run.config.profile.batch_size}), or choose a smaller profile; finished work is kept.") from error
+    finally:
+        took = estimate.Cost(reading.seconds, reading.peak_bytes / 2**30)
+        append_jsonl(run.path / "steps.jsonl", {"step": name, "seconds": took.seconds, "gib": took.gib,
+                                                "expected_seconds": expected.seconds, "expected_gib": expected.gib})
+        _sync()
     print(f"{name.capitalize()}: it took {took}; expected were {expected}.")
 
 
@@ -267,6 +243,6 @@ def spent(run: Run) -> list[tuple[str, str, str]]:
     rows: dict[str, list[dict]] = {}
     for row in read_jsonl(run.path / "steps.jsonl"):
         rows.setdefault(row["step"], []).append(row)
-    return [(name, str(pace.Cost(of[0]["expected_seconds"], of[0]["expected_gib"])),
-             str(pace.Cost(sum(row["seconds"] for row in of), max(row["gib"] for row in of))))
+    return [(name, str(estimate.Cost(of[0]["expected_seconds"], of[0]["expected_gib"])),
+             str(estimate.Cost(sum(row["seconds"] for row in of), max(row["gib"] for row in of))))
             for name, of in rows.items()]

@@ -6,8 +6,8 @@ transformers' own format, and `--set backbone=RUN_DIR/pretrained` gives it to an
 checkpoints, is `train.Trainer`.
 
     RUN_DIR/pretrained/          the backbone and its processor
-    RUN_DIR/pretraining.json     what `evaluate.pretraining` measures, before and after
-    RUN_DIR/pretraining.npz      maps of stored scenes, before and after, for `view.pretraining`
+    RUN_DIR/pretraining.json     what is measured at the end of this file, before and after
+    RUN_DIR/pretraining.npz      maps of stored scenes, before and after, for `show/pictures.py`
 """
 
 from __future__ import annotations
@@ -92,6 +92,7 @@ class JointMasking(Policy):
 
     @property
     def weights(self) -> dict[str, float]:
+        """Of the two losses."""
         return {"language": self.condition.regularisers["language"], "recon": self.condition.lambda_recon}
 
     def forward(self, batch: dict, draws: Draws) -> dict[str, Tensor]:

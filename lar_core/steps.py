@@ -7,6 +7,7 @@ The blind control (same recipe, trained without images) lives in `control/` insi
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import sys
 from pathlib import Path
@@ -97,10 +98,25 @@ def _train_control(path: Path, data: Path) -> None:
         sys.exit(stopped.status)
 
 
+def train_both(run: Run, data: Path = DATA, workers: int | None = None) -> None:
+    """Train what of the run's policy and its blind control is not trained yet."""
+    alone = run.config.condition.blind or Run(run.control, run.config).trained
+    if not (run.trained and alone):
+        (train_policy if alone else train_side_by_side)(run, data, workers)
+
+
 def show_saliency(run: Run, data: Path = DATA, workers: int | None = None) -> dict:
     """Saliency, action and reconstruction scores on held-out demonstrations, with pictures for the report."""
     policy, stats = load_policy(run, device())
     return probe_heldout(run, policy, stats, make_demos(run.config, data, workers))
+
+
+def scores(run: Run, data: Path = DATA, workers: int | None = None) -> dict:
+    """What `show_saliency` finds; what an earlier call has left of it is read."""
+    kept = run.path / "heldout.json"
+    if kept.exists() and (run.path / "gallery.npz").exists():
+        return json.loads(kept.read_text(encoding="utf-8"))
+    return show_saliency(run, data, workers)
 
 
 def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limit: int = PHRASES) -> list[dict]:
@@ -139,6 +155,14 @@ def time_training(run: Run) -> dict:
     return measure_training(run)
 
 
+def times(run: Run) -> None:
+    """Time one policy step, and one training step beside one of `action_only`; what was timed before is kept."""
+    if not (run.path / "latency.json").exists():
+        time_policy(run)
+    if not (run.path / "training_cost.json").exists():
+        time_training(run)
+
+
 def make_report(run: Run) -> tuple[dict, Path]:
     """results.json and report.html from what is there."""
     return gather_results(run), write_report(run)
@@ -149,14 +173,8 @@ def reproduce(run: Run, data: Path = DATA, workers: int | None = None) -> tuple[
 
     workers: scenes that are simulated at the same time, one process each; None: one a core.
     """
-    alone = run.config.condition.blind or Run(run.control, run.config).trained
-    if not (run.trained and alone):
-        (train_policy if alone else train_side_by_side)(run, data, workers)
-    if not (run.path / "heldout.json").exists():
-        show_saliency(run, data, workers)
+    train_both(run, data, workers)
+    scores(run, data, workers)
     roll_out_policy(run, workers=workers)
-    if not (run.path / "latency.json").exists():
-        time_policy(run)
-    if not (run.path / "training_cost.json").exists():
-        time_training(run)
+    times(run)
     return make_report(run)

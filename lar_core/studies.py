@@ -47,10 +47,10 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
     controls = [run for (condition, _), run in runs.items() if condition == BLIND]
     others = [run for (condition, _), run in runs.items() if condition != BLIND]
     job = partial(make_arm, placements=study.placement, data=data)
-    with _workers(workers or _default_workers(len(others))) as each:
-        with tqdm(total=len(runs), unit="run", desc=study.name) as bar:
-            for wave in (controls, others):
-                _finish(each(job, wave), bar)
+    with (_workers(workers or _default_workers(len(others))) as each,
+          tqdm(total=len(runs), unit="run", desc=study.name) as bar):
+        for wave in (controls, others):
+            _finish(each(job, wave), bar)
     return compare_arms(study, runs, folder), write_study_page(folder)
 
 

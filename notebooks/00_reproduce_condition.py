@@ -39,7 +39,7 @@ if importlib.util.find_spec("lar_core") is None:
 # copied to your Drive, so that a disconnect costs a minute of work at most.
 
 # %%
-from lar_core import notebook, pace, steps
+from lar_core import estimate, notebook, steps
 from lar_core.notebook import show, step, table
 
 profile = notebook.choose_profile(PROFILE)
@@ -52,8 +52,8 @@ run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 # it really took when it ends.
 
 # %%
-expected = pace.expected(run)
-table(("step", "time", "peak memory, GiB"), [(name, pace.duration(cost.seconds), cost.gib)
+expected = estimate.expected(run)
+table(("step", "time", "peak memory, GiB"), [(name, estimate.duration(cost.seconds), cost.gib)
                                              for name, cost in expected.items()])
 
 # %% [markdown]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lar_core.doctor import noise_dataset
+from lar_core.measure.costs import noise_dataset
 from lar_core.model.tiny import build_full_size, full_config
 from lar_core.model.train import Trainer
 from lar_core.run.config import RunConfig, make_config

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from lar_core.doctor import full_size_config, noise_dataset
 from lar_core.estimate import plan, this_machine
-from lar_core.measure.costs import meter, time_acting
+from lar_core.full_size import full_size_config
+from lar_core.measure.costs import meter, noise_dataset, time_acting
 from lar_core.model.policy import make_policy
 from lar_core.model.tiny import build_full_size
 from lar_core.model.train import Trainer

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -61,6 +64,20 @@ def test_a_time_is_the_median_behind_two_runs_that_warm_up(monkeypatch):
     monkeypatch.setattr(costs.time, "perf_counter", lambda: next(clock))
     runs = []
     assert costs.milliseconds(lambda: runs.append(1), repeats=3) == 2000 and len(runs) == 5
+
+
+def test_the_meter_sees_this_process_and_on_demand_its_children():
+    with costs.meter(children=True) as nothing:
+        pass
+    with contextlib.suppress(KeyError), costs.meter(children=True) as both, costs.meter() as alone:
+        block = np.ones(2**27 // 8)  # 128 MiB
+        child = subprocess.Popen([sys.executable, "-c", "x = bytearray(2**27); input()"], stdin=subprocess.PIPE)
+        time.sleep(1.0)
+        child.communicate(b"\n")
+        del block
+        raise KeyError  # what breaks off is measured as well
+    mib = [(reading.peak_bytes - nothing.peak_bytes) / 2**20 for reading in (alone, both)]
+    assert 120 < mib[0] < 200 < 245 < mib[1] < 500 and both.seconds > 1
 
 
 # The cost of a training step: counted by torch, checked by hand where that can be done.

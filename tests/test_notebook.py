@@ -10,7 +10,7 @@ import types
 
 import pytest
 
-from lar_core import notebook, pace
+from lar_core import estimate, notebook
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run
@@ -54,7 +54,7 @@ def test_on_colab_without_a_gpu_it_says_how_to_get_one(capsys, monkeypatch, cola
 
 
 def test_a_step_without_an_estimate_is_made_all_the_same(capsys, monkeypatch):
-    monkeypatch.setattr("lar_core.pace._expected", lambda *_: 1 / 0)
+    monkeypatch.setattr("lar_core.estimate._expected", lambda *_: 1 / 0)
     run = notebook.open_run("attention_mask", "micro")
     for _ in range(2):
         with notebook.step(run, "latency"):
@@ -62,7 +62,7 @@ def test_a_step_without_an_estimate_is_made_all_the_same(capsys, monkeypatch):
     said = capsys.readouterr().out
     assert said.count("THE STEP") == 2 and "Latency: unknown time and unknown memory expected." in said
     (_, expected, took), = notebook.spent(run)
-    assert expected == str(pace.UNKNOWN) and "GiB" in took
+    assert expected == str(estimate.UNKNOWN) and "GiB" in took
 
 
 def test_the_readers_choice_comes_first_then_the_environment(monkeypatch):
@@ -186,7 +186,7 @@ def test_a_step_says_what_it_expects_and_what_it_took(here, capsys):
 def test_what_a_step_took_is_added_up_beside_its_first_estimate(here, monkeypatch):
     run = notebook.open_run("attention_mask", "micro")
     for seconds in (100.0, 1.0):
-        monkeypatch.setattr(notebook.pace, "expected", lambda _, s=seconds: {"training": notebook.pace.Cost(s, 2.0)})
+        monkeypatch.setattr(estimate, "expected", lambda _, s=seconds: {"training": estimate.Cost(s, 2.0)})
         with contextlib.suppress(KeyboardInterrupt), notebook.step(run, "training"):
             raise KeyboardInterrupt  # stopped by hand: counted all the same
     (name, expected, took), = notebook.spent(run)
@@ -196,7 +196,7 @@ def test_what_a_step_took_is_added_up_beside_its_first_estimate(here, monkeypatc
 
 def test_scores_that_are_there_are_read_and_others_are_made(here, monkeypatch):
     run = notebook.open_run("attention_mask", "micro")
-    monkeypatch.setattr(notebook.reproduce, "show_saliency", lambda *_: {"made": True})
+    monkeypatch.setattr(notebook.steps, "show_saliency", lambda *_: {"made": True})
     (run.path / "heldout.json").write_text(json.dumps({"made": False}))
     assert notebook.scores(run) == {"made": True}  # the pictures are missing
     (run.path / "gallery.npz").touch()
@@ -204,9 +204,9 @@ def test_scores_that_are_there_are_read_and_others_are_made(here, monkeypatch):
 
 
 def test_out_of_memory_names_the_setting_to_lower_and_the_estimate(here):
-    with pytest.raises(LarError, match="expected: .* GiB.*lower batch_size"):
-        with notebook.step(notebook.open_run("attention_mask", "micro"), "training"):
-            raise MemoryError
+    with (pytest.raises(LarError, match="expected: .* GiB.*lower batch_size"),
+          notebook.step(notebook.open_run("attention_mask", "micro"), "training")):
+        raise MemoryError
 
 
 def test_an_error_of_ours_is_one_sentence_in_a_notebook():

@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,6 @@ from ..run.runtime import device, device_name
 REPEATS = 50  # of a policy step
 STEPS = 8  # of training
 NOISE_FRAMES = 64  # of the made-up episode that is trained on
-SAMPLE_EVERY = 0.02  # seconds, between looks at a CPU's memory
 BASE = "action_only"  # what every other condition is compared with
 ARMS = (BASE, "random_mask", "attention_mask", "joint_mask", "gaze_diffusion", "gaze_diffusion_matched", "teacher_mask",
         "contrastive_attention", "language_mask", "autoregressive_head", "bridge_head", "focus_head")  # one of each
@@ -64,51 +63,53 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 @dataclass
 class Reading:
-    """seconds, and bytes at the peak: of memory that belongs to this process alone, or of torch's allocator on a GPU."""
+    """seconds, and bytes at the peak: of memory that belongs to the processes alone, or of the GPU."""
 
     seconds: float = 0.0
     peak_bytes: int = 0
 
 
-@contextmanager
-def meter() -> Iterator[Reading]:
-    """Yield a Reading that is complete when the block ends."""
-    reading, began = Reading(), time.perf_counter()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        yield reading
-        torch.cuda.synchronize()
-        reading.peak_bytes = torch.cuda.max_memory_allocated()
-    else:
-        with _sampled(reading):
-            yield reading
-    reading.seconds = time.perf_counter() - began
+def own_bytes(children: bool = False) -> int:
+    """Memory of this process (and of all that it started) without files that are only mapped, such as a checkpoint."""
+    own, total = psutil.Process(), 0
+    for process in (own, *(own.children(recursive=True) if children else ())):
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            memory = process.memory_info()
+            total += memory.rss - getattr(memory, "shared", 0)
+    return total
 
 
 @contextmanager
-def _sampled(reading: Reading) -> Iterator[None]:
-    done = threading.Event()
+def meter(children: bool = False) -> Iterator[Reading]:
+    """Yield a Reading that is complete when the block ends, also by an error; children: with all that it starts."""
+    reading, on_gpu, done = Reading(), torch.cuda.is_available(), threading.Event()
+
+    def look() -> None:
+        now = torch.cuda.max_memory_allocated() if on_gpu else own_bytes(children)
+        reading.peak_bytes = max(reading.peak_bytes, now)
 
     def watch() -> None:
-        last = False
-        while not last:
-            last = done.wait(SAMPLE_EVERY)  # one more look after the end
-            reading.peak_bytes = max(reading.peak_bytes, own_bytes())
+        while not done.wait(0.2 if children else 0.02):
+            look()
 
     thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        look()
+        thread.start()
+    began = time.perf_counter()
     try:
-        yield
+        yield reading
     finally:
         done.set()
-        thread.join()
-
-
-def own_bytes() -> int:
-    """Memory of this process without files that it has only mapped, such as the checkpoint that it reads."""
-    memory = psutil.Process().memory_info()
-    return memory.rss - memory.shared
+        if on_gpu:
+            torch.cuda.synchronize()
+        else:
+            thread.join()
+        reading.seconds = time.perf_counter() - began
+        look()
 
 
 # One policy step: image and instruction in, a chunk of actions out, saliency included

@@ -17,18 +17,17 @@ Each step reads what it needs from here and skips what is already done.
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 from .config import CONDITIONS, RunConfig
 from .errors import LarError
 from .files import locked
+from .versions import pins, versions, wrong_versions  # noqa: F401  (for the scene)
 
 RUNS = Path("runs")
 DATA = Path("data")
@@ -136,36 +135,3 @@ def _other_run(old: RunConfig, new: RunConfig, path: Path) -> LarError:
     name = next(name for name in after | before if before.get(name, 0) != after.get(name, 0))
     return LarError(f"{path} holds a run of another configuration ({name} is {before.get(name, 0)!r} there and "
                     f"{after.get(name, 0)!r} now): choose another --run-dir, or the same settings as before.")
-
-
-# Versions: which are installed, and which the scene needs (`scene/requirements.txt` pins them).
-
-RECORDED = ("torch", "transformers", "tokenizers", "accelerate", "peft", "bitsandbytes", "diffusers", "safetensors",
-            "huggingface_hub", "numpy", "gymnasium", "h5py", "mujoco", "robosuite", "libero", "bddl", "PyOpenGL")
-_SAME = {("libero", "0.1.0")}  # what LIBERO's repository calls the same code
-
-
-def installed(name: str) -> str | None:
-    """The installed version of a package, or None."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def versions() -> dict[str, str]:
-    """Installed versions of everything that can change a result."""
-    return {name: found for name in RECORDED if (found := installed(name))}
-
-
-def pins() -> dict[str, str]:
-    """The versions that the scene needs, by package."""
-    lines = files("lar_core.scene").joinpath("requirements.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if "==" in line)
-
-
-def wrong_versions() -> list[str]:
-    """A sentence for each package of the scene that is missing or of another version than the pinned one."""
-    return [f"{name} {f'{found} is' if found else 'is not'} installed, but the scene needs {wanted}: type "
-            f"`pip install --no-deps {name}=={wanted}`." for name, wanted in pins().items()
-            if (found := installed(name)) != wanted and (name, found) not in _SAME]

@@ -1,4 +1,4 @@
-"""The plan against what it predicts: parameters of real models, and memory and files that a real training needs."""
+"""Estimates against what they predict: parameters of real models, memory and files of a real training, steps of a run."""
 
 import itertools
 import json
@@ -15,6 +15,8 @@ from lar_core.model.policy import make_policy
 from lar_core.model.tiny import full_config
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl
+from lar_core.run.folder import Run
 
 CPU = Machine("a CPU", False, int(16e9), int(0.4e9), dict.fromkeys(("fp32", "fp16", "int8", "nf4"), 5e10))
 
@@ -107,13 +109,11 @@ def test_a_model_whose_configuration_is_in_the_hubs_cache_is_planned_without_the
 MEASURE = """
 import sys
 from pathlib import Path
-from lar_core import planner
-from lar_core.config import make_config
-from lar_core.full_size import NOISE_FRAMES, noise_dataset
-from lar_core.meter import meter, own_bytes
-from lar_core.planner import Machine, plan
-from lar_core.run import Run
-from lar_core.train import Trainer
+from lar_core.estimate import Machine, plan
+from lar_core.measure.costs import NOISE_FRAMES, meter, noise_dataset, own_bytes
+from lar_core.model.train import Trainer
+from lar_core.run.config import make_config
+from lar_core.run.folder import Run
 config = make_config(profile="tiny", batch_size=64, samples=640, text_width=256, vision_width=256)
 machine = Machine("here", False, 0, own_bytes(), {"fp32": 1e10})
 trainer = Trainer(Run.open(config, Path(sys.argv[1])), noise_dataset(config))
@@ -131,3 +131,64 @@ def test_planned_memory_is_within_15_per_cent_of_a_real_training_step(tmp_path):
                           timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert float(done.stdout.split()[-1]) == pytest.approx(1, abs=0.15)
+
+
+# --- what is left of a run --------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no demonstrations have been recorded
+    return Run.open(make_config(profile="tiny"), tmp_path / "run")
+
+
+def test_durations_read_as_one_says_them():
+    assert [estimate.duration(s) for s in (0.2, 89, 100, 3600, 5000)] == ["1 s", "89 s", "2 min", "1 h 0 min", "1 h 23 min"]
+
+
+def test_every_step_has_a_cost_and_more_data_costs_more(run, tmp_path):
+    small = estimate.expected(run, cores=2)
+    assert set(small) == set(estimate.STEPS)
+    large = estimate.expected(Run.open(make_config(profile="small"), tmp_path / "small"), cores=2)
+    for name in ("demonstrations", "training", "rollouts"):
+        assert large[name].seconds > 1.5 * small[name].seconds
+    assert estimate.expected(run, cores=1)["demonstrations"].seconds > 1.8 * small["demonstrations"].seconds
+
+
+def test_a_run_that_has_begun_is_judged_by_its_own_speed(run):
+    append_jsonl(run.metrics, {"step": 250, "seconds": 1000.0})  # 4 s a step, 2000 steps to go
+    assert estimate.expected(run, cores=2)["training"].seconds == pytest.approx(8000, rel=0.01)
+
+
+def test_what_is_done_already_costs_no_more(run, tmp_path, monkeypatch):
+    before = estimate.expected(run, cores=2)
+    (tmp_path / "demo.hdf5").touch()
+    monkeypatch.setattr(estimate, "demo_paths", lambda *_: [tmp_path / "demo.hdf5"])
+    for _ in range(60):
+        append_jsonl(run.path / "rollouts.jsonl", {})
+    after = estimate.expected(run, cores=2)
+    assert after["demonstrations"].seconds < before["demonstrations"].seconds / 5
+    assert after["rollouts"].seconds < before["rollouts"].seconds / 2
+
+
+@pytest.mark.parametrize("backbone", ["google/paligemma2-3b-pt-224", "somebody/model", "empty", "damaged", "other",
+                                      "no/such/folder"])
+def test_a_model_without_a_plan_is_an_unknown_cost_not_an_error(tmp_path, monkeypatch, capsys, backbone):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("empty", None), ("damaged", "{"), ("other", '{"model_type": "llama"}')):
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / "config.json").write_text(content)
+    run = Run.open(make_config(profile="t4", backbone=backbone), tmp_path / "run")
+    assert estimate.expected(run) == dict.fromkeys(estimate.STEPS, estimate.UNKNOWN)
+    assert f"no plan for backbone '{backbone}'" in capsys.readouterr().out
+    assert str(estimate.UNKNOWN) == "unknown time and unknown memory"
+
+
+@pytest.mark.parametrize("damage", [
+    lambda run: run.metrics.write_text("{\n{}\n"),  # not JSON
+    lambda run: append_jsonl(run.metrics, {"loss": 1.0}),  # of another version
+    lambda run: append_jsonl(run.metrics, {"step": 0, "seconds": 3.0})])  # nothing to divide by
+def test_a_log_that_cannot_be_read_costs_the_estimate_only(run, damage):
+    damage(run)
+    assert estimate.expected(run)["training"] == estimate.UNKNOWN

@@ -1,8 +1,9 @@
-"""Which of two copies goes on from the other is told by what they hold, whatever their clocks say."""
+"""Which of two copies goes on from the other is told by what they hold; copies are whole or absent."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 
 import pytest
@@ -12,11 +13,15 @@ from lar_core.drive_units import (
     MINE,
     SAME,
     THEIRS,
-    Digests,
+    Memory,
     begins_with,
-    compare,
+    copied,
+    copy,
     lacks_files,
+    make_parents,
+    remove,
     require_unit,
+    swap,
     units,
 )
 from lar_core.run.errors import LarError
@@ -63,14 +68,16 @@ def test_a_folder_that_cannot_be_listed_is_named_and_refused(tmp_path, monkeypat
 ])
 def test_what_was_agreed_on_has_not_changed_and_what_begins_with_the_other_holds_it(tmp_path, mine, theirs, agreed, verdict):
     files = _write(tmp_path, {"mine": mine, "theirs": theirs, "agreed": agreed})
-    agreed = [Digests({}).of(files / "agreed")] if agreed else []
-    assert compare(files / "mine", files / "theirs", Digests({}), agreed) == verdict
+    memory = Memory(tmp_path / "memory")
+    memory.agreed = {"unit": [memory.digest(files / "agreed")]} if agreed else {}
+    assert memory.compare(files / "mine", files / "theirs", "unit") == verdict
 
 
 def test_a_log_does_not_give_way_to_its_own_beginning(tmp_path):
     files = _write(tmp_path, {"mine.jsonl": "1\n", "theirs.jsonl": "1\n2\n"})
-    agreed = [Digests({}).of(files / "theirs.jsonl")]
-    assert compare(files / "mine.jsonl", files / "theirs.jsonl", Digests({}), agreed) == THEIRS
+    memory = Memory(tmp_path / "memory")
+    memory.agreed = {"unit": [memory.digest(files / "theirs.jsonl")]}
+    assert memory.compare(files / "mine.jsonl", files / "theirs.jsonl", "unit") == THEIRS
 
 
 @pytest.mark.parametrize(("whole", "part", "so"), [
@@ -94,23 +101,73 @@ def test_a_checkpoint_with_fewer_files_than_another_was_cut_short(tmp_path):
 
 
 def test_a_digest_tells_names_and_contents_and_is_read_again_only_after_a_change(tmp_path):
-    digests, file = Digests({}), _write(tmp_path, {"a": "12"}) / "a"
-    first = digests.of(file)
+    memory, file = Memory(tmp_path / "memory"), _write(tmp_path, {"a": "12"}) / "a"
+    first = memory.digest(file)
     file.write_text("34")  # at once, and as long: some clocks would not tell
-    assert digests.of(file) != first
-    digests.remember(file, "known")
-    assert digests.of(file) == "known"
+    assert memory.digest(file) != first
+    memory.note(file, "known")
+    assert memory.digest(file) == "known"
     file.write_text("345")
-    assert digests.of(file) != "known"
-    assert digests.of(tmp_path) != digests.of(file)
+    assert memory.digest(file) != "known"
+    assert memory.digest(tmp_path) != memory.digest(file)
 
 
 def test_an_old_time_on_new_content_is_seen_through_when_asked_to(tmp_path):
-    digests, file = Digests({}), _write(tmp_path, {"a": "12"}) / "a"
-    digests.remember(file, first := digests.of(file))
+    memory, file = Memory(tmp_path / "memory"), _write(tmp_path, {"a": "12"}) / "a"
+    memory.note(file, first := memory.digest(file))
     stat = file.stat()
     file.write_text("34")
     os.utime(file, ns=(time.time_ns(), stat.st_mtime_ns))
-    assert digests.of(file) == first
-    digests.forget(file)
-    assert digests.of(file) != first
+    assert memory.digest(file) == first
+    memory.forget(file)
+    assert memory.digest(file) != first
+
+
+# --- copies, which never make the folder that they were to go into ------------------------------------------------------
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "source/deep").mkdir(parents=True)
+    (tmp_path / "source/deep/file").write_text("content")
+    return tmp_path
+
+
+@pytest.mark.parametrize("source", ["source", "source/deep/file"])
+def test_a_copy_makes_no_folder_above_it(folder, source):
+    with pytest.raises(FileNotFoundError):
+        copy(folder / source, folder / "gone/target")
+    with pytest.raises(FileNotFoundError):
+        make_parents(folder / "gone", source_path := (folder / "a/b/c").relative_to(folder))
+    assert not (folder / "gone").exists()
+    make_parents(folder, source_path)
+    assert (folder / "a/b").is_dir() and not (folder / "a/b/c").exists()
+
+
+def test_a_copy_that_fails_or_is_not_used_leaves_nothing(folder, monkeypatch):
+    with copied(folder / "source", folder / ".tmp") as temporary:
+        assert (temporary / "deep/file").read_text() == "content"
+    def failing(source, target):
+        target.write_text("half")
+        raise OSError
+    monkeypatch.setattr(shutil, "copy2", failing)
+    with pytest.raises(OSError), copied(folder / "source", folder / ".tmp"):
+        pytest.fail("it is not there")
+    assert [path.name for path in folder.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize("before", ["nothing", "a file", "a folder"])
+def test_a_copy_takes_the_place_of_what_was_there(folder, before):
+    target = folder / "target"
+    if before == "a folder":
+        target.mkdir()
+        (target / "other").touch()
+    if before == "a file":
+        copy(folder / "source/deep/file", target)
+        swap(folder / "source/deep/file", target, folder / ".old")
+    else:
+        swap(folder / "source", target, folder / ".old")
+    assert not (folder / ".old").exists() and not (folder / "target/other").exists()
+    assert (target if before == "a file" else target / "deep/file").read_text() == "content"
+    remove(target)
+    remove(target)
+    assert not target.exists()
