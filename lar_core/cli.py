@@ -146,7 +146,7 @@ class _Step(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """argparse's help, and the glossary."""
-        return super().format_help() + ("" if self.prog.endswith(" study") else _glossary())
+        return super().format_help() + ("" if self.prog.endswith((" study", " check-demos")) else _glossary())
 
 
 def _glossary() -> str:

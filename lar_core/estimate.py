@@ -1,9 +1,9 @@
 """What a configuration (`plan`) or what is left of a run (`expected`) will need, in memory and time, told before it begins.
 
-Memory is counted: parameters from the architecture on the meta device, optimiser states from what learns, activations
-from what autograd keeps of each layer. Time is arithmetic over a speed: the floating-point operations of each step,
-divided by what one linear layer of the model's own width reaches on this machine in this precision, measured for a
-second. `Machine` holds everything that is the machine's, so that a plan can also be made for one that is not at hand.
+Memory is counted: parameters from the architecture on the meta device, optimiser states from what learns, activations from
+what autograd keeps of each layer. Time is arithmetic over a speed: the floating-point operations of each step, divided by
+what one linear layer of the model's own width reaches on this machine in this precision, measured for a second. `Machine`
+holds everything that is the machine's, so that a plan can also be made for another.
 
 The tiny model is too small for that: its steps are scaled from what one core of a 2-core Xeon took (most CPUs are within
 a factor of two of it; a GPU is faster, so there these are upper bounds). A run that has begun is judged by its own speed.
