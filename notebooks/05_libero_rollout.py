@@ -37,7 +37,7 @@ if importlib.util.find_spec("lar_core") is None:
 
 # %%
 from lar_core import notebook, steps
-from lar_core.notebook import show, step, table
+from lar_core.notebook import show, step
 
 profile = notebook.choose_profile(PROFILE)
 run = notebook.trained_run(CONDITION, profile, drive=DRIVE)

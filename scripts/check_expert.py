@@ -49,4 +49,4 @@ if __name__ == "__main__":
     try:
         main()
     except LarError as error:
-        raise SystemExit(f"{error}")
+        raise SystemExit(f"{error}") from error

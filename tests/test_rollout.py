@@ -151,12 +151,12 @@ def test_an_exception_in_an_environment_is_not_a_failed_episode():
 
 
 def test_environments_are_kept_for_the_next_rollout_alike_and_closed_by_an_exception():
-    def processes(profile=MICRO.replace(episodes_per_task=1)):
-        with vector_env(5, "official", profile) as envs:
+    def processes(**changes):
+        with vector_env(5, "official", MICRO.replace(episodes_per_task=1, **changes)) as envs:
             return envs.processes
     first = processes()
     assert processes() is first and first[0].is_alive()
-    other = processes(MICRO.replace(episodes_per_task=1, wait_steps=3))
+    other = processes(wait_steps=3)
     assert other is not first and not first[0].is_alive()
     with pytest.raises(ZeroDivisionError), vector_env(5, "official", MICRO.replace(episodes_per_task=1)):
         1 / 0

@@ -1,0 +1,1 @@
+"""Files of demonstrations, and what is trained on."""

@@ -84,7 +84,7 @@ class FeatureCache:
             with reading(self._path(number), _AGAIN, OSError, SafetensorError):
                 self._files[number] = safe_open(self._path(number), "pt")
         file, row = self._files[number], index - int(self.starts[number])
-        return {name: file.get_slice(name)[row] for name in file.keys()}
+        return {name: file.get_slice(name)[row] for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def _features(self, look: Look, frames: np.ndarray, bar: tqdm) -> dict[str, Tensor]:
         features = look(self.dataset.batch(frames))

@@ -51,6 +51,7 @@ class Listed:
 
     @property
     def files(self) -> list[str]:
+        """All files that hold a part of it."""
         return [self.file, *(path for _, path, _ in self.videos)]
 
 

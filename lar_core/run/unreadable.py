@@ -84,7 +84,7 @@ def reading(what: object, remedy: str, *errors: type[Exception], path: Path | st
     """Turn `errors` (default: OSError) that are raised inside into what `unreadable` says."""
     try:
         yield
-    except errors or OSError as error:
+    except (errors or (OSError,)) as error:  # noqa: B030
         raise unreadable(what, error, remedy, path=path) from error
 
 

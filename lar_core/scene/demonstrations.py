@@ -87,6 +87,7 @@ class Hdf5Origin:
         return min(self.most, episode_count(self.path))
 
     def episode(self, number: int) -> Episode:
+        """Read one of them."""
         return read_episode(self.path, number, self.conventions)
 
 
@@ -103,6 +104,7 @@ class LeRobotOrigin:
         return len(self.listed)
 
     def episode(self, number: int) -> Episode:
+        """Read one of them."""
         return read_listed(self.folder, self.listed[number], self.conventions)
 
 
