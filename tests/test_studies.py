@@ -77,7 +77,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     made = []
 
     def reproduce(run, data):
-        if run.config.condition.contrastive:
+        if run.config.condition.name == "contrastive_attention":
             raise LarError("No sentence names the other bowl.")
         made.append(run.config.condition.name)
 
