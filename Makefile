@@ -4,7 +4,6 @@
 # make notebooks   sets everything up, then executes all notebooks at the smallest size and checks what they show
 # make browser-test  the same for the widgets, in a real browser (installs Chromium where that is allowed)
 # make colab-test  the first notebook in a stand-in for Colab, killed in the middle and run again
-# make lint        ruff and mypy
 # make bench       shows the speed claims as ratios measured side by side
 # ARGS="..." goes to lar reproduce, to pytest or to the script: make reproduce ARGS="--condition random_mask --seed 1"
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
