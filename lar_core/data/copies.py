@@ -11,8 +11,9 @@ Which of a copy's conventions hold is not concluded from such a name, but from i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -88,9 +89,10 @@ def to_episode(raw: Raw, conventions: Conventions) -> Episode:
     if "agentview_rgb" not in pictures:
         raise LarError(f"{raw.where}: no picture of the scene is there; it may be called "
                        f"{', '.join(NAMES['agentview_rgb'])}.")
+    hand: dict[str, Any] = {"ee_pos": raw.ee_pos, "ee_ori": raw.ee_ori, "gripper_states": raw.fingers}  # checked below
     episode = Episode(
-        instruction=raw.instruction, actions=commands(raw.actions, conventions), **pictures, ee_pos=raw.ee_pos,
-        ee_ori=raw.ee_ori, gripper_states=raw.fingers, joint_states=raw.joint_states, states=raw.states,
+        instruction=raw.instruction, actions=commands(raw.actions, conventions), agentview_rgb=pictures["agentview_rgb"],
+        eye_in_hand_rgb=pictures.get("eye_in_hand_rgb"), **hand, joint_states=raw.joint_states, states=raw.states,
         init_state=raw.init_state, model_file=raw.model_file)
     check_episode(episode, raw.where)
     peak = float(np.abs(episode.actions).max())
@@ -101,7 +103,7 @@ def to_episode(raw: Raw, conventions: Conventions) -> Episode:
     return _paired(episode, raw.where) if conventions["alignment"] == "after" else episode
 
 
-def parts_of(arrays: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+def parts_of(arrays: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
     """A demonstration's numbers by our names, as fields of Raw: ee_states taken apart, one kind of state only."""
     found = {name: arrays.get(name) for name in _NUMBERS}
     joined = found.pop("ee_states")
@@ -115,7 +117,7 @@ def parts_of(arrays: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | Non
     return found
 
 
-def check_numbers(arrays: dict[str, np.ndarray | None], where: str) -> None:
+def check_numbers(arrays: Mapping[str, np.ndarray | None], where: str) -> None:
     """Raise LarError unless there are T > 1 actions of 7 numbers, and every other array has T rows of finite numbers."""
     actions = arrays.get("actions")
     if actions is None:

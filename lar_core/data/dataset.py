@@ -25,6 +25,7 @@ from ..run.registry import MASK_SOURCES, REGULARISERS
 from ..run.unreadable import unreadable
 from .demos import PER_STEP, Episode, read_episodes
 
+Indices = Sequence[int] | np.ndarray  # of frames
 _NOT_IN_SCENE = 255  # a segmentation number that no object has
 
 
@@ -34,7 +35,8 @@ def load_split(paths: Sequence[Path | str], heldout_fraction: float, seed: int) 
     Of every file the same fraction is held out, but at least one episode, chosen by (seed, position of the file).
     Raises LarError for a malformed file, and for one with fewer than two episodes.
     """
-    train, heldout = [], []
+    train: list[Episode] = []
+    heldout: list[Episode] = []
     for number, path in enumerate(paths):
         episodes = [drop_noops(episode) for episode in read_episodes(path)]
         if len(episodes) < 2:
@@ -89,12 +91,12 @@ class DemoDataset:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def valid_steps(self, indices: Sequence[int]) -> int:
+    def valid_steps(self, indices: Indices) -> int:
         """How many steps of the chunks of these frames lie inside their episodes."""
         indices = np.asarray(indices)
         return int(np.minimum(self.end[indices] - indices, self.chunk).sum())
 
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor | list[str]]:
+    def batch(self, indices: Indices) -> dict[str, Tensor | list[str]]:
         """The frames `indices` as tensors, B of them:
 
         images (B,3,H,W) uint8; wrist (B,3,h,w) uint8 (absent if off); proprio (B,8) float32, normalised;

@@ -29,6 +29,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -178,14 +179,15 @@ def _write_group(group: h5py.Group, episode: Episode) -> None:
     group.attrs.update(num_samples=len(episode), instruction=episode.instruction, target=episode.target,
                        distractor=episode.distractor, objects=json.dumps(list(episode.objects)),
                        provenance=json.dumps(episode.provenance), model_file=episode.model_file)
-    if episode.init_state is not None or episode.states is not None:
-        group.attrs["init_state"] = episode.states[0] if episode.init_state is None else episode.init_state
+    first = episode.states[0] if episode.init_state is None and episode.states is not None else episode.init_state
+    if first is not None:
+        group.attrs["init_state"] = first
 
 
 def _read_group(file: h5py.File, name: str, path: Path | str) -> Episode:
     group, where = demo_group(file, name, path), f"{path}, {name}"
     attributes = group.attrs
-    arrays = {field_name: _array(group, field_name, where) for field_name in ARRAYS}
+    arrays: dict[str, Any] = {field_name: _array(group, field_name, where) for field_name in ARRAYS}
     episode = Episode(
         **arrays, instruction=attributes.get("instruction") or read_sentence(file, path),
         objects=read_json(attributes, "objects", "[]", where), target=attributes.get("target", ""),

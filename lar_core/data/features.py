@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class FeatureCache:
         self.folder, self.identity, self.dataset, self.dtype = Path(folder) / key, identity, dataset, dtype
         self.starts = np.flatnonzero(np.diff(dataset.episode, prepend=-1))  # (E,) first frame of every episode
         self.names = [self._digest(number) for number in range(len(self.starts))]
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}  # open safetensors files
 
     def fill(self, look: Look) -> None:
         """Compute what is missing. Raises LarError when the disk has no room for it, before anything is computed, and where
@@ -132,9 +133,9 @@ class FeatureCache:
     def _digest(self, number: int) -> str:
         frames = self._frames(number)
         digest = hashlib.sha256(self.dataset.instructions[number].encode())
-        digest.update(np.ascontiguousarray(self.dataset.images[frames]))
+        digest.update(np.ascontiguousarray(self.dataset.images[frames]).data)
         if self.dataset.wrist is not None:
-            digest.update(np.ascontiguousarray(self.dataset.wrist[frames]))
+            digest.update(np.ascontiguousarray(self.dataset.wrist[frames]).data)
         return digest.hexdigest()[:32]
 
 

@@ -225,7 +225,8 @@ def _frames(path: Path, first: int, listed: Listed) -> np.ndarray:
         with reading(what, AGAIN, OSError, RuntimeError, path=path):
             path.stat()
             with imageio.get_reader(path, "ffmpeg") as video:
-                return np.stack([np.asarray(video.get_data(number)) for number in range(first, first + listed.steps)])
+                return np.stack([np.asarray(video.get_data(number))  # type: ignore[attr-defined]  # of the plugin
+                                 for number in range(first, first + listed.steps)])
     except IndexError as error:
         raise LarError(f"{what} ends before the {listed.steps} frames that the metadata lists: it is cut short, or not of "
                        f"this version of the data set: {AGAIN}.") from error
