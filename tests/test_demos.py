@@ -1,4 +1,5 @@
-"""Demonstration files: LIBERO's own layout, exact round trip, crash-safe writing, and a sentence for every defect."""
+"""Demonstration files: LIBERO's own layout, exact round trip, crash-safe writing, and a sentence for every defect; and their
+pictures in another size."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ from lar_core.data.demos import (
     read_origin,
     write_episode,
 )
+from lar_core.data.episode import resize, resize_episode
 from lar_core.run.errors import LarError
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
@@ -260,3 +262,39 @@ def test_what_the_system_refuses_is_passed_on_with_its_own_remedy(demo_file, mon
 def test_an_episode_out_of_range_is_refused(demo_file):
     with pytest.raises(LarError, match="there is no episode 1"):
         read_episode(demo_file, 1)
+
+
+# Pictures of another size: square, antialiased, and never touched where the size is right.
+
+def test_an_episode_of_the_right_size_stays_as_it_is():
+    episode = make_episode(size=16, wrist=8)
+    same = resize_episode(episode, 16, 8)
+    assert same.agentview_rgb is episode.agentview_rgb and same.eye_in_hand_rgb is episode.eye_in_hand_rgb
+    assert same.segmentation is episode.segmentation
+
+
+def test_both_cameras_get_their_size_and_resampled_labels_are_dropped():
+    episode = make_episode(size=16, wrist=16)
+    other = resize_episode(episode, 32, 8)
+    assert other.agentview_rgb.shape == (6, 32, 32, 3) and other.eye_in_hand_rgb.shape == (6, 8, 8, 3)
+    assert other.agentview_rgb.dtype == np.uint8 and other.segmentation is None
+    assert other.actions is episode.actions
+
+
+def test_a_camera_that_is_off_is_left_out_and_one_that_is_missing_is_named():
+    assert resize_episode(make_episode(), 16, 0).eye_in_hand_rgb is None
+    with pytest.raises(LarError, match="no wrist pictures: set wrist_size to 0"):
+        resize_episode(replace(make_episode(), eye_in_hand_rgb=None), 16, 8)
+
+
+def test_fine_stripes_become_grey_instead_of_a_moire():
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    inside = resize(stripes, 16)[:, :, 2:-2].astype(int)
+    assert abs(inside - 127).max() <= 2
+
+
+def test_up_and_down_again_is_nearly_the_same_and_nothing_is_turned():
+    y, x = np.mgrid[:32, :32]
+    smooth = np.stack([4 * x + 2 * y, 7 * x, 7 * y], axis=-1).astype(np.uint8)[None]
+    assert abs(resize(resize(smooth, 64), 32).astype(int) - smooth).max() <= 3
