@@ -231,10 +231,10 @@ def test_good_scales_and_scales_of_another_size(tmp_path):
 
 
 def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path):
-    with pytest.raises(LarError, match=r"stats.json cannot be read \(No such file or directory\)"):
+    with pytest.raises(LarError, match="stats.json could not be read, because it is not there"):
         Stats.load(tmp_path / "stats.json")
     (tmp_path / "stats.json").mkdir()
-    with pytest.raises(LarError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(LarError, match="could not be read, because it is a folder"):
         Stats.load(tmp_path / "stats.json")
 
 
