@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..run.errors import LarError
 from .conventions import Conventions, commands, decide, ordered, turned
-from .episode import Episode, check_episode
+from .episode import PER_STEP, Episode, check_episode
 from .evidence import Raw, Verdict
 from .hdf5 import demo_group, demo_names, open_demos, read_array, read_sentence
 
@@ -100,7 +101,7 @@ def to_episode(raw: Raw, conventions: Conventions) -> Episode:
         raise LarError(f"{raw.where}: a command of {peak:.3g} is there (actions {conventions['actions']}, gripper "
                        f"{conventions['gripper']}), but the controller takes -1 to 1: convert this copy first, or state "
                        "another of demos_conventions.")
-    return _paired(episode, raw.where) if conventions["alignment"] == "after" else episode
+    return _paired(episode) if conventions["alignment"] == "after" else episode
 
 
 def parts_of(arrays: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
@@ -174,12 +175,9 @@ def _pictures(path: Path | str, name: str, wanted: Sequence[str]) -> dict[str, n
     return {what: frames for what, frames in found.items() if frames is not None}
 
 
-def _paired(episode: Episode, where: str) -> Episode:
+def _paired(episode: Episode) -> Episode:
     """Pair each frame of an episode that was observed after acting with the action that follows it; one step is lost."""
-    for name in ("actions", "states"):
-        if getattr(episode, name) is not None:
-            setattr(episode, name, getattr(episode, name)[1:])
-    for name in ("agentview_rgb", "eye_in_hand_rgb", "ee_pos", "ee_ori", "gripper_states", "joint_states"):
-        if getattr(episode, name) is not None:
-            setattr(episode, name, getattr(episode, name)[:-1])
-    return episode
+    arrays = {name: array for name in PER_STEP if (array := getattr(episode, name)) is not None}
+    changes: dict[str, Any] = {name: array[1:] if name in ("actions", "states") else array[:-1]
+                               for name, array in arrays.items()}
+    return replace(episode, **changes)

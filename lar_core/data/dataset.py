@@ -3,6 +3,8 @@
 All frames are kept in memory as uint8 (about 80 KB a frame with both cameras and segmentation), so that a batch is one
 fancy index and no worker processes are needed. Which frames make batch number `step` is a function of (seed, step)
 alone, so a resumed run needs no sampler state.
+
+Here too: the scales of actions and proprioception (`Stats`), and the random shifts of a batch's pictures (`shift_images`).
 """
 
 from __future__ import annotations
@@ -196,7 +198,9 @@ def channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-# Normalisation: what the policy sees and says is scaled by numbers taken from the training episodes only.
+# Normalisation: what the policy sees and says is scaled by numbers taken from the training episodes only. Actions are scaled
+# by their 1 % and 99 % quantiles (as OpenVLA does) and clipped to [-1, 1]; the gripper command is already -1 or +1 and stays
+# as it is. Proprioception is scaled to mean 0 and standard deviation 1.
 
 _SIZES = {"action_low": 7, "action_high": 7, "proprio_mean": 8, "proprio_std": 8}
 _MIN_RANGE = 0.02  # a DoF that the demonstrations never move must not blow up the noise in it
@@ -290,7 +294,7 @@ class Stats:
 # repeated. Segmentation and the frame before move with the image; the wrist camera moves on its own.
 
 def shift_images(batch: dict, pixels: int, draws: Draws) -> dict:
-    """A batch (see `lar_core.data.dataset`) with its images moved by up to `pixels` along both axes."""
+    """A batch (see `DemoDataset.batch`) with its images moved by up to `pixels` along both axes."""
     count = len(batch["images"])
     main, wrist = ((draws.uniform(count, 2) * (2 * pixels + 1)).long() for _ in range(2))  # (B, 2) in [0, 2 * pixels]
     moved = {name: _shift(batch[name], pixels, main) for name in ("images", "regions", "previous") if name in batch}

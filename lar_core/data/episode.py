@@ -1,4 +1,4 @@
-"""One demonstration in memory, and what it must be like."""
+"""One demonstration in memory, what it must be like, and the same in another size."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Raw:
     told: dict[str, str] = field(default_factory=dict)
 
 
-# Which conventions the numbers and pictures of demonstrations show: alignment, gripper, scale of the actions, pictures.
+# Alignment, gripper, scale of the actions, pictures.
 
 GRIPPER_DELAY = 3  # steps after which fingers have clearly begun to follow
 _OPENGL = {"opengl": "rotated", "opencv": "mirrored"}  # macros_image_convention of robosuite

@@ -160,11 +160,9 @@ def _v3_episodes(folder: Path) -> Iterator[dict]:
     for path in sorted(folder.glob("meta/episodes/*/*.parquet")):
         with reading(path, AGAIN, ArrowException, OSError, path=path):
             file = ParquetFile(path)
-            yield from file.read(columns=[name for name in file.schema_arrow.names if _is_wanted(name)]).to_pylist()
-
-
-def _is_wanted(name: str) -> bool:
-    return name in ("episode_index", "tasks", "length") or name.startswith(("data/", "videos/"))
+            wanted = [name for name in file.schema_arrow.names
+                      if name in ("episode_index", "tasks", "length") or name.startswith(("data/", "videos/"))]
+            yield from file.read(columns=wanted).to_pylist()
 
 
 def _rows(folder: Path, listed: Listed, columns: list[str]) -> list[dict]:
