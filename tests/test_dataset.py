@@ -1,7 +1,11 @@
-"""Batches: right shapes and frames, padding at the end of an episode, the same batch for the same (seed, step)."""
+"""Batches: right shapes and frames, padding at the end of an episode, the same batch for the same (seed, step).
+
+Scales of actions and proprioception, and shifts of pictures, which lie in the same module."""
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +13,9 @@ import pytest
 import torch
 from test_demos import SENTENCE, make_episode
 
-from lar_core.data.dataset import DemoDataset, FrameSampler, Stats, drop_noops, load_split
+from lar_core.data.dataset import DemoDataset, FrameSampler, Stats, drop_noops, load_split, proprio, shift_images
 from lar_core.data.demos import merge_episodes, write_episode
+from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 
 SIZES = {"image_size": 16, "wrist_size": 8, "chunk": 4}
@@ -147,3 +152,141 @@ def test_a_batch_depends_on_seed_and_step_only():
     assert [other.batch_indices(step) for step in reversed(range(20))] == wanted[::-1]
     assert FrameSampler(10, 4, seed=6).batch_indices(0) != wanted[0]
     assert len(FrameSampler(3, 8, seed=0).batch_indices(0)) == 8  # a batch larger than the data set
+
+
+# Normalisation: quantiles of the training actions, gripper apart, and a way back.
+
+@pytest.fixture
+def long_episodes():
+    return [make_episode(steps=200, seed=seed, size=2) for seed in range(3)]
+
+
+def test_the_quantiles_become_the_ends_of_the_range(long_episodes):
+    actions, stats = np.concatenate([episode.actions for episode in long_episodes]), Stats.of(long_episodes)
+    np.testing.assert_allclose(stats.action_low[:6], np.quantile(actions, 0.01, axis=0)[:6])
+    np.testing.assert_allclose(stats.normalise_actions(np.array(stats.action_high)), np.ones(7), atol=1e-6)
+    normalised = stats.normalise_actions(actions)
+    assert normalised.dtype == np.float32 and normalised.min() == -1 and normalised.max() == 1
+
+
+def test_the_gripper_keeps_its_own_scale(long_episodes):
+    actions = np.zeros((2, 7))
+    actions[:, 6] = [-1, 1]
+    assert Stats.of(long_episodes).normalise_actions(actions)[:, 6].tolist() == [-1, 1]
+
+
+def test_actions_inside_the_quantiles_come_back(long_episodes):
+    stats = Stats.of(long_episodes)
+    actions = np.clip(long_episodes[0].actions, stats.action_low, stats.action_high)
+    np.testing.assert_allclose(stats.denormalise_actions(stats.normalise_actions(actions)), actions, atol=1e-6)
+
+
+def test_a_direction_that_never_moves_stays_harmless(long_episodes):
+    still = [replace(episode, actions=episode.actions * [1, 1, 0, 1, 1, 1, 1]) for episode in long_episodes]
+    stats = Stats.of(still)
+    assert np.isfinite(stats.normalise_actions(still[0].actions)).all()
+    assert abs(stats.denormalise_actions(np.ones(7))[2]) <= 0.01
+
+
+def test_proprioception_gets_mean_0_and_deviation_1(long_episodes):
+    own = np.concatenate([proprio(episode.ee_pos, episode.ee_ori, episode.gripper_states) for episode in long_episodes])
+    values = Stats.of(long_episodes).normalise_proprio(own)
+    assert values.shape == (600, 8)
+    np.testing.assert_allclose(values.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(values.std(0), 1, atol=1e-4)
+
+
+def test_saved_and_loaded_they_are_the_same(tmp_path, long_episodes):
+    stats = Stats.of(long_episodes)
+    stats.save(tmp_path / "stats.json")
+    assert Stats.load(tmp_path / "stats.json") == stats
+
+
+SCALES = {"action_low": [-0.5] * 7, "action_high": [0.5] * 7, "proprio_mean": [0.0] * 8, "proprio_std": [1.0] * 8}
+
+
+@pytest.mark.parametrize("field, place, value, words", [
+    ("action_low", 2, math.nan, "action_low holds nan"), ("action_high", 0, math.inf, "action_high holds inf"),
+    ("proprio_mean", 7, -math.inf, "proprio_mean holds -inf"), ("proprio_std", 1, math.nan, "proprio_std holds nan"),
+    ("action_high", 3, -0.5, r"direction 3 \(-0.5 to -0.5\)"),  # no width
+    ("action_high", 3, -0.7, r"direction 3"),  # upside down
+    ("action_low", 6, 0.5, r"direction 6"), ("proprio_std", 4, 0.0, "proprio_std is 0.0"),
+    ("proprio_std", 0, -1.0, "proprio_std is -1.0")])
+def test_scales_that_would_spoil_every_action_are_refused_where_they_are_read(tmp_path, field, place, value, words):
+    values = {name: list(numbers) for name, numbers in SCALES.items()}
+    values[field][place] = value
+    (tmp_path / "stats.json").write_text(json.dumps(values))
+    with pytest.raises(LarError, match=words) as refusal:
+        Stats.load(tmp_path / "stats.json")
+    assert str(tmp_path / "stats.json") in str(refusal.value) and "delete" not in str(refusal.value)
+    assert "from a copy of the run" in str(refusal.value)
+
+
+def test_good_scales_and_scales_of_another_size(tmp_path):
+    (tmp_path / "stats.json").write_text(json.dumps(SCALES))
+    assert Stats.load(tmp_path / "stats.json").action_high == (0.5,) * 7
+    (tmp_path / "stats.json").write_text(json.dumps(SCALES | {"proprio_std": [1.0] * 7}))
+    with pytest.raises(LarError, match="proprio_std has 7 numbers, but 8"):
+        Stats.load(tmp_path / "stats.json")
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path):
+    with pytest.raises(LarError, match="stats.json could not be read, because it is not there"):
+        Stats.load(tmp_path / "stats.json")
+    (tmp_path / "stats.json").mkdir()
+    with pytest.raises(LarError, match="could not be read, because it is a folder"):
+        Stats.load(tmp_path / "stats.json")
+
+
+@pytest.mark.parametrize("field", ["actions", "ee_pos", "gripper_states"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_demonstrations_with_numbers_that_are_none_are_named_before_training(long_episodes, field, value):
+    getattr(long_episodes[1], field)[3:20, 0] = value
+    with pytest.raises(LarError, match="demonstrations give no scales: .* not a finite number"):
+        Stats.of(long_episodes)
+
+
+@pytest.mark.parametrize("text", ["{", "{}", '{"action_low": 3}', "[1]"])
+def test_a_foreign_file_and_no_episodes_are_refused(tmp_path, text):
+    path = tmp_path / "stats.json"
+    path.write_text(text)
+    with pytest.raises(LarError, match="does not hold action statistics"):
+        Stats.load(path)
+    with pytest.raises(LarError, match="no training episodes"):
+        Stats.of([])
+
+
+# Shifts: pixels move together with their segmentation, borders repeat, everything follows the seed.
+
+def picture(batch):
+    """A coloured square, and its segmentation where it is."""
+    regions = torch.zeros(batch, 2, 32, 32, dtype=torch.uint8)
+    regions[:, 0, 10:20, 12:22] = 1
+    return {"images": (regions[:, :1] * 200).expand(-1, 3, -1, -1).contiguous(), "regions": regions, "proprio": None}
+
+
+def test_segmentation_moves_with_the_image_and_no_further_than_asked():
+    moved = shift_images(picture(64), 4, Draws(0))
+    assert torch.equal(moved["images"][:, 0], moved["regions"][:, 0] * 200)
+    rows, columns = moved["regions"][:, 0].amax(2).int().argmax(1), moved["regions"][:, 0].amax(1).int().argmax(1)
+    assert set((rows - 10).tolist()) == set(range(-4, 5)) == set((columns - 12).tolist())
+
+
+def test_the_frame_before_moves_with_the_image():
+    moved = shift_images(picture(16) | {"previous": picture(16)["images"]}, 4, Draws(0))
+    assert torch.equal(moved["images"], moved["previous"])
+
+
+def test_borders_are_repeated_and_sizes_kept():
+    images = torch.arange(8, dtype=torch.uint8).reshape(1, 1, 1, 8).expand(1, 3, 8, 8).contiguous()
+    moved = shift_images({"images": images}, 3, Draws(1))["images"]
+    assert moved.shape == images.shape and moved.dtype == torch.uint8
+    assert set(moved.unique().tolist()) <= set(range(8))
+
+
+def test_the_same_seed_moves_alike_and_the_wrist_camera_moves_on_its_own():
+    batch = {"images": torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)}
+    batch["wrist"] = batch["images"].clone()
+    one, again, other = (shift_images(batch, 3, Draws(seed)) for seed in (5, 5, 6))
+    assert torch.equal(one["images"], again["images"]) and not torch.equal(one["images"], other["images"])
+    assert not torch.equal(one["images"], one["wrist"])

@@ -1,4 +1,5 @@
-"""Demonstration files: LIBERO's own layout, exact round trip, crash-safe writing, and a sentence for every defect."""
+"""Demonstration files: LIBERO's own layout, exact round trip, crash-safe writing, and a sentence for every defect; and their
+pictures in another size."""
 
 from __future__ import annotations
 
@@ -17,7 +18,6 @@ import pytest
 from lar_core.data.demos import (
     PER_STEP,
     Episode,
-    check_file,
     episode_count,
     merge_episodes,
     read_episode,
@@ -25,6 +25,7 @@ from lar_core.data.demos import (
     read_origin,
     write_episode,
 )
+from lar_core.data.episode import resize, resize_episode
 from lar_core.run.errors import LarError
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
@@ -91,7 +92,7 @@ def test_parts_merge_in_order_even_beyond_ten(tmp_path, bddl):
     merge_episodes(parts, tmp_path / "all.hdf5")
     episodes = list(read_episodes(tmp_path / "all.hdf5"))
     assert [episode.provenance["seed"] for episode in episodes] == list(range(11))
-    assert check_file(tmp_path / "all.hdf5") == episode_count(tmp_path / "all.hdf5") == 11
+    assert episode_count(tmp_path / "all.hdf5") == 11
     with h5py.File(tmp_path / "all.hdf5") as file:
         assert (file["data"].attrs["num_demos"], file["data"].attrs["total"]) == (11, 33)
     assert all(part.exists() for part in parts)
@@ -180,7 +181,7 @@ def test_a_malformed_file_is_named_with_its_key(demo_file, damage, message):
     with h5py.File(demo_file, "a") as file:
         damage(file)
     with pytest.raises(LarError, match=message) as error:
-        check_file(demo_file)
+        list(read_episodes(demo_file))
     assert str(demo_file) in str(error.value)
 
 
@@ -195,7 +196,7 @@ def test_a_truncated_a_foreign_and_a_missing_file_are_named(tmp_path, demo_file)
                           (tmp_path / "pointer.hdf5", "pointer of Git LFS: fetch the content with `git lfs pull`"),
                           (tmp_path / "none.hdf5", "no demonstration file")):
         with pytest.raises(LarError, match=message):
-            check_file(path)
+            list(read_episodes(path))
 
 
 def test_damaged_pixels_are_noticed(demo_file):
@@ -205,17 +206,17 @@ def test_damaged_pixels_are_noticed(demo_file):
     content[place.byte_offset:place.byte_offset + 40] = bytes(40)
     demo_file.write_bytes(content)
     with pytest.raises(LarError, match="demo_0: obs/agentview_rgb cannot be read, the file is damaged"):
-        check_file(demo_file)
+        list(read_episodes(demo_file))
 
 
 def test_a_locked_file_is_healthy(demo_file):
-    code = f"from lar_core.data.demos import check_file; check_file({str(demo_file)!r})"
+    code = f"from lar_core.data.demos import read_episodes; list(read_episodes({str(demo_file)!r}))"
     with demo_file.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "another program holds a lock on it" in done.stderr and "HDF5_USE_FILE_LOCKING=FALSE" in done.stderr
     assert "damaged" not in done.stderr and "delete" not in done.stderr.splitlines()[-1]
-    assert check_file(demo_file) == 1
+    assert len(list(read_episodes(demo_file))) == 1
 
 
 def test_a_file_packed_by_a_filter_that_is_not_there_is_healthy(demo_file):
@@ -229,7 +230,7 @@ def test_a_file_packed_by_a_filter_that_is_not_there_is_healthy(demo_file):
         made = h5py.h5d.create(group.id, b"ee_pos", h5py.h5t.NATIVE_DOUBLE, h5py.h5s.create_simple((6, 3)), packed)
         made.write_direct_chunk((0, 0), bytes(144), 0)
     with pytest.raises(LarError, match="demo_0: obs/ee_pos could not be read.*pip install hdf5plugin") as error:
-        check_file(demo_file)
+        list(read_episodes(demo_file))
     assert "damaged" not in str(error.value) and "delete" not in str(error.value)
 
 
@@ -252,7 +253,7 @@ def test_what_the_system_refuses_is_passed_on_with_its_own_remedy(demo_file, mon
     else:
         monkeypatch.setattr(h5py.Dataset, "__getitem__", refuse)
     with pytest.raises(LarError, match=words) as error:
-        check_file(demo_file)
+        list(read_episodes(demo_file))
     assert "damaged" not in str(error.value) and str(demo_file) in str(error.value)
     assert place == "file" or "demo_0" in str(error.value)
 
@@ -260,3 +261,39 @@ def test_what_the_system_refuses_is_passed_on_with_its_own_remedy(demo_file, mon
 def test_an_episode_out_of_range_is_refused(demo_file):
     with pytest.raises(LarError, match="there is no episode 1"):
         read_episode(demo_file, 1)
+
+
+# Pictures of another size: square, antialiased, and never touched where the size is right.
+
+def test_an_episode_of_the_right_size_stays_as_it_is():
+    episode = make_episode(size=16, wrist=8)
+    same = resize_episode(episode, 16, 8)
+    assert same.agentview_rgb is episode.agentview_rgb and same.eye_in_hand_rgb is episode.eye_in_hand_rgb
+    assert same.segmentation is episode.segmentation
+
+
+def test_both_cameras_get_their_size_and_resampled_labels_are_dropped():
+    episode = make_episode(size=16, wrist=16)
+    other = resize_episode(episode, 32, 8)
+    assert other.agentview_rgb.shape == (6, 32, 32, 3) and other.eye_in_hand_rgb.shape == (6, 8, 8, 3)
+    assert other.agentview_rgb.dtype == np.uint8 and other.segmentation is None
+    assert other.actions is episode.actions
+
+
+def test_a_camera_that_is_off_is_left_out_and_one_that_is_missing_is_named():
+    assert resize_episode(make_episode(), 16, 0).eye_in_hand_rgb is None
+    with pytest.raises(LarError, match="no wrist pictures: set wrist_size to 0"):
+        resize_episode(replace(make_episode(), eye_in_hand_rgb=None), 16, 8)
+
+
+def test_fine_stripes_become_grey_instead_of_a_moire():
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 255
+    inside = resize(stripes, 16)[:, :, 2:-2].astype(int)
+    assert abs(inside - 127).max() <= 2
+
+
+def test_up_and_down_again_is_nearly_the_same_and_nothing_is_turned():
+    y, x = np.mgrid[:32, :32]
+    smooth = np.stack([4 * x + 2 * y, 7 * x, 7 * y], axis=-1).astype(np.uint8)[None]
+    assert abs(resize(resize(smooth, 64), 32).astype(int) - smooth).max() <= 3

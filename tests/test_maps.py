@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_demos import make_episode
-from test_grounding_sets import flickr30k, refcoco
+from test_phrases import flickr30k, refcoco
 
 from lar_core.data.dataset import Stats, make_dataset
 from lar_core.data.phrases import Phrase, Place, phrases

@@ -21,7 +21,7 @@ SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", 
 LOAD = """
 import sys
 import lar_core
-from lar_core.data.manifest import load_manifest
+from lar_core.data.hub import load_manifest
 from lar_core.share import from_pretrained
 policy, stats = from_pretrained(sys.argv[1])
 total = sum(parameter.double().sum().item() for parameter in policy.parameters())

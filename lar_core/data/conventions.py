@@ -72,9 +72,8 @@ def decide(raws: Sequence[Raw], stated: dict[str, str] | None = None,
 
 def ordered(raw: Raw, order: str) -> Raw:
     """The demonstration with its state vector taken apart; as it is where the parts have names, or are not known."""
-    known = raw.state is not None and order in CONVENTIONS["state"] and raw.state.shape[1] == width(order)
-    if raw.ee_pos is None and known:
-        raw = replace(raw, **parts(raw.state, order))
+    if raw.ee_pos is None and raw.state is not None and order in CONVENTIONS["state"]:
+        raw = replace(raw, **parts(raw.state, order)) if raw.state.shape[1] == width(order) else raw
     if raw.ee_ori is not None and raw.ee_ori.shape[1:] == (4,):
         raw = replace(raw, ee_ori=axis_angle(raw.ee_ori))
     if raw.ee_ori is not None and np.isnan(raw.ee_ori).any():

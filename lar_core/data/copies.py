@@ -11,8 +11,10 @@ Which of a copy's conventions hold is not concluded from such a name, but from i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..run.errors import LarError
 from .conventions import Conventions, commands, decide, ordered, turned
-from .episode import Episode, check_episode
+from .episode import PER_STEP, Episode, check_episode
 from .evidence import Raw, Verdict
 from .hdf5 import demo_group, demo_names, open_demos, read_array, read_sentence
 
@@ -88,9 +90,10 @@ def to_episode(raw: Raw, conventions: Conventions) -> Episode:
     if "agentview_rgb" not in pictures:
         raise LarError(f"{raw.where}: no picture of the scene is there; it may be called "
                        f"{', '.join(NAMES['agentview_rgb'])}.")
+    hand: dict[str, Any] = {"ee_pos": raw.ee_pos, "ee_ori": raw.ee_ori, "gripper_states": raw.fingers}  # checked below
     episode = Episode(
-        instruction=raw.instruction, actions=commands(raw.actions, conventions), **pictures, ee_pos=raw.ee_pos,
-        ee_ori=raw.ee_ori, gripper_states=raw.fingers, joint_states=raw.joint_states, states=raw.states,
+        instruction=raw.instruction, actions=commands(raw.actions, conventions), agentview_rgb=pictures["agentview_rgb"],
+        eye_in_hand_rgb=pictures.get("eye_in_hand_rgb"), **hand, joint_states=raw.joint_states, states=raw.states,
         init_state=raw.init_state, model_file=raw.model_file)
     check_episode(episode, raw.where)
     peak = float(np.abs(episode.actions).max())
@@ -98,10 +101,10 @@ def to_episode(raw: Raw, conventions: Conventions) -> Episode:
         raise LarError(f"{raw.where}: a command of {peak:.3g} is there (actions {conventions['actions']}, gripper "
                        f"{conventions['gripper']}), but the controller takes -1 to 1: convert this copy first, or state "
                        "another of demos_conventions.")
-    return _paired(episode, raw.where) if conventions["alignment"] == "after" else episode
+    return _paired(episode) if conventions["alignment"] == "after" else episode
 
 
-def parts_of(arrays: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | None]:
+def parts_of(arrays: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
     """A demonstration's numbers by our names, as fields of Raw: ee_states taken apart, one kind of state only."""
     found = {name: arrays.get(name) for name in _NUMBERS}
     joined = found.pop("ee_states")
@@ -115,7 +118,7 @@ def parts_of(arrays: dict[str, np.ndarray | None]) -> dict[str, np.ndarray | Non
     return found
 
 
-def check_numbers(arrays: dict[str, np.ndarray | None], where: str) -> None:
+def check_numbers(arrays: Mapping[str, np.ndarray | None], where: str) -> None:
     """Raise LarError unless there are T > 1 actions of 7 numbers, and every other array has T rows of finite numbers."""
     actions = arrays.get("actions")
     if actions is None:
@@ -172,12 +175,9 @@ def _pictures(path: Path | str, name: str, wanted: Sequence[str]) -> dict[str, n
     return {what: frames for what, frames in found.items() if frames is not None}
 
 
-def _paired(episode: Episode, where: str) -> Episode:
+def _paired(episode: Episode) -> Episode:
     """Pair each frame of an episode that was observed after acting with the action that follows it; one step is lost."""
-    for name in ("actions", "states"):
-        if getattr(episode, name) is not None:
-            setattr(episode, name, getattr(episode, name)[1:])
-    for name in ("agentview_rgb", "eye_in_hand_rgb", "ee_pos", "ee_ori", "gripper_states", "joint_states"):
-        if getattr(episode, name) is not None:
-            setattr(episode, name, getattr(episode, name)[:-1])
-    return episode
+    arrays = {name: array for name in PER_STEP if (array := getattr(episode, name)) is not None}
+    changes: dict[str, Any] = {name: array[1:] if name in ("actions", "states") else array[:-1]
+                               for name, array in arrays.items()}
+    return replace(episode, **changes)

@@ -3,6 +3,8 @@
 All frames are kept in memory as uint8 (about 80 KB a frame with both cameras and segmentation), so that a batch is one
 fancy index and no worker processes are needed. Which frames make batch number `step` is a function of (seed, step)
 alone, so a resumed run needs no sampler state.
+
+Here too: the scales of actions and proprioception (`Stats`), and the random shifts of a batch's pictures (`shift_images`).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from ..run.registry import MASK_SOURCES, REGULARISERS
 from ..run.unreadable import unreadable
 from .demos import PER_STEP, Episode, read_episodes
 
+Indices = Sequence[int] | np.ndarray  # of frames
 _NOT_IN_SCENE = 255  # a segmentation number that no object has
 
 
@@ -34,7 +37,8 @@ def load_split(paths: Sequence[Path | str], heldout_fraction: float, seed: int) 
     Of every file the same fraction is held out, but at least one episode, chosen by (seed, position of the file).
     Raises LarError for a malformed file, and for one with fewer than two episodes.
     """
-    train, heldout = [], []
+    train: list[Episode] = []
+    heldout: list[Episode] = []
     for number, path in enumerate(paths):
         episodes = [drop_noops(episode) for episode in read_episodes(path)]
         if len(episodes) < 2:
@@ -89,12 +93,12 @@ class DemoDataset:
     def __len__(self) -> int:
         return len(self.actions)
 
-    def valid_steps(self, indices: Sequence[int]) -> int:
+    def valid_steps(self, indices: Indices) -> int:
         """How many steps of the chunks of these frames lie inside their episodes."""
         indices = np.asarray(indices)
         return int(np.minimum(self.end[indices] - indices, self.chunk).sum())
 
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor | list[str]]:
+    def batch(self, indices: Indices) -> dict[str, Tensor | list[str]]:
         """The frames `indices` as tensors, B of them:
 
         images (B,3,H,W) uint8; wrist (B,3,h,w) uint8 (absent if off); proprio (B,8) float32, normalised;
@@ -194,7 +198,9 @@ def channels_first(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-# Normalisation: what the policy sees and says is scaled by numbers taken from the training episodes only.
+# Normalisation: what the policy sees and says is scaled by numbers taken from the training episodes only. Actions are scaled
+# by their 1 % and 99 % quantiles (as OpenVLA does) and clipped to [-1, 1]; the gripper command is already -1 or +1 and stays
+# as it is. Proprioception is scaled to mean 0 and standard deviation 1.
 
 _SIZES = {"action_low": 7, "action_high": 7, "proprio_mean": 8, "proprio_std": 8}
 _MIN_RANGE = 0.02  # a DoF that the demonstrations never move must not blow up the noise in it
@@ -288,7 +294,7 @@ class Stats:
 # repeated. Segmentation and the frame before move with the image; the wrist camera moves on its own.
 
 def shift_images(batch: dict, pixels: int, draws: Draws) -> dict:
-    """A batch (see `lar_core.data.dataset`) with its images moved by up to `pixels` along both axes."""
+    """A batch (see `DemoDataset.batch`) with its images moved by up to `pixels` along both axes."""
     count = len(batch["images"])
     main, wrist = ((draws.uniform(count, 2) * (2 * pixels + 1)).long() for _ in range(2))  # (B, 2) in [0, 2 * pixels]
     moved = {name: _shift(batch[name], pixels, main) for name in ("images", "regions", "previous") if name in batch}

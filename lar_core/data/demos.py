@@ -29,6 +29,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -38,11 +39,11 @@ from ..run.errors import LarError
 from ..run.files import atomic_path
 from ..run.unreadable import reading
 from . import copies
-from .conventions import Conventions
+from .conventions import Conventions, turned
 from .episode import ARRAYS, IMAGES, OPTIONAL, PER_STEP, Episode, check_episode
 from .hdf5 import AGAIN, demo_group, demo_names, open_demos, read_array, read_json, read_sentence
 
-__all__ = ["PER_STEP", "Episode", "check_episode", "check_file", "episode_count", "made_here", "merge_episodes",
+__all__ = ["PER_STEP", "Episode", "check_episode", "episode_count", "made_here", "merge_episodes",
            "read_episode", "read_episodes", "read_origin", "write_episode"]
 
 _OURS = "before_action"  # value of the attribute observation_time; other people's files do not have it
@@ -109,7 +110,7 @@ def read_episode(path: Path | str, index: int, conventions: Conventions | None =
 
 
 def read_episodes(path: Path | str, conventions: Conventions | None = None) -> Iterator[Episode]:
-    """All episodes of a demonstration file, in order. Raises LarError as `read_episode` does."""
+    """All episodes of a demonstration file, in order, each checked. Raises LarError as `read_episode` does."""
     with open_demos(path) as file:
         names = demo_names(file, path)
         if _is_ours(file):
@@ -140,11 +141,6 @@ def read_origin(path: Path | str) -> dict:
     return {"source": "expert", "images": "recorded"} | told
 
 
-def check_file(path: Path | str) -> int:
-    """Read and check every episode; return their number. Raises LarError for the first thing that is wrong."""
-    return sum(1 for _ in read_episodes(path))
-
-
 def _is_ours(file: h5py.File) -> bool:
     return file["data"].attrs.get("observation_time") == _OURS
 
@@ -166,7 +162,7 @@ def _write_group(group: h5py.Group, episode: Episode) -> None:
         if array is None:
             continue
         if name in IMAGES:  # one chunk a frame, so that single frames can be read without the rest
-            group.create_dataset(key, data=_rotate(array), chunks=(1, *array.shape[1:]), compression="gzip",
+            group.create_dataset(key, data=turned(array, "rotated"), chunks=(1, *array.shape[1:]), compression="gzip",
                                  compression_opts=4)
         else:
             group.create_dataset(key, data=np.asarray(array, dtype=np.float64))
@@ -178,14 +174,15 @@ def _write_group(group: h5py.Group, episode: Episode) -> None:
     group.attrs.update(num_samples=len(episode), instruction=episode.instruction, target=episode.target,
                        distractor=episode.distractor, objects=json.dumps(list(episode.objects)),
                        provenance=json.dumps(episode.provenance), model_file=episode.model_file)
-    if episode.init_state is not None or episode.states is not None:
-        group.attrs["init_state"] = episode.states[0] if episode.init_state is None else episode.init_state
+    first = episode.states[0] if episode.init_state is None and episode.states is not None else episode.init_state
+    if first is not None:
+        group.attrs["init_state"] = first
 
 
 def _read_group(file: h5py.File, name: str, path: Path | str) -> Episode:
     group, where = demo_group(file, name, path), f"{path}, {name}"
     attributes = group.attrs
-    arrays = {field_name: _array(group, field_name, where) for field_name in ARRAYS}
+    arrays: dict[str, Any] = {field_name: _array(group, field_name, where) for field_name in ARRAYS}
     episode = Episode(
         **arrays, instruction=attributes.get("instruction") or read_sentence(file, path),
         objects=read_json(attributes, "objects", "[]", where), target=attributes.get("target", ""),
@@ -202,7 +199,7 @@ def _array(group: h5py.Group, field_name: str, where: str) -> np.ndarray | None:
     array = read_array(group, key, where)
     if array is None and field_name not in OPTIONAL:
         raise LarError(f"{where}: {key} is missing; LIBERO's format has it in every demonstration.")
-    return _rotate(array) if array is not None and field_name in IMAGES else array
+    return turned(array, "rotated") if array is not None and field_name in IMAGES else array
 
 
 @contextmanager
@@ -216,8 +213,3 @@ def _create(path: Path | str) -> Iterator[h5py.File]:
         yield file
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
-
-
-def _rotate(images: np.ndarray) -> np.ndarray:
-    """Turn frames (T, H, W, ...) by 180 degrees."""
-    return np.ascontiguousarray(images[:, ::-1, ::-1])

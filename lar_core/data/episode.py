@@ -1,4 +1,4 @@
-"""One demonstration in memory, and what it must be like."""
+"""One demonstration in memory, what it must be like, and the same in another size."""
 
 from __future__ import annotations
 
@@ -93,11 +93,12 @@ def resize_episode(episode: Episode, image_size: int, wrist_size: int) -> Episod
     Segmentation stays only where the size does: resampled labels would be wrong at the objects' borders.
     Raises LarError when wrist pictures are asked for and not there.
     """
-    if wrist_size and episode.eye_in_hand_rgb is None:
+    wrist = episode.eye_in_hand_rgb if wrist_size else None
+    if wrist_size and wrist is None:
         raise LarError("These demonstrations have no wrist pictures: set wrist_size to 0.")
-    wrist = resize(episode.eye_in_hand_rgb, wrist_size) if wrist_size else None
     same = episode.agentview_rgb.shape[1:3] == (image_size, image_size)
-    return replace(episode, agentview_rgb=resize(episode.agentview_rgb, image_size), eye_in_hand_rgb=wrist,
+    return replace(episode, agentview_rgb=resize(episode.agentview_rgb, image_size),
+                   eye_in_hand_rgb=None if wrist is None else resize(wrist, wrist_size),
                    segmentation=episode.segmentation if same else None)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -52,7 +53,7 @@ class Raw:
     told: dict[str, str] = field(default_factory=dict)
 
 
-# Which conventions the numbers and pictures of demonstrations show: alignment, gripper, scale of the actions, pictures.
+# Alignment, gripper, scale of the actions, pictures.
 
 GRIPPER_DELAY = 3  # steps after which fingers have clearly begun to follow
 _OPENGL = {"opengl": "rotated", "opencv": "mirrored"}  # macros_image_convention of robosuite
@@ -123,7 +124,7 @@ def pictures_of(raws: Sequence[Raw], most: int = 8) -> Verdict:
     if len(told) > 1:
         return Verdict("pictures", "", f"both: files name {' and '.join(sorted(told))}")
     chosen = [raws[i] for i in sorted(set(np.linspace(0, len(raws) - 1, most).round().astype(int).tolist()))]
-    found = [track for raw in chosen if raw.ee_pos is not None and (track := _track(raw)) is not None]
+    found = [track for raw in chosen if raw.ee_pos is not None and (track := _track(raw, raw.ee_pos)) is not None]
     seen, shown = _turn(found) if found else ("", "nothing moves in the pictures")
     if told and seen and told != {seen}:
         return Verdict("pictures", "", f"both: the file names {told.pop()}, but {shown} says {seen}")
@@ -186,18 +187,17 @@ def _unexplained(table: np.ndarray, columns: list[int]) -> float:
 
 
 def _follows(raws: Sequence[Raw]) -> float:
-    known = [raw for raw in raws if raw.fingers is not None and len(raw.fingers) > GRIPPER_DELAY]
-    if not known:
-        return 0.0
-    opening = [np.abs(raw.fingers).sum(axis=1)[GRIPPER_DELAY:] for raw in known]
-    return correlation(np.concatenate([raw.actions[:-GRIPPER_DELAY, 6] for raw in known]), np.concatenate(opening))
+    """Pearson's r of commands and the opening GRIPPER_DELAY steps later; 0 where no fingers are told."""
+    known = [(raw.actions[:-GRIPPER_DELAY, 6], np.abs(raw.fingers).sum(axis=1)[GRIPPER_DELAY:])
+             for raw in raws if raw.fingers is not None and len(raw.fingers) > GRIPPER_DELAY]
+    return correlation(*map(np.concatenate, zip(*known))) if known else 0.0
 
 
-def _track(raw: Raw, gap: int = 8) -> np.ndarray | None:
+def _track(raw: Raw, hand: np.ndarray, gap: int = 8) -> np.ndarray | None:
     """Where pictures change between rows t and t + gap, beside where a true picture shows the hand: (N, 4) of
     column, row, column, row, all from the middle and in widths of a picture; None for no pictures."""
     frames = raw.pictures(("agentview_rgb",)).get("agentview_rgb")
-    if frames is None or frames.ndim != 4 or len(frames) != len(raw.ee_pos):
+    if frames is None or frames.ndim != 4 or len(frames) != len(hand):
         return None
     rows = []
     for t in range(0, len(frames) - gap, 2):
@@ -207,7 +207,7 @@ def _track(raw: Raw, gap: int = 8) -> np.ndarray | None:
             height, width = changed.shape
             column = (changed.sum(axis=0) @ (np.arange(width) + 0.5)) / changed.sum() / width - 0.5
             row = (changed.sum(axis=1) @ (np.arange(height) + 0.5)) / changed.sum() / height - 0.5
-            rows.append([column, row, *projected(raw.ee_pos[[t, t + gap]]).mean(axis=0)])
+            rows.append([column, row, *projected(hand[[t, t + gap]]).mean(axis=0)])
     return np.array(rows) if rows else None
 
 
@@ -229,14 +229,14 @@ def state_order(raws: Sequence[Raw]) -> Verdict:
     if all(raw.ee_pos is not None and raw.ee_ori is not None and raw.fingers is not None for raw in raws):
         return Verdict("state", "as named", "the file has a name for each part")
     raws = [raw for raw in raws if raw.state is not None]
-    widths = {raw.state.shape[1] for raw in raws}
+    states = [raw.state for raw in raws if raw.state is not None]
+    widths = {state.shape[1] for state in states}
     if len(widths) != 1:
         return Verdict("state", "", f"state vectors of {sorted(widths) or 'no'} numbers, where one width is expected")
     fits = {order: _fit(raws, order) for order in CONVENTIONS["state"] if width(order) == min(widths)}
-    good = [order for order, (moved, opposite, tilt) in fits.items() if moved > 0.3 and opposite and tilt is not None]
-    alike = ""
-    if len(good) > 1:
-        good, alike = _best_orientation(raws, good, {order: fits[order][2] for order in good})
+    tilts = {order: tilt for order, (moved, opposite, tilt) in fits.items()
+             if moved > 0.3 and opposite and tilt is not None}
+    good, alike = _best_orientation(states, tilts) if len(tilts) > 1 else (list(tilts), "")
     told = "; ".join(f"{order}: position follows the command by r = {moved:.2f}, "
                      f"fingers {'mirror' if opposite else 'do not mirror'} each other, "
                      f"{'no unit quaternion' if tilt is None else f'hand {tilt:.2f} rad from straight down'}"
@@ -250,8 +250,8 @@ def width(order: str) -> int:
                for part in order.split("_"))
 
 
-def parts(state: np.ndarray, order: str) -> dict[str, np.ndarray]:
-    """ee_pos, ee_ori (axis-angle; NaN where a quaternion is none) and fingers of state vectors."""
+def parts(state: np.ndarray, order: str) -> dict[str, Any]:
+    """Fields of Raw: ee_pos, ee_ori (axis-angle; NaN where a quaternion is none) and fingers of state vectors."""
     found, start = {}, 0
     for part in order.split("_"):
         found[part] = state[:, start : start + width(part)]
@@ -281,7 +281,7 @@ def axis_angle(quaternions: np.ndarray) -> np.ndarray:
 
 def _fit(raws: Sequence[Raw], order: str) -> tuple[float, bool, float | None]:
     """How well an order fits: r of position and command; whether the fingers mirror each other; median tilt (rad)."""
-    taken = [parts(raw.state, order) for raw in raws]
+    taken = [parts(raw.state, order) for raw in raws if raw.state is not None]
     moved, _, own, next_ = motion([replace(raw, **part) for raw, part in zip(raws, taken)]).T
     r = max(correlation(moved, own), correlation(moved, next_))
     fingers, turns = (np.concatenate([part[name] for part in taken]) for name in ("fingers", "ee_ori"))
@@ -297,15 +297,16 @@ def _tilt(turns: np.ndarray) -> float | None:
     return float(np.median(np.arccos(down.clip(-1, 1))))
 
 
-def _best_orientation(raws: Sequence[Raw], orders: list[str], tilts: dict[str, float]) -> tuple[list[str], str]:
+def _best_orientation(states: Sequence[np.ndarray], tilts: dict[str, float]) -> tuple[list[str], str]:
     """Of orders that differ in the orientation: the one by which the hand points down, or the first if all are alike.
 
     And, for the evidence, how far apart they are.
     """
-    best, second = sorted(orders, key=tilts.get)[:2]
+    orders = list(tilts)
+    best, second = sorted(orders, key=tilts.__getitem__)[:2]
     if tilts[best] < 0.5 * tilts[second] and tilts[second] > 0.1:
         return [best], f", as {second} {tilts[second]:.2f} rad"
-    one, other = (Rotation.from_rotvec(np.concatenate([parts(raw.state, order)["ee_ori"] for raw in raws]))
+    one, other = (Rotation.from_rotvec(np.concatenate([parts(state, order)["ee_ori"] for state in states]))
                   for order in orders[:2])
     apart = float(np.median((one.inv() * other).magnitude()))
     return orders[:1] if apart < 0.1 else orders, f", read as {orders[1]} {apart:.2f} rad apart"

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class FeatureCache:
         self.folder, self.identity, self.dataset, self.dtype = Path(folder) / key, identity, dataset, dtype
         self.starts = np.flatnonzero(np.diff(dataset.episode, prepend=-1))  # (E,) first frame of every episode
         self.names = [self._digest(number) for number in range(len(self.starts))]
-        self._files: dict[int, object] = {}
+        self._files: dict[int, Any] = {}  # open safetensors files
 
     def fill(self, look: Look) -> None:
         """Compute what is missing. Raises LarError when the disk has no room for it, before anything is computed, and where
@@ -55,28 +56,27 @@ class FeatureCache:
         missing = self._missing(range(len(self.names)))
         if missing:
             with locked(self.folder / ".lock", "computing features of the frozen layers"):
-                self._compute(self._missing(missing), look)  # less where another process has computed some meanwhile
+                missing = self._missing(missing)  # less where another process has computed some meanwhile
+                if missing:
+                    self._compute(missing, look)
 
     def _compute(self, missing: list[int], look: Look) -> None:
-        if not missing:
-            return
         self._check_space(missing, look)
+        total = sum(len(self._frames(number)) for number in missing)
         try:
-            self._fill(missing, look)
+            write_json(self.folder / "identity.json", self.identity)
+            with tqdm(total=total, unit="frame", desc="feature cache") as bar:
+                for number in missing:
+                    frames = self._frames(number)
+                    self._write(number, [self._features(look, frames[start : start + BATCH], bar)
+                                         for start in range(0, len(frames), BATCH)])
         except OSError as error:
             raise unwritable(f"The feature cache {self.folder}", error,
                              "choose another --data-dir, or train without it (--set cache=false)") from error
 
-    def _fill(self, missing: list[int], look: Look) -> None:
-        write_json(self.folder / "identity.json", self.identity)
-        with tqdm(total=sum(len(self._frames(number)) for number in missing), unit="frame", desc="feature cache") as bar:
-            for number in missing:
-                self._write(number, [self._features(look, part, bar) for part in self._parts(number)])
-
     def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Features by name; states (B, P + L, D) are zero where shorter instructions are padded."""
-        rows = [self._row(int(index)) for index in indices]
-        return _together(rows)
+        return _together([self._row(int(index)) for index in indices])
 
     def _row(self, index: int) -> dict[str, Tensor]:
         number = int(self.dataset.episode[index])
@@ -122,19 +122,15 @@ class FeatureCache:
     def _frames(self, number: int) -> np.ndarray:
         return np.flatnonzero(self.dataset.episode == number)
 
-    def _parts(self, number: int) -> list[np.ndarray]:
-        frames = self._frames(number)
-        return [frames[start : start + BATCH] for start in range(0, len(frames), BATCH)]
-
     def _path(self, number: int) -> Path:
         return self.folder / f"{self.names[number]}.safetensors"
 
     def _digest(self, number: int) -> str:
         frames = self._frames(number)
         digest = hashlib.sha256(self.dataset.instructions[number].encode())
-        digest.update(np.ascontiguousarray(self.dataset.images[frames]))
+        digest.update(np.ascontiguousarray(self.dataset.images[frames]).data)
         if self.dataset.wrist is not None:
-            digest.update(np.ascontiguousarray(self.dataset.wrist[frames]))
+            digest.update(np.ascontiguousarray(self.dataset.wrist[frames]).data)
         return digest.hexdigest()[:32]
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -64,7 +65,7 @@ def read_array(group: h5py.Group, key: str, where: str) -> np.ndarray | None:
         raise unreadable(f"{where}: {key}", error, AGAIN, path=group.file.filename) from error
 
 
-def read_json(attributes: h5py.AttributeManager, name: str, default: str, where: str) -> list | dict:
+def read_json(attributes: h5py.AttributeManager, name: str, default: str, where: str) -> Any:
     """What an attribute holds as JSON."""
     try:
         return json.loads(attributes.get(name, default))

@@ -1,4 +1,9 @@
-"""The list of every outside file, `data_manifest.yaml`: code that downloads asks here, so the list cannot go stale."""
+"""Outside files: the list of all of them, `data_manifest.yaml`, and how they come from the hub, at the revision it pins.
+
+Code that downloads asks the list, so it cannot go stale. What is there is not downloaded again, a connection that breaks is
+taken up, and without a network what an earlier call brought is used. After a kill, the file that was in progress begins
+anew: the hub's library keeps whole files only. Every failure has a sentence of its own.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +36,7 @@ from ..run.registry import Checked
 from ..run.unreadable import unreadable, unwritable
 
 _PACKAGE = Path(__file__).resolve().parents[1]
-_INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has none
+_INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has it beside
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
@@ -71,7 +76,7 @@ class Entry(Checked):
 
 def load_manifest(path: Path | str | None = None) -> dict[str, Entry]:
     """All entries by key. Raises LarError for a missing or malformed manifest, naming the entry and the field."""
-    path = Path(path) if path else _default_path()
+    path = Path(path or (_INSTALLED if _INSTALLED.exists() else _PACKAGE.parent / _INSTALLED.name))  # never both
     try:
         rows = yaml.safe_load(path.read_text(encoding="utf-8"))["files"]
         entries = [_entry(row, path) for row in rows]
@@ -94,11 +99,6 @@ def entry(key: str) -> Entry:
     return entries[key]
 
 
-def _default_path() -> Path:
-    """Inside the package where it was installed, beside it in a checkout: never both."""
-    return _INSTALLED if _INSTALLED.exists() else _PACKAGE.parent / "data_manifest.yaml"
-
-
 def _entry(row: dict, path: Path) -> Entry:
     try:
         return Entry(**row)
@@ -106,9 +106,9 @@ def _entry(row: dict, path: Path) -> Entry:
         raise LarError(f"{path}, entry {row.get('key')}: {error}") from error
 
 
-# Files from the hub: what `data_manifest.yaml` lists, at the revision it pins, checked; and a sentence for each
-# failure.
-# What a disk refuses, and no connection.
+# Downloads.
+
+# What a disk refuses, and no connection:
 _LOCAL = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT, errno.EIO, errno.ENOTCONN, errno.ESTALE, errno.EMFILE,
           errno.EAGAIN, errno.ENOLCK, errno.ENOTDIR, errno.ENAMETOOLONG}
 

@@ -160,11 +160,9 @@ def _v3_episodes(folder: Path) -> Iterator[dict]:
     for path in sorted(folder.glob("meta/episodes/*/*.parquet")):
         with reading(path, AGAIN, ArrowException, OSError, path=path):
             file = ParquetFile(path)
-            yield from file.read(columns=[name for name in file.schema_arrow.names if _is_wanted(name)]).to_pylist()
-
-
-def _is_wanted(name: str) -> bool:
-    return name in ("episode_index", "tasks", "length") or name.startswith(("data/", "videos/"))
+            wanted = [name for name in file.schema_arrow.names
+                      if name in ("episode_index", "tasks", "length") or name.startswith(("data/", "videos/"))]
+            yield from file.read(columns=wanted).to_pylist()
 
 
 def _rows(folder: Path, listed: Listed, columns: list[str]) -> list[dict]:
@@ -225,7 +223,8 @@ def _frames(path: Path, first: int, listed: Listed) -> np.ndarray:
         with reading(what, AGAIN, OSError, RuntimeError, path=path):
             path.stat()
             with imageio.get_reader(path, "ffmpeg") as video:
-                return np.stack([np.asarray(video.get_data(number)) for number in range(first, first + listed.steps)])
+                return np.stack([np.asarray(video.get_data(number))  # type: ignore[attr-defined]  # of the plugin
+                                 for number in range(first, first + listed.steps)])
     except IndexError as error:
         raise LarError(f"{what} ends before the {listed.steps} frames that the metadata lists: it is cut short, or not of "
                        f"this version of the data set: {AGAIN}.") from error

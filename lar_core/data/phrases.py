@@ -156,7 +156,7 @@ def _flickr_boxes(path: Path) -> dict[str, list[Box]]:
         if box is not None:
             left, top, right, bottom = (float(box.findtext(edge) or "nan") for edge in ("xmin", "ymin", "xmax", "ymax"))
             for name in thing.findall("name"):  # pixels are counted from 1 there
-                boxes.setdefault(name.text, []).append((left - 1, top - 1, right, bottom))
+                boxes.setdefault(name.text or "", []).append((left - 1, top - 1, right, bottom))
     return boxes
 
 
