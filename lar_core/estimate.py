@@ -2,8 +2,7 @@
 
 Memory is counted: parameters from the architecture on the meta device, optimiser states from what learns, activations from
 what autograd keeps of each layer. Time is arithmetic over a speed: the floating-point operations of each step, divided by
-what one linear layer of the model's own width reaches on this machine in this precision, measured for a second. `Machine`
-holds everything that is the machine's, so that a plan can also be made for another.
+what one linear layer of the model's own width reaches on this machine in this precision, measured for a second.
 
 The tiny model is too small for that: its steps are scaled from what one core of a 2-core Xeon took (most CPUs are within
 a factor of two of it; a GPU is faster, so there these are upper bounds). A run that has begun is judged by its own speed.
@@ -54,7 +53,7 @@ LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done a
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan needs to know of a machine. speed: useful operations a second of a linear layer, forward."""
+    """What the plan needs to know of a machine, at hand or not. speed: useful operations a second of a linear layer, forward."""
 
     name: str
     cuda: bool
