@@ -53,7 +53,7 @@ LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done a
 
 @dataclass(frozen=True)
 class Machine:
-    """What the plan needs to know of a machine, at hand or not. speed: useful operations a second of a linear layer, forward."""
+    """What the plan needs to know of a machine. speed: useful operations a second of a linear layer, forward."""
 
     name: str
     cuda: bool
