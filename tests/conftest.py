@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 os.environ.setdefault("LAR_LIBERO_ASSETS", "standin")  # tests never depend on what else this machine has
 
@@ -18,6 +19,9 @@ from lar_core.run.draws import Draws
 from lar_core.run.runtime import quiet
 
 quiet()
+# Where the tests themselves are started in the background, the shell has told them to ignore these.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lar_core.data.hub import load_manifest
-from lar_core.run import folder
+from lar_core.run import versions
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run
@@ -36,15 +36,15 @@ def test_a_foreign_config_file_is_refused(tmp_path):
     ("libero", "0.1.0", False)])
 def test_versions_are_compared_with_the_pinned_ones(monkeypatch, name, found, wrong):
     """LIBERO's repository calls the same code 0.1.0."""
-    real = folder.installed
-    monkeypatch.setattr(folder, "installed", lambda asked: found if asked == name else real(asked))
-    said = folder.wrong_versions()
-    assert len(said) == wrong and all(f"pip install --no-deps {name}=={folder.pins()[name]}" in line for line in said)
+    real = versions.installed
+    monkeypatch.setattr(versions, "installed", lambda asked: found if asked == name else real(asked))
+    said = versions.wrong_versions()
+    assert len(said) == wrong and all(f"pip install --no-deps {name}=={versions.pins()[name]}" in line for line in said)
 
 
 def test_pins_are_the_same_wherever_they_are_repeated():
     root = Path(__file__).parents[1]
     for name in ("pyproject.toml", "requirements-colab.txt", "constraints.txt"):
-        assert f"mujoco=={folder.pins()['mujoco']}" in (root / name).read_text()
+        assert f"mujoco=={versions.pins()['mujoco']}" in (root / name).read_text()
     manifest = load_manifest()
-    assert {manifest[name].revision for name in ("libero",)} == {folder.pins()["libero"]}
+    assert {manifest[name].revision for name in ("libero",)} == {versions.pins()["libero"]}

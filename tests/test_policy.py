@@ -128,7 +128,7 @@ def test_a_policy_refuses_other_backbone_weights_than_it_was_trained_on(policy_o
     policy_of("attention_mask", **changes | ({"precision": "bf16"} if changes else {})).load(path)  # the same weights
     with pytest.raises(LarError, match="trained on a backbone with other weights .*give it the backbone") as caught:
         make_policy(make_config("attention_mask", "micro", **changes), tmp_path / "other").load(path)
-    assert not isinstance(caught.value, Damaged)
+    assert not isinstance(caught.value, Damaged) and "delete its" not in str(caught.value)
 
 
 def test_a_policy_from_before_identities_were_remembered_still_loads(policy_of, tmp_path):
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(policy_of, tmp_p
     def fail(*_):
         raise error
     monkeypatch.setattr("lar_core.model.policy.check_trained_on", fail)
-    with pytest.raises(LarError, match="could not be read.*nothing there has to be deleted") as caught:
+    with pytest.raises(LarError, match="could not be read") as caught:
         policy_of().load(tmp_path / "model.safetensors")
     assert not isinstance(caught.value, Damaged)
 

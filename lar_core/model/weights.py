@@ -278,7 +278,7 @@ def reading(what: str, cure: str, missing: str = UNREADABLE) -> Iterator[None]:
         raise
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:
         if (found := cause(error)) and not isinstance(error, FileNotFoundError):
-            raise LarError(f"{what} could not be read ({first_line(error)}), because {found}, and try again.") from error
+            raise LarError(f"{what} could not be read, because {found}, and try again.") from error
         raise LarError(f"{what} could not be read ({first_line(error)}): {missing}.") from error
     except Exception as error:  # each library has its own for a damaged file
         raise Damaged(f"{what} is damaged, incomplete, or of another model ({first_line(error)}): {cure}.") from error

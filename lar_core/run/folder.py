@@ -27,7 +27,7 @@ from pathlib import Path
 from .config import CONDITIONS, RunConfig
 from .errors import LarError
 from .files import locked
-from .versions import pins, versions, wrong_versions  # noqa: F401  (for the scene)
+from .versions import versions
 
 RUNS = Path("runs")
 DATA = Path("data")

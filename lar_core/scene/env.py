@@ -18,8 +18,8 @@ import numpy as np
 from gymnasium import spaces
 
 from ..run.errors import LarError, unknown
-from ..run.folder import wrong_versions
 from ..run.processes import end_with_parent, ignore_stops
+from ..run.versions import wrong_versions
 from . import gl, setup
 from .setup import prepare, task_names
 

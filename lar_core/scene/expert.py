@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from .. import __version__
 from ..data.demos import PER_STEP, Episode
-from ..run.folder import versions
+from ..run.versions import versions
 from .env import SpatialEnv
 from .placements import CABINET, RADII, ROBOT_BASE, Scene, distance_to_rectangle, success
 

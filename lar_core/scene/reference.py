@@ -15,7 +15,7 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..run.folder import versions
+from ..run.versions import versions
 from .env import SpatialEnv, official_init_states
 
 SIZE, CELLS = 64, 8

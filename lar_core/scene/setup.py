@@ -20,7 +20,7 @@ import yaml
 
 from ..run.errors import LarError, say_once
 from ..run.files import cache_base, home, library_caches, temporary_folder, write_text
-from ..run.folder import pins, wrong_versions
+from ..run.versions import pins, wrong_versions
 from . import gl
 
 STANDIN = Path(__file__).parent / "assets"  # our own objects under LIBERO's names, made by scripts/make_assets.py
