@@ -143,7 +143,7 @@ def _torch() -> str:
 def _caches() -> str:
     from .run.files import cache_base, library_caches
     library_caches()
-    return f"written to {cache_base()}"
+    return "written to " + str(cache_base()).replace(str(Path.home()), "~", 1)  # the page may be given to others
 
 
 def _rendering() -> str:
