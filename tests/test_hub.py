@@ -239,7 +239,7 @@ def test_a_new_file_that_cannot_be_hashed_is_kept(repo, lists, monkeypatch, refu
     def refuse(path):
         new.append(path)
         raise refused
-    monkeypatch.setattr(downloading, "_hash", refuse)
+    monkeypatch.setattr(downloading, "file_sha256", refuse)
     with pytest.raises(LarError, match="where someone/data is kept"):
         download(KEY, ["a/first.bin"])
     assert new and all(path.exists() for path in new)

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
-from ..run.files import append_jsonl, atomic_path, locked, read_jsonl, require_space, write_json
+from ..run.files import append_jsonl, atomic_path, file_sha256, locked, read_jsonl, require_space, write_json
 from ..run.unreadable import reading, unwritable
 from .dataset import DemoDataset
 
@@ -155,5 +155,5 @@ def _together(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _sha256(path: Path) -> str:
-    with reading(path, "get it again"), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with reading(path, "get it again"):
+        return file_sha256(path)

@@ -8,7 +8,6 @@ anew: the hub's library keeps whole files only. Every failure has a sentence of 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -31,7 +30,7 @@ from huggingface_hub.utils import filter_repo_objects
 from pydantic import Field, StringConstraints, model_validator
 
 from ..run.errors import LarError, unknown
-from ..run.files import locked, require_space
+from ..run.files import file_sha256, locked, require_space
 from ..run.registry import Checked
 from ..run.unreadable import unreadable, unwritable
 
@@ -209,18 +208,13 @@ def _sha256(source: Entry, file: RepoSibling) -> str | None:
 
 def _verify(source: Entry, checksums: dict[Path, str | None]) -> None:
     """Compare new files with their checksums; delete those that differ, and raise LarError for the first of them."""
-    wrong = [path for path, wanted in checksums.items() if wanted and _hash(path) != wanted]
+    wrong = [path for path, wanted in checksums.items() if wanted and file_sha256(path) != wanted]
     for path in wrong:
         path.resolve().unlink()  # in the hub's cache, the name is a link to the content
         path.unlink(missing_ok=True)
     if wrong:
         raise LarError(f"{wrong[0].name} of {source.id} arrived with another sha256 than expected and was deleted: try "
                        "again; if that happens twice, the file, or data_manifest.yaml, was changed.")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..run.config import Condition, Profile
 from ..run.draws import Draws
-from ..run.errors import Damaged, LarError
+from ..run.errors import Damaged, LarError, first_line
 from ..run.registry import RECONSTRUCTORS
 from .mae import make_mae, patchify, sincos_positions, unpatchify
 from .weights import check_loaded, first_not_finite
@@ -241,7 +241,7 @@ def load_vae(folder: Path) -> AutoencoderKL:
     try:
         vae, found = AutoencoderKL.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError) as error:
-        raise LarError(f"{folder} holds no autoencoder in diffusers' format ({str(error).splitlines()[0]}): correct "
+        raise LarError(f"{folder} holds no autoencoder in diffusers' format ({first_line(error)}): correct "
                        "vae, or set recon_target=raw.") from error
     check_loaded(found, folder, len(list(vae.parameters())))
     if wild := first_not_finite(vae.state_dict()):

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from ..run.config import Profile
-from ..run.errors import LarError
+from ..run.errors import LarError, first_line
 from ..run.runtime import float_dtype
 from .backbone import Backbone
 from .saliency import ATTENTION
@@ -32,7 +32,6 @@ from .weights import (
     UNREADABLE,
     check_loaded,
     check_numbers,
-    first_line,
     read_config,
     read_processor,
     read_weights,

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PaliGemmaConfig, PaliGemmaProcessor
 
-from ..run.errors import Damaged, LarError
+from ..run.errors import Damaged, LarError, first_line
 from ..run.files import read_json
 from ..run.unreadable import cause
 
@@ -282,11 +282,6 @@ def reading(what: str, cure: str, missing: str = UNREADABLE) -> Iterator[None]:
         raise LarError(f"{what} could not be read ({first_line(error)}): {missing}.") from error
     except Exception as error:  # each library has its own for a damaged file
         raise Damaged(f"{what} is damaged, incomplete, or of another model ({first_line(error)}): {cure}.") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says first."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _refuse(*rows: tuple[object, str]) -> None:

@@ -29,6 +29,11 @@ def unknown(kind: str, name: object, choices: Iterable[object]) -> LarError:
     return LarError(f"Unknown {kind} {str(name)!r}: {hint}Choose one of: {', '.join(names)}.")
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says first; its kind, where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def say_once(sentence: str) -> None:
     """Tell what was done instead of what was asked for; processes that this one starts do not repeat it."""
     mark = f"{zlib.crc32(sentence.encode()):08x}"

@@ -217,6 +217,12 @@ def read_jsonl(path: Path | str) -> list[dict]:
 
 # Folders of generated files, shared by all processes: whole or absent, and named after the code that made them.
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def cache_folder(kind: str, *sources: Path) -> Path:
     """A folder under the user's cache whose name changes with the bytes of `sources`."""
     digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:12]
