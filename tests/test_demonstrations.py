@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,6 +220,28 @@ def test_a_link_that_leads_elsewhere_is_another_version_even_to_the_same_size_an
     (tmp_path / "far").symlink_to(tmp_path / "elsewhere")
     assert target.stat().st_mtime_ns == (tmp_path / "farther/libero_spatial/demo.hdf5").stat().st_mtime_ns
     assert version(tmp_path) != before
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_data_behind_a_link_are_converted(tmp_path, threads, kind):
+    written = write_official(tmp_path / "recorded.hdf5", episodes_of(5))
+    shutil.move(written, linked(tmp_path, kind).parent / Path(file_name(5)).name)
+    if kind == "a file":
+        (tmp_path / "official" / file_name(5)).symlink_to(tmp_path / "far" / file_name(5))
+    assert len(list(read_episodes(make(tmp_path, demos="official")[0]))) == 3
+
+
+def test_the_folder_of_what_is_converted_tells_versions_apart_by_eight_digits(tmp_path, threads):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    version = make(tmp_path, demos="official")[0].relative_to(tmp_path / "demos").parts[0]
+    assert re.fullmatch("official-local[0-9a-f]{8}", version)
+
+
+def test_parts_that_a_kill_left_beside_a_finished_file_are_removed(tmp_path, threads):
+    write_official(tmp_path / "official" / file_name(5), episodes_of(5))
+    path = make(tmp_path, demos="official")[0]
+    write_text(path.with_name(f"{path.stem}.parts") / "demo_00000.hdf5", "left")
+    assert make(tmp_path, demos="official") == [path] and list(path.parent.glob("*.parts")) == []
 
 
 def test_links_in_a_circle_are_followed_once(tmp_path):

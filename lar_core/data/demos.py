@@ -49,16 +49,16 @@ __all__ = ["PER_STEP", "Episode", "check_episode", "episode_count", "made_here",
 _OURS = "before_action"  # value of the attribute observation_time; other people's files do not have it
 
 
-def write_episode(path: Path | str, episode: Episode, *, bddl_file: Path | str, env_kwargs: dict | None = None) -> None:
+def write_episode(path: Path | str, episode: Episode, *, bddl_file: Path | str) -> None:
     """Write one episode as a demonstration file of its own (a part), atomically.
 
-    bddl_file: the task's BDDL file; env_kwargs: what the environment was made with, for other people's replays.
-    Raises LarError for an episode with missing, misshapen, misaligned or non-finite contents, and for a full disk.
+    bddl_file: the task's BDDL file. Raises LarError for an episode with missing, misshapen, misaligned or non-finite
+    contents, and for a full disk.
     """
     check_episode(episode, where=f"The episode for {path}")
     with _create(path) as file:
         data = file.create_group("data")
-        data.attrs.update(_file_attributes(Path(bddl_file), episode.instruction, env_kwargs or {}))
+        data.attrs.update(_file_attributes(Path(bddl_file), episode.instruction))
         _write_group(data.create_group("demo_0"), episode)
         data.attrs.update(num_demos=1, total=len(episode))
 
@@ -135,7 +135,7 @@ def read_origin(path: Path | str) -> dict:
     revision, recorded_sizes (pixels of both cameras before), assets and conventions. Raises LarError as `read_episode` does.
     """
     with open_demos(path) as file:
-        made = read_json(file[f"data/{demo_names(file, path)[0]}"].attrs, "provenance", "{}", str(path))
+        made = read_json(demo_group(file, demo_names(file, path)[0], path).attrs, "provenance", "{}", str(path))
     names = ("source", "images", "revision", "recorded_sizes", "assets", "conventions")
     told = {name: made[name] for name in names if name in made}
     return {"source": "expert", "images": "recorded"} | told
@@ -145,11 +145,10 @@ def _is_ours(file: h5py.File) -> bool:
     return file["data"].attrs.get("observation_time") == _OURS
 
 
-def _file_attributes(bddl_file: Path, instruction: str, env_kwargs: dict) -> dict:
+def _file_attributes(bddl_file: Path, instruction: str) -> dict:
     problem = "libero_tabletop_manipulation"
     name = f"bddl_files/{bddl_file.parent.name}/{bddl_file.name}"
-    env_args = {"type": 1, "env_name": problem.title(), "problem_name": problem, "bddl_file": name,
-                "env_kwargs": env_kwargs}
+    env_args = {"type": 1, "env_name": problem.title(), "problem_name": problem, "bddl_file": name, "env_kwargs": {}}
     problem_info = {"problem_name": problem, "domain_name": "robosuite", "language_instruction": instruction}
     return {"env_name": problem.title(), "env_args": json.dumps(env_args), "problem_info": json.dumps(problem_info),
             "bddl_file_name": name, "bddl_file_content": bddl_file.read_text(encoding="utf-8"), "tag": "libero-v1",

@@ -56,6 +56,8 @@ class Raw:
 # Alignment, gripper, scale of the actions, pictures.
 
 GRIPPER_DELAY = 3  # steps after which fingers have clearly begun to follow
+_LOOKED_AT = 8  # demonstrations whose pictures are looked at, spread over all
+_GAP = 8  # rows between two pictures that are compared
 _OPENGL = {"opengl": "rotated", "opencv": "mirrored"}  # macros_image_convention of robosuite
 _CAMERA = np.array([0.6586131746834771, 0.0, 1.6103500240372423])  # agentview of LIBERO's tabletop scenes, metres
 _CAMERA_TURN = Rotation.from_quat([0.3048497438430786, 0.30484986305236816, 0.6380177736282349, 0.6380177736282349])
@@ -117,13 +119,13 @@ def action_scale(raws: Sequence[Raw]) -> Verdict:
     return Verdict("actions", value, shown)
 
 
-def pictures_of(raws: Sequence[Raw], most: int = 8) -> Verdict:
+def pictures_of(raws: Sequence[Raw]) -> Verdict:
     """From where pictures change while the hand moves, beside where the camera must see the hand; and from the file."""
     told = {raw.told["pictures"] for raw in raws if "pictures" in raw.told}
     told = {_OPENGL.get(value, value) for value in told}
     if len(told) > 1:
         return Verdict("pictures", "", f"both: files name {' and '.join(sorted(told))}")
-    chosen = [raws[i] for i in sorted(set(np.linspace(0, len(raws) - 1, most).round().astype(int).tolist()))]
+    chosen = [raws[i] for i in sorted(set(np.linspace(0, len(raws) - 1, _LOOKED_AT).round().astype(int).tolist()))]
     found = [track for raw in chosen if raw.ee_pos is not None and (track := _track(raw, raw.ee_pos)) is not None]
     seen, shown = _turn(found) if found else ("", "nothing moves in the pictures")
     if told and seen and told != {seen}:
@@ -193,21 +195,21 @@ def _follows(raws: Sequence[Raw]) -> float:
     return correlation(*map(np.concatenate, zip(*known))) if known else 0.0
 
 
-def _track(raw: Raw, hand: np.ndarray, gap: int = 8) -> np.ndarray | None:
-    """Where pictures change between rows t and t + gap, beside where a true picture shows the hand: (N, 4) of
+def _track(raw: Raw, hand: np.ndarray) -> np.ndarray | None:
+    """Where pictures change between rows t and t + _GAP, beside where a true picture shows the hand: (N, 4) of
     column, row, column, row, all from the middle and in widths of a picture; None for no pictures."""
     frames = raw.pictures(("agentview_rgb",)).get("agentview_rgb")
     if frames is None or frames.ndim != 4 or len(frames) != len(hand):
         return None
     rows = []
-    for t in range(0, len(frames) - gap, 2):
-        changed = np.abs(frames[t + gap].astype(np.float32) - frames[t]).mean(axis=-1)
+    for t in range(0, len(frames) - _GAP, 2):
+        changed = np.abs(frames[t + _GAP].astype(np.float32) - frames[t]).mean(axis=-1)
         changed[changed < 20] = 0
         if changed.sum() > 0:
             height, width = changed.shape
             column = (changed.sum(axis=0) @ (np.arange(width) + 0.5)) / changed.sum() / width - 0.5
             row = (changed.sum(axis=1) @ (np.arange(height) + 0.5)) / changed.sum() / height - 0.5
-            rows.append([column, row, *projected(hand[[t, t + gap]]).mean(axis=0)])
+            rows.append([column, row, *projected(hand[[t, t + _GAP]]).mean(axis=0)])
     return np.array(rows) if rows else None
 
 

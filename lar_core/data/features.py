@@ -155,5 +155,5 @@ def _together(rows: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _sha256(path: Path) -> str:
-    with reading(path, "get it again"):
+    with reading(path, _AGAIN):
         return file_sha256(path)

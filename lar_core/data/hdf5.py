@@ -13,12 +13,18 @@ import h5py
 import numpy as np
 
 from ..run.errors import LarError
+from ..run.files import files_below
 from ..run.unreadable import unreadable
 
 AGAIN = "delete it, and download or record it again"
 
 with contextlib.suppress(ImportError):  # once imported, it unpacks what h5py alone cannot
     import hdf5plugin  # noqa: F401
+
+
+def hdf5_files(folder: Path) -> list[Path]:
+    """The HDF5 files in and below a folder, also behind links. Raises LarError for a link that leads nowhere."""
+    return [path for _, path in files_below(folder) if path.suffix in (".hdf5", ".h5")]
 
 
 @contextlib.contextmanager

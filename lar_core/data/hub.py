@@ -29,7 +29,7 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import filter_repo_objects
 from pydantic import Field, StringConstraints, model_validator
 
-from ..run.errors import LarError, unknown
+from ..run.errors import LarError, first_line, unknown
 from ..run.files import file_sha256, locked, require_space
 from ..run.registry import Checked
 from ..run.unreadable import unreadable, unwritable
@@ -124,7 +124,7 @@ def download(key: str, files: Sequence[str] | None = None, folder: Path | str | 
     patterns = list(files or source.files) or None
     where = {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": folder,
              "allow_patterns": patterns}
-    with _sentences(source):
+    with _sentences(source, folder):
         try:
             listing = _listing(source, patterns)
         except (TransportError, OfflineModeIsEnabled):
@@ -143,7 +143,7 @@ def _fetch(source: Entry, listing: list[RepoSibling], where: dict) -> Path:
     folder = where["local_dir"]
     new = [file for file in listing if _place(source, file, folder) is None]
     require_space(folder or constants.HF_HUB_CACHE, sum(file.size or 0 for file in new),
-                  f"downloading {source.id}", "set HF_HOME to a folder on a larger disk")
+                  f"downloading {source.id}", _elsewhere(folder))
     try:
         return Path(snapshot_download(source.id, **where))
     finally:
@@ -218,7 +218,7 @@ def _verify(source: Entry, checksums: dict[Path, str | None]) -> None:
 
 
 @contextmanager
-def _sentences(source: Entry) -> Iterator[None]:
+def _sentences(source: Entry, folder: Path | str | None) -> Iterator[None]:
     """Turn what the hub's library raises into a LarError that says what to do."""
     try:
         yield
@@ -226,14 +226,18 @@ def _sentences(source: Entry) -> Iterator[None]:
         raise LarError(_refusal(source, error)) from error
     except (TransportError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise LarError(f"The disk became full while downloading {source.id}: free some space, or set HF_HOME to a "
-                           "folder on a larger disk, and try again; finished files are kept.") from error
+            raise LarError(f"The disk became full while downloading {source.id}: free some space, or "
+                           f"{_elsewhere(folder)}, and try again; finished files are kept.") from error
         if isinstance(error, OSError) and error.errno in _LOCAL:
-            place = error.filename or constants.HF_HUB_CACHE
-            raise unwritable(f"{place}, where {source.id} is kept,", error, "set HF_HOME to a folder that can") from error
+            place = error.filename or folder or constants.HF_HUB_CACHE
+            raise unwritable(f"{place}, where {source.id} is kept,", error, _elsewhere(folder)) from error
         raise LarError(f"{source.id} is not on this machine and could not be downloaded ({type(error).__name__}: "
-                       f"{str(error).splitlines()[0] if str(error) else 'no details'}): check the connection and try again; "
+                       f"{first_line(error)}): check the connection and try again; "
                        "finished files are kept.") from error
+
+
+def _elsewhere(folder: Path | str | None) -> str:
+    return f"choose another folder than {folder}" if folder else "set HF_HOME to a folder on a larger disk"
 
 
 def _refusal(source: Entry, error: HfHubHTTPError) -> str:

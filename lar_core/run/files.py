@@ -145,6 +145,31 @@ def _say(sentence: str) -> None:
     tqdm.write(f"lar: {sentence}", file=sys.stderr)
 
 
+def files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file in and below `folder` with its name there, in order, also behind links to files and to folders.
+
+    Where links were followed, the name says where they led, so that a link to another file of the same size and time is
+    another name. A link that leads in a circle is followed once.
+    """
+    seen = set()
+    for here, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        folders[:] = [] if real in seen else sorted(folders)
+        for name in sorted(files) if real not in seen else ():
+            path = Path(here, name)
+            inside = os.path.relpath(path, folder)
+            led, straight = os.path.realpath(path), os.path.join(os.path.realpath(folder.parent), folder.name, inside)
+            yield inside if led == straight else f"{inside} -> {led}", _linked(path)
+        seen.add(real)
+
+
+def _linked(path: Path) -> Path:
+    if not path.exists():
+        raise LarError(f"{path} is a link to {os.readlink(path)}, which is not there (any more): connect the drive that it "
+                       "lies on, or remove the link.")
+    return path
+
+
 def require_space(folder: Path | str, size: int, purpose: str, remedy: str = "free some space") -> None:
     """Raise LarError unless `size` bytes, and a tenth of a GB to spare, are free where `folder` is or will be."""
     place = Path(folder).absolute()

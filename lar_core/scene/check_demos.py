@@ -13,12 +13,12 @@ from ..data.conventions import Conventions, decide, turned
 from ..data.copies import plain, raw_demos
 from ..data.demos import made_here
 from ..data.evidence import Raw, Verdict
+from ..data.hdf5 import hdf5_files
 from ..run.conventions import CONVENTIONS
 from ..run.errors import LarError
 from ..run.files import atomic_path
-from .env import SpatialEnv, instruction
+from .env import SpatialEnv, tasks_by_instruction
 from .rerender import place_fixtures
-from .setup import task_names
 
 OURS = {"state": "as named", "alignment": "before", "pictures": "rotated", "gripper": "-1/1", "actions": "units"}
 MARGIN = 0.05  # by which the right one of four ways to turn a picture must correlate better than the others
@@ -53,7 +53,7 @@ def _read(path: Path) -> tuple[list[Raw], bool]:
     """All demonstrations, and whether they were recorded here."""
     if (path / "meta/info.json").exists():
         return [lerobot.raw_listed(path, listed) for listed in tqdm(lerobot.list_episodes(path), unit="episode")], False
-    files = sorted(file for file in path.rglob("*") if file.suffix in (".hdf5", ".h5")) if path.is_dir() else [path]
+    files = hdf5_files(path) if path.is_dir() else [path]
     if not files:
         raise LarError(f"{path} holds neither HDF5 files nor a LeRobot data set (meta/info.json): name the file, or the "
                        "folder above it.")
@@ -91,7 +91,7 @@ def _beside(found: Conventions, raw: Raw, stated: dict[str, str], folder: Path, 
 
 def _compared(raw: Raw, alignment: str) -> tuple[Verdict, np.ndarray, np.ndarray]:
     """(verdict, a picture as stored, the same state as drawn here), both (H, W, 3)."""
-    t = len(raw.actions) // 2
+    t = min(len(raw.actions) // 2, len(raw.actions) - 2)  # below, a row after it may be looked up
     frames = raw.pictures(("agentview_rgb",)).get("agentview_rgb")
     if frames is None:
         raise LarError(f"{raw.where} has no picture of the scene.")
@@ -106,7 +106,7 @@ def _compared(raw: Raw, alignment: str) -> tuple[Verdict, np.ndarray, np.ndarray
 
 
 def _draw(raw: Raw, state: np.ndarray, size: int) -> np.ndarray:
-    tasks = {instruction(task): task for task in range(len(task_names()))}
+    tasks = tasks_by_instruction()
     if plain(raw.instruction) not in tasks:
         raise LarError(f"{raw.instruction!r} is no sentence of LIBERO-Spatial, whose scenes are known here.")
     env = SpatialEnv(tasks[plain(raw.instruction)], image_size=size, wrist_size=0)

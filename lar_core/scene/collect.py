@@ -42,7 +42,7 @@ def collect(config: RunConfig, data_dir: Path | str, *, workers: int | None = No
             bar.set_description(f"demonstrations, task {task}")
             produce(path, f"recording the demonstrations of task {task}",
                     partial(_record, config.profile, task, path, count, bar))
-            shutil.rmtree(_parts_folder(path), ignore_errors=True)  # nobody records any more what is there
+            shutil.rmtree(parts_folder(path), ignore_errors=True)  # nobody records any more what is there
             _check_count(path, config.profile.demos_per_task)
             bar.update((index + 1) * config.profile.demos_per_task - bar.n)  # also what another process has recorded
     return paths
@@ -57,7 +57,7 @@ def demo_paths(config: RunConfig, data_dir: Path | str) -> list[Path]:
 
 
 def _record(profile: Profile, task: int, path: Path, workers: int, bar: tqdm) -> None:
-    merge_episodes(_record_parts(profile, task, _parts_folder(path), workers, bar), path)
+    merge_episodes(_record_parts(profile, task, parts_folder(path), workers, bar), path)
 
 
 def _record_parts(profile: Profile, task: int, folder: Path, workers: int, bar: tqdm) -> list[Path]:
@@ -95,7 +95,8 @@ def _attempt(profile: Profile, task: int, folder: Path, attempt: int) -> bool:
     return True
 
 
-def _parts_folder(path: Path) -> Path:
+def parts_folder(path: Path) -> Path:
+    """Where the episodes lie that `path` is made from, until it is."""
     return path.with_name(f"{path.stem}.parts")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,16 +23,17 @@ from ..data.copies import conventions_of, plain
 from ..data.demos import Episode, episode_count, made_here, merge_episodes, read_episode, write_episode
 from ..data.episode import resize_episode
 from ..data.evidence import Raw, Verdict
+from ..data.hdf5 import hdf5_files
 from ..data.hub import download, entry
 from ..data.lerobot import META, Listed, list_episodes, read_listed
 from ..run.config import Profile, RunConfig
 from ..run.conventions import stated_conventions
 from ..run.errors import LarError
-from ..run.files import produce, require_space
+from ..run.files import files_below, produce, require_space
 from ..run.processes import processes
 from .check_demos import draw_verdict
-from .collect import collect
-from .env import environment, instruction, pool
+from .collect import collect, parts_folder
+from .env import environment, instruction, pool, tasks_by_instruction
 from .rerender import render_again
 from .setup import bddl_file, task_names, use_assets
 
@@ -60,6 +60,8 @@ def demonstrations(config: RunConfig, data_dir: Path | str, *, workers: int | No
         for task, origin in zip(missing, origins):
             produce(paths[task], f"converting the demonstrations of task {task}",
                     partial(_convert, profile, task, origin, paths[task], processes(workers), bar))
+    for path in paths.values():
+        shutil.rmtree(parts_folder(path), ignore_errors=True)  # also what was left by a kill after the joining
     return list(paths.values())
 
 
@@ -69,7 +71,8 @@ def converted_paths(profile: Profile, data_dir: Path) -> dict[int, Path]:
     read = f"stated-{hashlib.sha256(repr(sorted(stated.items())).encode()).hexdigest()[:8]}" if stated else "by-evidence"
     assets = use_assets() if profile.render_demos else None
     pictures = f"rendered-{assets['name']}-{assets['sha256'][:8]}" if assets else "resized"
-    folder = (data_dir / "demos" / f"{profile.demos}-{_version(profile, data_dir)[:8]}" / pictures
+    # of the version, "local" and eight digits, or thirteen digits of a commit
+    folder = (data_dir / "demos" / f"{profile.demos}-{_version(profile, data_dir)[:13]}" / pictures
               / f"{profile.image_size}-{profile.wrist_size}px-n{profile.demos_per_task}-{read}")
     return {task: folder / f"{task_names()[task]}_demo.hdf5" for task in profile.tasks}
 
@@ -122,7 +125,7 @@ def _version(profile: Profile, data_dir: Path) -> str:
     folder = _own_folder(profile, data_dir)
     if folder is None:
         return entry(KEYS[profile.demos]).pinned_revision()
-    files = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in _files(folder)]
+    files = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files_below(folder)]
     return "local" + hashlib.sha256(repr(files).encode()).hexdigest()
 
 
@@ -133,31 +136,6 @@ def _own_folder(profile: Profile, data_dir: Path) -> Path | None:
         raise LarError(f"{folder} is a link to {os.readlink(folder)}, which is not a folder (any more): connect the drive "
                        "that it lies on, or remove the link to use the hub's copy.")
     return folder if folder.is_dir() else None
-
-
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Every file in and below `folder` with its name there, in order, also behind links to files and to folders.
-
-    Where links were followed, the name says where they led, so that a link to another file of the same size and time is
-    another name. A link that leads in a circle is followed once.
-    """
-    seen = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(here)
-        folders[:] = [] if real in seen else sorted(folders)
-        for name in sorted(files) if real not in seen else ():
-            path = Path(here, name)
-            inside = os.path.relpath(path, folder)
-            led, straight = os.path.realpath(path), os.path.join(os.path.realpath(folder.parent), folder.name, inside)
-            yield inside if led == straight else f"{inside} -> {led}", _linked(path)
-        seen.add(real)
-
-
-def _linked(path: Path) -> Path:
-    if not path.exists():
-        raise LarError(f"{path} is a link to {os.readlink(path)}, which is not there (any more): connect the drive that it "
-                       "lies on, or remove the link.")
-    return path
 
 
 def _origins(profile: Profile, data_dir: Path, tasks: list[int]) -> list[Hdf5Origin | LeRobotOrigin]:
@@ -205,9 +183,9 @@ def _lerobot(profile: Profile, own: Path | None, version: str,
 
 def own_files(folder: Path) -> dict[int, Path]:
     """The HDF5 files in a folder that are named after a task of LIBERO-Spatial. Raises LarError for two of one task."""
-    tasks = {instruction(task): task for task in range(len(task_names()))}
+    tasks = tasks_by_instruction()
     found: dict[int, Path] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".hdf5", ".h5")):
+    for path in hdf5_files(folder):
         task = tasks.get(plain(path.stem.removesuffix("_demo")))
         if task in found:
             raise LarError(f"{found[task]} and {path} are both of task {task}: leave one copy in {folder}.")
@@ -225,7 +203,7 @@ def _drawn(raw: Raw, alignment: str) -> Verdict:
 def _convert(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, path: Path, workers: int,
              bar: tqdm) -> None:
     """Make one part file an episode, in parallel, and join them; the first one tells how much space all will take."""
-    parts = [path.with_name(f"{path.stem}.parts") / f"demo_{number:05d}.hdf5" for number in range(len(origin))]
+    parts = [parts_folder(path) / f"demo_{number:05d}.hdf5" for number in range(len(origin))]
     missing = [number for number, part in enumerate(parts) if not part.exists()]
     bar.update(len(parts) - len(missing))
     with pool(max(1, min(workers, len(missing)))) as executor:
@@ -237,7 +215,6 @@ def _convert(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, pa
             to_come = len(parts) + sum(not part.exists() for part in parts)  # the joined file, and what it is made of
             require_space(path.parent, to_come * parts[0].stat().st_size, f"converting the demonstrations of task {task}")
     merge_episodes(parts, path)
-    shutil.rmtree(parts[0].parent)
 
 
 def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, number: int, part: Path) -> None:

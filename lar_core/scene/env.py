@@ -32,6 +32,11 @@ def instruction(task: int) -> str:
     return _task_name(task).replace("_", " ")
 
 
+def tasks_by_instruction() -> dict[str, int]:
+    """{LIBERO's sentence: its task} of all ten."""
+    return {instruction(task): task for task in range(len(setup.task_names()))}
+
+
 def official_init_states(task: int) -> np.ndarray:
     """The benchmark's 50 flattened simulation states of a task, float64 (50, 92): time, 48 positions, 43 velocities."""
     path = setup.libero_root() / "init_files" / "libero_spatial" / f"{_task_name(task)}.pruned_init"
@@ -175,9 +180,9 @@ class SpatialEnv(gymnasium.Env):
         self.render_camera("agentview", 8)  # makes its context the current one
         return gl.renderer()
 
-    def segment(self, size: int, camera: str = "agentview") -> np.ndarray:
-        """Upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""
-        geoms = self._paint(size).geoms(self.stock.sim.data._data, camera, size)
+    def segment(self, size: int) -> np.ndarray:
+        """The agentview, upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""
+        geoms = self._paint(size).geoms(self.stock.sim.data._data, "agentview", size)
         if not self.fast:
             self.stock.sim._render_context_offscreen.gl_ctx.make_current()
         return np.ascontiguousarray(self._geom_labels()[geoms][::-1, ::-1])

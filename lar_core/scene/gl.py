@@ -108,7 +108,7 @@ def _candidates() -> tuple[str, ...]:
 
 
 def _settle(backend: str, found: dict, causes: dict[str, str]) -> None:
-    """Leave in the environment what works, say where that is not what was expected, and open it in this process."""
+    """Leave in the environment what works, and say where that is not what was expected."""
     for name, cause in causes.items():
         say_once(f"{name.upper()} cannot draw here ({cause}): {backend.upper()} draws instead ({found['renderer']}).")
     platform = os.environ.get("PYOPENGL_PLATFORM", "").strip().lower()

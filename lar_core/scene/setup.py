@@ -209,7 +209,7 @@ def needed_files(folder: Path) -> list[str]:
     for name in names:  # to which each model adds
         if not (folder / name).is_file():
             raise LarError(f"{folder} is not a complete set of LIBERO's assets, {name} is missing: correct "
-                           "LAR_LIBERO_ASSETS, or unset it to use the project's own stand-in pack.")
+                           "LAR_LIBERO_ASSETS, or set it to standin to use the project's own stand-in pack.")
         seen = {"texplane", "tex-wall"}  # LIBERO replaces these two by TEXTURES
         for asset in ET.parse(folder / name).findall("./asset/*[@file]") if name in MODELS else ():
             if asset.get("name") not in seen:  # of two assets with one name, robosuite takes the first
