@@ -26,7 +26,8 @@ WEIGHTS = "google/paligemma-3b-pt-224"
 LICENCE = f"""PaliGemma's weights are free but gated. Three steps, once:
   1. accept the licence on https://huggingface.co/{WEIGHTS} (an account is needed),
   2. make a token that may read at https://huggingface.co/settings/tokens,
-  3. put it into Colab's secrets (the key on the left) as HF_TOKEN, or set the environment variable HF_TOKEN."""
+  3. put it into Colab's secrets (the key on the left) as HF_TOKEN, or set the environment variable HF_TOKEN;
+     then restart the session, which asks for both only once."""
 
 
 def on_colab() -> bool:
@@ -45,13 +46,16 @@ def sign_in(patience: float = PATIENCE) -> bool:
     """
     if here("paligemma-3b-pt-224"):
         return True
-    token = _known(patience) or _ask(patience)
+    known = _known(patience)
+    token = known or _ask(patience)
     if not token:
         print(LICENCE)
         return False
     refusal = _refusal(token)
     if refusal:
         print(refusal.replace(token, "(the token)"))
+    elif not known:
+        os.environ["HF_TOKEN"] = token  # for this process and those that it starts; a refused one is asked for again
     return refusal is None
 
 
@@ -105,15 +109,11 @@ def _valid(token: str) -> bool:
 
 
 def _ask(patience: float) -> str | None:
-    """Ask for a token, and keep it for this process and those that it starts."""
     try:
         with time_limit(patience):
-            token = getpass(f"HF_TOKEN (Enter for none, waits {patience:.0f} seconds): ").strip()
+            return getpass(f"HF_TOKEN (Enter for none, waits {patience:.0f} seconds): ").strip()
     except Exception:  # too late, or a front end without keyboard
         return None
-    if token:
-        os.environ["HF_TOKEN"] = token
-    return token
 
 
 @contextmanager

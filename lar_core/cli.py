@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -171,7 +172,7 @@ def _add_study_options(step: argparse.ArgumentParser) -> None:
 
 def _add_check_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("path", type=Path, metavar="PATH", help="an HDF5 file, a folder of them, or a LeRobot data set")
-    step.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="changes",
+    step.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="changes",
                       help="demos_conventions=NAME=VALUE,...: what the demonstrations do not show")
     step.add_argument("--picture-dir", type=Path, default=Path("."), metavar="FOLDER", help="where the picture goes")
 
@@ -193,18 +194,36 @@ def _add_run_options(step: argparse.ArgumentParser) -> None:
 
 def config_of(arguments: argparse.Namespace) -> RunConfig:
     """The run configuration that the options describe. Raises LarError for anything that is not one."""
-    changes = {}
-    for change in arguments.changes:
-        name, separator, value = change.partition("=")
-        if not separator:
-            raise LarError(f"--set takes FIELD=VALUE, not {change!r}: for example --set samples=48000.")
-        changes[name] = yaml.safe_load(value)
+    if _brings_settings(arguments):
+        return Run.load(arguments.run_dir).config
+    return make_config(arguments.condition or "attention_mask", arguments.profile or "tiny", arguments.seed or 0,
+                       **_changes(arguments))
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that differ from the presets."""
+    changes = _stated(arguments.changes)
+    if own := changes.keys() & {"condition", "profile", "seed"}:
+        raise LarError(f"--set changes single fields, not {min(own)}: say --{min(own)} {changes[min(own)]}.")
     if arguments.tasks:
         changes["tasks"] = tuple(arguments.tasks)
     if arguments.placement:
         changes["placement"] = arguments.placement
-    return make_config(arguments.condition or "attention_mask", arguments.profile or "tiny", arguments.seed or 0,
-                       **changes)
+    return changes
+
+
+def _stated(words: Sequence[str]) -> dict[str, Any]:
+    """What --set says, FIELD=VALUE as YAML. Raises LarError for what is not."""
+    stated = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        try:
+            stated[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            separator = ""
+        if not separator:
+            raise LarError(f"--set takes FIELD=VALUE, not {word!r}: for example --set samples=48000.")
+    return stated
 
 
 def _run_of(arguments: argparse.Namespace) -> Run:
@@ -234,10 +253,10 @@ def _demos(arguments: argparse.Namespace) -> None:
 
 def _check_demos(arguments: argparse.Namespace) -> None:
     from .scene.check_demos import check_demos
-    changes = dict(change.partition("=")[::2] for change in arguments.changes)
+    changes = _stated(arguments.changes)
     if foreign := set(changes) - {"demos_conventions"}:
         raise unknown("setting of check-demos", min(foreign), ["demos_conventions"])
-    check_demos(arguments.path, stated_conventions(changes.get("demos_conventions", "")), arguments.picture_dir)
+    check_demos(arguments.path, stated_conventions(str(changes.get("demos_conventions", ""))), arguments.picture_dir)
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
@@ -270,6 +289,8 @@ def _measure(arguments: argparse.Namespace) -> None:
         case "saliency":
             steps.show_saliency(run, arguments.data_dir, arguments.workers)
         case "photographs":
+            if arguments.limit < 1:
+                raise LarError(f"--limit is {arguments.limit}, but must be at least 1.")
             steps.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
         case "rollout":
             steps.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
@@ -306,15 +327,20 @@ def _push(arguments: argparse.Namespace) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> None:
     from . import doctor
-    if not (arguments.full_size or arguments.profile):
+    asked = (arguments.full_size, arguments.profile, arguments.machine, arguments.condition, arguments.changes,
+             arguments.tasks, arguments.placement, _brings_settings(arguments))
+    if not any(asked):
         if not doctor.examine():
             raise LarError("Something above is missing: follow the line beside it, then run `lar doctor` again.")
         return
     from .estimate import T4
     _prepare()
     if arguments.full_size:
-        arguments.profile, arguments.changes = "t4", ["cache=false", "batch_size=1", *arguments.changes]
-        doctor.full_size(config_of(arguments), arguments.data_dir)
+        from .full_size import full_size_config
+        if arguments.profile not in (None, "t4"):
+            raise LarError("--full-size runs what profile t4 does: leave --profile out, and change fields by --set.")
+        config = full_size_config(arguments.condition or "attention_mask", arguments.seed or 0, **_changes(arguments))
+        doctor.full_size(config, arguments.data_dir)
     else:
         doctor.show_plan(config_of(arguments), T4 if arguments.machine else None)
 

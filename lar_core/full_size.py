@@ -28,29 +28,29 @@ from .model.train import Trainer
 from .run.config import RunConfig, make_config
 from .run.errors import LarError
 from .run.files import require_space
-from .run.folder import DATA, Run
+from .run.folder import Run
 from .run.processes import end_with_parent
 from .run.runtime import quiet
 
 CHECKPOINT_BYTES = 6 * 10**9
 
 
-def smoke(config: RunConfig | None = None, data: Path = DATA,
+def smoke(config: RunConfig, data: Path,
           build: Callable[[Path], None] = build_full_size) -> Iterator[tuple[str, Reading]]:
     """Yield (stage, reading) as each stage ends. Raises LarError when the disk has no room for the checkpoint.
 
-    config: profile t4 with one sample a batch and no feature cache, unless given; build: writes the checkpoint.
+    config: see `full_size_config`; build: writes the checkpoint.
     """
     require_space(data, CHECKPOINT_BYTES, "the full-size checkpoint", "free some, or choose another --data-dir")
     data.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="full-size-", dir=data, ignore_cleanup_errors=True) as folder:
         yield "build", _in_a_process(build, Path(folder, "checkpoint"))
-        yield from _use(config or full_size_config(), Path(folder))
+        yield from _use(config, Path(folder))
 
 
-def full_size_config(**changes: object) -> RunConfig:
-    """Profile t4 for a single step from pixels."""
-    return make_config("attention_mask", "t4", **{"cache": False, "batch_size": 1, "samples": 100, **changes})
+def full_size_config(condition: str = "attention_mask", seed: int = 0, **changes: object) -> RunConfig:
+    """Profile t4 for a single step from pixels, on one sample."""
+    return make_config(condition, "t4", seed, **{"cache": False, "batch_size": 1, "samples": 100, **changes})
 
 
 def _use(config: RunConfig, folder: Path) -> Iterator[tuple[str, Reading]]:

@@ -64,6 +64,14 @@ def test_a_token_that_is_typed_in_stays_in_this_process(monkeypatch, weights, tm
     assert not any(TOKEN in path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_a_mistyped_token_is_forgotten_so_that_another_one_is_asked_for(capsys, monkeypatch, weights):
+    typed = iter(["hf_mistyped", TOKEN])
+    monkeypatch.setattr(access, "getpass", lambda _: next(typed))
+    assert not access.sign_in() and "HF_TOKEN" not in os.environ
+    assert "mistyped" in capsys.readouterr().out
+    assert access.sign_in() and os.environ["HF_TOKEN"] == TOKEN
+
+
 def test_without_a_token_the_three_steps_are_named(capsys, weights):
     assert not access.sign_in()
     assert names_the_three_steps(capsys.readouterr().out)

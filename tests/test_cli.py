@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from lar_core import cli, steps
+from lar_core import cli, doctor, steps
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
 
@@ -29,6 +29,17 @@ def test_every_step_teaches(step, capsys):
     (["demos", "--profile", "micro", "--workers", "0"], "--workers is 0, but must be at least 1"),
     (["train", "--set", "samples"], "FIELD=VALUE"),
     (["train", "--set", "sample=3"], "did you mean 'samples'"),
+    (["train", "--set", "seed=3"], "say --seed 3"),
+    (["train", "--set", "condition=blind"], "say --condition blind"),
+    (["train", "--set", "backbone=@x"], "FIELD=VALUE, not 'backbone=@x'"),
+    (["train", "--set", "regularisers=3"], "must be weights by name"),
+    (["train", "--set", "learning_rate=-1"], "learning_rate is -1, but must be greater than 0"),
+    (["train", "--set", "learning_rate=.nan"], "must be a finite number"),
+    (["train", "--set", "decoder_heads=3"], "must be a multiple of decoder_heads (3)"),
+    (["train", "--set", "attention_heads=3"], "must be a multiple of attention_heads (3)"),
+    (["train", "--set", "focus_keep=0.2"], "leave it, or choose head=focus"),
+    (["check-demos", "nowhere", "--set", "demos_conventions"], "FIELD=VALUE"),
+    (["doctor", "--full-size", "--profile", "full"], "leave --profile out"),
     (["rollout", "--placement", "offical"], "did you mean 'official'"),
     (["rollout"], "no finished training"),
     (["saliency"], "no finished training"),
@@ -52,6 +63,28 @@ def test_settings_on_the_command_line_reach_the_configuration():
         ["train", "--condition", "gaze_mask", "--tasks", "2", "5", "--set", "samples=100", "mask_input=true"])
     config = cli.config_of(arguments)
     assert config.profile.tasks == (2, 5) and config.profile.samples == 100 and config.condition.mask_input
+
+
+@pytest.mark.parametrize("words, value", [("1e-4", 1e-4), ("2E-5", 2e-5), ("1.5e-3", 1.5e-3), ("0.01", 0.01)])
+def test_numbers_may_be_written_as_people_write_them(words, value):
+    arguments = cli.build_parser().parse_args(["train", "--set", f"learning_rate={words}", f"sparsity={words}"])
+    config = cli.config_of(arguments)
+    assert config.profile.learning_rate == value and config.condition.regularisers == {"sparsity": value}
+
+
+def test_demonstrations_are_those_of_an_existing_run_folder(tmp_path):
+    config = make_config("random_mask", "micro", 7)
+    Run.open(config, tmp_path / "run")
+    arguments = cli.build_parser().parse_args(["demos", "--run-dir", str(tmp_path / "run")])
+    assert cli.config_of(arguments) == config
+
+
+@pytest.mark.parametrize("words", [["--machine", "t4"], ["--condition", "blind"], ["--set", "batch_size=4"]])
+def test_the_doctor_plans_whatever_is_named(monkeypatch, words):
+    planned = []
+    monkeypatch.setattr(doctor, "show_plan", lambda *arguments: planned.append(arguments))
+    monkeypatch.setattr(doctor, "examine", lambda: pytest.fail("nothing was planned"))
+    assert cli.main(["doctor", *words]) == 0 and len(planned) == 1
 
 
 def test_a_full_disk_is_named(capsys, tmp_path, monkeypatch):

@@ -57,7 +57,18 @@ def test_bars_and_table_show_what_the_file_says():
     made = bars([one])
     assert [bar[2] for bar in made] == ["model", "control"] and made[0][3] == policy["successes"]
     name, success, *_ = summary([one])[0]
-    assert success == f"{policy['successes']}/{policy['episodes']}" and name == one.name
+    assert success == f"{policy['successes']}/{policy['episodes']} official" and name == one.name
+
+
+def test_every_placement_is_shown_and_what_was_not_measured_is_said():
+    def pooled(policy, placement, successes):
+        return {"task": None, "policy": policy, "instruction": "right", "placement": placement, "successes": successes,
+                "episodes": 20, "low": 0.0, "high": 1.0}
+    rows = [pooled("a", "official", 18), pooled("a", "wide", 3), pooled("blind", "wide", 2)]
+    one = Result("a", {"run": {"condition": "a", "profile": "tiny"}, "rollouts": rows, "training": None}, ())
+    assert [(bar[0], bar[3]) for bar in bars([one])] == [
+        ("official placements, tiny", 18), ("wide placements, tiny", 3), ("wide placements, tiny", 2)]
+    assert summary([one]) == [("a", "18/20 official, 3/20 wide", "2/20 wide", *["not run"] * 4)]
 
 
 def test_differences_are_tested_on_shared_episodes_only():

@@ -15,6 +15,12 @@ from lar_core.run.folder import Run
 
 SETTINGS = {"samples": 96, "batch_size": 8, "checkpoint_every": 5, "shift": 2, "consistency": 0.1, "language": 0.1}
 
+WHO = r"""
+import sys
+from lar_core.run.runtime import group
+sys.stdout.write(f"one of {group().num_processes}\n")  # one write: two processes share the pipe
+"""
+
 
 @pytest.fixture
 def new_run(tmp_path):
@@ -23,7 +29,7 @@ def new_run(tmp_path):
 
 def launch(run, demos, tmp_path):  # noqa: F811
     script = tmp_path / "train_here.py"
-    script.write_text(IN_A_PROCESS + "from lar_core.run.runtime import group\nprint('one of', group().num_processes)\n")
+    script.write_text(IN_A_PROCESS + WHO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     return subprocess.run([*command, str(run.path), str(demos)], capture_output=True, text=True, timeout=240)
 

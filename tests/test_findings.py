@@ -104,6 +104,16 @@ def test_every_placement_gets_its_own_answer():
     assert finding(results, "seeing raises success (wide placements)").verdict == DETECTED
 
 
+def test_what_was_not_run_on_other_placements_is_asked_for_there():
+    results = full()
+    results["rollouts"] += [rollout("attention_mask", "right", 15, placement="wide")]
+    gaps = [found.sentence for found in findings.findings(results) if "(wide placements)" in found.topic
+            and found.verdict == NOT_RUN]
+    assert len(gaps) > 1 and all(" --on wide" in gap for gap in gaps)
+    arguments = build_parser().parse_args(shlex.split(findings.command(results, "rollout", "wide"))[1:])
+    assert arguments.on == "wide" and "--on" not in findings.command(results, "rollout", "official")
+
+
 def test_tasks_are_pooled_once():
     rows = [rollout("blind", "right", 3, task=2), rollout("blind", "right", 5, task=5)]
     assert findings.pooled({"rollouts": rows}, "blind", "right", "official") == (8, 40)

@@ -17,7 +17,8 @@ def frames(rng):
     named, other = np.zeros((3, 32, 32), bool), np.zeros((3, 32, 32), bool)
     named[:, 4:10, 4:12] = True
     other[:2, 20:24, 6:10] = True  # in the third frame the other bowl cannot be seen
-    return Frames(rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8), SENTENCES, named, other)
+    images = rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+    return Frames(images, SENTENCES, named, other, np.stack([named, other], axis=1))
 
 
 @pytest.mark.parametrize("name", [name for name in SPLITS if name != "original"])
@@ -59,6 +60,8 @@ def test_a_second_distractor_is_a_copy_of_the_first_and_spares_the_named_object(
     np.testing.assert_array_equal(changed.images[0][added], frames.images[0][frames.other[0]])
     assert np.array_equal(changed.images[0][~added], frames.images[0][~added])
     assert np.array_equal(changed.images[2], frames.images[2])  # nothing to copy
+    np.testing.assert_array_equal(changed.objects[:, 2], changed.other & ~frames.other)  # one object more, to rank among
+    assert not (changed.objects.sum(axis=1) > 1).any()
 
 
 def test_occlusion_hides_the_left_half_of_the_named_object(frames):

@@ -248,6 +248,7 @@ def test_more_is_masked_at_the_end_than_at_the_beginning_where_the_mask_grows(ne
         batch, draws = trainer.batch(step)
         counts.append(trainer.bare.mask(batch, trainer.bare.encode(batch).saliency, draws).sum(1).tolist())
     assert counts == [[2] * 4, [12] * 4]  # of 16 patches: 15 and 75 %
+    assert [trainer.bare.ratio(trainer.batch(step)[0]) for step in (0, 39)] == [0.15, 0.75]  # also for regularisers
 
 
 def test_action_only_and_attention_mask_see_the_same_batches(new_run, demos):

@@ -12,6 +12,8 @@ from ..run.errors import LarError
 from .results import load_results, read_episodes
 from .statistics import describe_difference
 
+BLIND = "blind"  # the condition that is trained without images
+
 
 @dataclass(frozen=True)
 class Result:
@@ -26,11 +28,10 @@ class Result:
         """Its name."""
         return self.results["run"]["condition"]
 
-    def entry(self, policy: str, instruction: str = "right") -> dict | None:
-        """The pooled row of results.json for a policy and an instruction, or None."""
-        rows = [row for row in self.results.get("rollouts") or [] if row["task"] is None
-                and (row["policy"], row["instruction"]) == (policy, instruction)]
-        return rows[0] if rows else None
+    def entries(self, policy: str) -> list[dict]:
+        """The pooled rows of results.json for a policy and the right instruction, one a placement."""
+        return [row for row in self.results.get("rollouts") or [] if row["task"] is None
+                and (row["policy"], row["instruction"]) == (policy, "right")]
 
 
 def find_results(runs: Path, kept: Path | None = None) -> list[Result]:
@@ -64,10 +65,10 @@ def _of_a_run(path: Path) -> bool:
 
 def bars(found: Sequence[Result]) -> list[tuple]:
     """Success of every run and of its blind control, as `figures.success_bars` takes it."""
-    made, control = [], ("blind", "its blind control", "control")
+    made, control = [], (BLIND, "its blind control", "control")
     for result in found:
         for policy, label, kind in ((result.condition, result.name, "model"), control):
-            if (row := result.entry(policy)) and (policy != "blind" or result.condition != "blind"):
+            for row in result.entries(policy) if policy != BLIND or result.condition != BLIND else ():
                 made.append((f"{row['placement']} placements, {result.results['run']['profile']}", label, kind,
                              row["successes"], row["episodes"], row["low"], row["high"]))
     return sorted(made, key=lambda bar: bar[0])  # groups together, the order within a group as it was
@@ -75,15 +76,18 @@ def bars(found: Sequence[Result]) -> list[tuple]:
 
 def summary(found: Sequence[Result]) -> list[tuple]:
     """(run, success, its blind control's, AOS, named minus other bowl, action error, training minutes) of each."""
-    def count(row: dict | None) -> str:
-        return f"{row['successes']}/{row['episodes']}" if row else "not run"
+    def count(rows: list[dict]) -> str:
+        return ", ".join(f"{row['successes']}/{row['episodes']} {row['placement']}" for row in rows) or "not run"
+    def minutes(result: Result) -> float | str:
+        training = result.results.get("training")
+        return training["seconds"] / 60 if training else "not run"
     def mean(section: str, metric: str, result: Result, series: str | None = "model") -> float | str:
         entry = (result.results.get(section) or {}).get(metric)
         entry = entry and (entry[series] if series else entry)
         return entry["mean"] if entry else "not run"
-    return [(result.name, count(result.entry(result.condition)), count(result.entry("blind")),
+    return [(result.name, count(result.entries(result.condition)), count(result.entries(BLIND)),
              mean("grounding", "aos", result), mean("grounding", "target_minus_distractor", result),
-             mean("action", "l1", result, None), (result.results.get("training") or {}).get("seconds", 0) / 60)
+             mean("action", "l1", result, None), minutes(result))
             for result in found]
 
 

@@ -203,20 +203,28 @@ def _cost(config: RunConfig, steps: int) -> dict:
     """parameters that learn; flops of one step on one sample; step_ms; peak_bytes, of a GPU only."""
     gc.collect()
     torch.cuda.empty_cache()
-    with tempfile.TemporaryDirectory() as folder, meter() as reading:
-        trainer = Trainer(Run.open(config, Path(folder) / "run"), noise_dataset(config), Path(folder))
-        trainer.bare.train()
-        cost = {"parameters": sum(tensor.numel() for tensor in trainer.bare.trained().values()),
-                "flops": _flops(trainer) / config.profile.batch_size if _all_counted(config) else None,
-                "step_ms": milliseconds(trainer.one_step, steps)}
-    return cost | {"peak_bytes": reading.peak_bytes if torch.cuda.is_available() else None}
+    with tempfile.TemporaryDirectory() as folder:
+        with meter() as reading:
+            trainer = Trainer(Run.open(config, Path(folder) / "run"), noise_dataset(config), Path(folder))
+            trainer.bare.train()
+            step_ms = milliseconds(trainer.one_step, steps)
+        return {"parameters": sum(tensor.numel() for tensor in trainer.bare.trained().values()),
+                "flops": _flops(trainer) if _all_counted(config) else None, "step_ms": step_ms,
+                "peak_bytes": reading.peak_bytes if torch.cuda.is_available() else None}
 
 
-def _flops(trainer: Trainer) -> float:
-    """Floating-point operations of one training step: two for each multiply-and-add of a matrix product."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # a CPU's fused kernels do not count
-        trainer.one_step()
-    return float(counter.get_total_flops())
+def _flops(trainer: Trainer) -> float | None:
+    """Floating-point operations of one training step on one sample: two for each multiply-and-add of a matrix product.
+
+    They are counted in a step of another kind, since a CPU's fused kernels do not count; None where a GPU has no room
+    for it, which says nothing of a step in training.
+    """
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            trainer.one_step()
+    except torch.cuda.OutOfMemoryError:
+        return None
+    return counter.get_total_flops() / trainer.config.profile.batch_size
 
 
 def _all_counted(config: RunConfig) -> bool:

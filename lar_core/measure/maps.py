@@ -56,12 +56,12 @@ def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) ->
     """One row a split of `robustness`, on up to FRAMES of `frames`, by the policy's own aggregation."""
     frames = _some(frames)
     images, instructions = _shown(heldout, frames)
-    regions, truth = heldout.batch(frames)["regions"].numpy().astype(bool), truth_of(heldout, frames, policy)
-    shown, rows, own = Frames(images, instructions, regions[:, 0], regions[:, 1]), [], policy.condition.aggregation
+    truth, rows, own = truth_of(heldout, frames, policy), [], policy.condition.aggregation
+    shown = Frames(images, instructions, truth.named.astype(bool), truth.other.astype(bool), truth.objects)
     for name, split in SPLITS.items():
         changed = split(shown)
         saliency = maps_in_batches(policy, changed.images, changed.instructions, [own])[own]
-        moved = Truth(changed.named, truth.grid, changed.other, truth.objects)
+        moved = Truth(changed.named, truth.grid, changed.other, changed.objects)
         rows.append(row(name, saliency, moved, heldout.episode[frames]))
     return rows
 

@@ -24,12 +24,14 @@ RELATIONS = (("next to", "beside"), ("between", "in the middle of"), (" on the",
 
 @dataclass(frozen=True)
 class Frames:
-    """images (B, H, W, 3) uint8; B instructions; named and other, pixels of the two bowls (B, H, W) bool."""
+    """images (B, H, W, 3) uint8; B instructions; named and other, pixels of the two bowls (B, H, W) bool; objects, of all
+    that could be named (B, R, H, W) bool, the named one first."""
 
     images: np.ndarray
     instructions: list[str]
     named: np.ndarray
     other: np.ndarray
+    objects: np.ndarray
 
 
 def paraphrase(frames: Frames) -> Frames:
@@ -52,14 +54,16 @@ def relation(frames: Frames) -> Frames:
 
 def distractors(frames: Frames) -> Frames:
     """The other bowl once more, as far from the named object as its copy fits; both copies count as distractors."""
-    images, other = frames.images.copy(), frames.other.copy()
-    for image, mask, named in zip(images, other, frames.named):
+    images, other, copies = frames.images.copy(), frames.other.copy(), np.zeros_like(frames.other)
+    for image, mask, named, added in zip(images, other, frames.named, copies):
         if mask.any():
             down, right = _farthest(mask, named)
             copy = np.roll(mask, (down, right), axis=(0, 1)) & ~named
             image[copy] = np.roll(image, (down, right), axis=(0, 1))[copy]
             mask |= copy
-    return replace(frames, images=images, other=other)
+            added |= copy
+    copies = copies[:, None]  # (B, 1, H, W): one object more, in front of what it covers
+    return replace(frames, images=images, other=other, objects=np.concatenate([frames.objects & ~copies, copies], axis=1))
 
 
 def occlusion(frames: Frames) -> Frames:

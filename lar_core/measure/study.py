@@ -19,7 +19,7 @@ from ..run.config import CONDITIONS, PROFILES, Count, Placement, RunConfig, Shar
 from ..run.errors import LarError, unknown
 from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
-from .compare import Result, outcomes
+from .compare import BLIND, Result, outcomes
 from .results import load_results, modern_rows, scenes, summarise
 from .rollout import episodes_of
 from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section
@@ -36,7 +36,6 @@ from .statistics import (
 )
 
 OWN_LINE = ("condition", "seed", "profile", "tasks", "placement")  # of these, `set` may change none
-BLIND = "blind"
 
 
 class Study(Checked):

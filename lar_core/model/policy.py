@@ -131,7 +131,11 @@ class Policy(nn.Module):
         """
         return make_mask(source or self.condition.mask_source, saliency=area_resample(saliency, self.grid),
                          coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
-                         ratio=batch.get("mask_ratio", self.condition.mask_ratio))
+                         ratio=self.ratio(batch))
+
+    def ratio(self, batch: dict) -> float:
+        """The share of patches that is masked; in training it may grow."""
+        return batch.get("mask_ratio", self.condition.mask_ratio)
 
     def reconstruct(self, batch: dict, encoding: Encoding, mask: Tensor, draws: Draws) -> Reconstruction | Denoising:
         """Fill in what `mask` hides, or denoise the region around it."""
@@ -149,7 +153,7 @@ class Policy(nn.Module):
 
     def regularise(self, batch: dict, encoding: Encoding, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:
         """The regularisers that are on, by name."""
-        given = Given(self.backbone, batch, encoding.saliency, self.condition.mask_ratio,
+        given = Given(self.backbone, batch, encoding.saliency, self.ratio(batch),
                       mask if self.condition.mask_input else None, draws, partial(self.see_again, batch))
         return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
 

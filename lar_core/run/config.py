@@ -18,7 +18,7 @@ from pydantic import Field, model_serializer, model_validator
 from .conventions import stated_conventions
 from .errors import LarError, unknown
 from .files import write_text
-from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS, Checked
+from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS, Checked, number
 
 Placement = Literal["official", "wide", "counterfactual"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
@@ -59,7 +59,10 @@ class Condition(Checked):
             return values
         own = {name: value for name, value in values.items() if name in cls.model_fields}
         beside = {name: value for name, value in values.items() if name not in own and name in REGULARISERS}
-        weights = {**own.get("regularisers", {}), **beside}
+        together = own.get("regularisers", {})
+        if not isinstance(together, dict):
+            raise LarError(f"regularisers is {together!r}, but must be weights by name, such as {{sparsity: 0.1}}.")
+        weights = {name: number(weight) for name, weight in {**together, **beside}.items()}
         for name, weight in weights.items():
             if isinstance(weight, bool) or not isinstance(weight, int | float) or weight < 0:
                 raise LarError(f"The weight of {name} is {weight!r}, but must be a number and must not be negative.")
@@ -130,10 +133,10 @@ class Profile(Checked):
     samples: Count = 36_000  # training samples seen; steps = samples / batch_size
     batch_size: Count = 16
     shift: int = Field(0, ge=0)  # pixels by which training images are moved at random (padded with their border)
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.01
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: Share = 0.03
-    clip_norm: float = 1.0
+    clip_norm: float = Field(1.0, gt=0)
     checkpoint_every: Count = 250  # steps
     # Evaluation
     episodes_per_task: Count = 20
@@ -322,9 +325,11 @@ def _impossible_masks(condition: Condition, _: Profile) -> Iterator[Verdict]:
 
 
 def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdict]:
-    yield (profile.denoiser_width % 4 != 0 or profile.denoiser_width % profile.denoiser_heads != 0,
-           f"denoiser_width is {profile.denoiser_width}, but must be a multiple of 4 and of denoiser_heads "
-           f"({profile.denoiser_heads}).")
+    yield (profile.denoiser_width % 4 != 0, f"denoiser_width is {profile.denoiser_width}, but must be a multiple of 4.")
+    own = [("vision_width", "attention_heads"), ("text_width", "attention_heads")] if profile.backbone == "tiny" else []
+    for width, heads in (("decoder_width", "decoder_heads"), ("denoiser_width", "denoiser_heads"), *own):
+        size, count = getattr(profile, width), getattr(profile, heads)
+        yield size % count != 0, f"{width} is {size}, but must be a multiple of {heads} ({count})."
     yield (profile.image_size % profile.patch_size != 0 or profile.wrist_size % profile.patch_size != 0,
            f"image_size {profile.image_size} and wrist_size {profile.wrist_size} must be multiples of the patch size "
            f"{profile.patch_size}.")
@@ -359,15 +364,17 @@ def _impossible_tuning(condition: Condition, profile: Profile) -> Iterator[Verdi
 
 
 def _impossible_head(condition: Condition, profile: Profile) -> Iterator[Verdict]:
-    head, focus = HEADS.about(condition.head), (condition.focus_keep, condition.focus_gate, condition.focus_cascade)
+    head, changed = HEADS.about(condition.head), [
+        name for name, field in Condition.model_fields.items()
+        if name.startswith("focus_") and getattr(condition, name) != field.default]
     yield (condition.action_loss not in head.losses,
            f"The {condition.head} head cannot learn from action_loss={condition.action_loss}: set "
            f"action_loss={head.losses[0]}, or choose another head.")
     yield (profile.text_width % head.multiple,
            f"text_width is {profile.text_width}, but head={condition.head} attends in {head.multiple} heads: choose a "
            f"multiple of {head.multiple}.")
-    yield (condition.head != "focus" and focus != (0.5, True, True),
-           f"focus_keep, focus_gate and focus_cascade are settings of the focus head, but head is {condition.head}.")
+    yield (condition.head != "focus" and changed,
+           f"{', '.join(changed)} is for the focus head, but head is {condition.head}: leave it, or choose head=focus.")
     yield (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
            "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "
            "focus_cascade=false set focus_keep=1 and focus_gate=false.")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from .errors import LarError, unknown
 
@@ -22,7 +22,7 @@ from .errors import LarError, unknown
 class Checked(BaseModel):
     """Types and choices are the annotations; nothing is converted but whole numbers to floats, and lists to tuples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def __init__(self, /, **values: Any):
         """Raises LarError for the first value that cannot be."""
@@ -30,6 +30,11 @@ class Checked(BaseModel):
             super().__init__(**values)
         except ValidationError as error:
             raise LarError(_sentence(type(self), error)) from None
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _written_with_exponent(cls, value: Any, info: ValidationInfo) -> Any:
+        return number(value) if cls.model_fields[str(info.field_name)].annotation is float else value
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, checked again. Raises LarError."""
@@ -39,6 +44,11 @@ class Checked(BaseModel):
     def names(cls) -> list[str]:
         """Of all fields: what a misspelt one is compared with."""
         return list(cls.model_fields)
+
+
+def number(value: Any) -> Any:
+    """YAML takes 1e-4 for a word: where a number is asked for, it is one; anything else stays as it is."""
+    return float(value) if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value) else value
 
 
 def place(path: Iterable[str | int]) -> str:

@@ -241,14 +241,18 @@ def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]]) -
     return _finish_bars(axis, figure)
 
 
+def plotted(grounding: dict) -> list[str]:
+    """The metrics that `grounding_bars` can show: none, where no held-out frame shows what they need."""
+    return [name for name in METRICS if METRICS.about(name).plot and grounding.get(name) and grounding[name]["model"]]
+
+
 @styled
 def grounding_bars(grounding: dict) -> Figure:
     """One small plot a metric: this policy against maps that have not looked, with 95 % intervals over episodes.
 
     grounding: the section of results.json; what is null is left out.
     """
-    metrics = [name for name in METRICS
-               if METRICS.about(name).plot and grounding.get(name) and grounding[name]["model"]]
+    metrics = plotted(grounding)
     columns = 2 if len(metrics) > 1 else 1
     rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(9, 1.95 * rows), dpi=180, layout="constrained")

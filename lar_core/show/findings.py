@@ -12,8 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
 from ..measure import compare
 from ..measure.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, sign_test
 from ..run.config import CONDITIONS, PROFILES
@@ -119,17 +117,19 @@ def reconstructor(results: dict) -> str:
 
 # The commands that would answer
 
-def missing(results: dict, section: str) -> str:
-    """What a report says in the place of a section that is null."""
+def missing(results: dict, section: str, placement: str | None = None) -> str:
+    """What a report says in the place of a section that is null, or of rollouts on a placement."""
     steps = {"training": "reproduce", "rollouts": "rollout", "latency": "latency", "training_cost": "latency"}
-    return f"Not run yet: {command(results, steps.get(section, 'saliency'))} fills this in."
+    return f"Not run yet: {command(results, steps.get(section, 'saliency'), placement)} fills this in."
 
 
-def command(results: dict, step: str = "reproduce") -> str:
+def command(results: dict, step: str = "reproduce", placement: str | None = None) -> str:
     """The command line that runs one step, or all, of the same condition, profile, seed and changed settings."""
     run = results["run"]
     options = f" --instructions {' '.join(kinds_of(tasks_of(results)))}" if step == "rollout" else ""
-    changed = [shlex.quote(f"{name}={_yaml(value)}") for name, value in _changes(run["config"])]
+    if placement not in (None, run["config"]["profile"].get("placement", "official")):
+        options += f" --on {placement}"
+    changed = [shlex.quote(f"{name}={json.dumps(value).strip(chr(34))}") for name, value in _changes(run["config"])]
     return (f"lar {step} --condition {run['condition']} --profile {run['profile']} --seed {run['seed']}"
             f"{options}{' --set ' if changed else ''}{' '.join(changed)}")
 
@@ -145,11 +145,6 @@ def _changes(config: dict) -> list[tuple[str, object]]:
             changes += [(name, value) for name, value in values.items()
                         if (name in preset or name in REGULARISERS) and value != preset.get(name, 0)]
     return changes
-
-
-def _yaml(value: object) -> str:
-    """As `--set` reads it; YAML takes 1e-05 for a word."""
-    return np.format_float_positional(value, trim="0") if isinstance(value, float) else json.dumps(value).strip('"')
 
 
 # Success
@@ -185,10 +180,10 @@ def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
     own = _rolled(results, rollouts, placement, "the policy", results["run"]["condition"])
     blind = _rolled(results, rollouts, placement, "its blind control", BLIND)
     if own.counts is None:
-        return Finding(topic, NOT_RUN, missing(results, "rollouts"))
+        return Finding(topic, NOT_RUN, missing(results, "rollouts", placement))
     if blind.counts is None:
         return Finding(topic, NOT_RUN, f"It solved {rate(*own.counts)}, but without the blind control this says nothing "
-                       f"about seeing: {command(results)} adds it.")
+                       f"about seeing: {command(results)} trains it, and {command(results, 'rollout', placement)} adds it.")
     return _judged(topic, *_difference(own, blind), (
         "The images help it to succeed here.", "The images hurt here.",
         "These rollouts do not show that the policy needs to see."))
@@ -201,7 +196,7 @@ def _language(results: dict, rollouts: list[dict], placement: str, change: str) 
     right = _rolled(results, rollouts, placement, "the right instruction", policy, tasks=tasks)
     changed = _rolled(results, rollouts, placement, CHANGES[change], policy, change)
     if right.counts is None or changed.counts is None:
-        return Finding(topic, NOT_RUN, missing(results, "rollouts"))
+        return Finding(topic, NOT_RUN, missing(results, "rollouts", placement))
     verdict, sentence = _difference(right, changed)
     return _judged(topic, verdict, f"{sentence}{_single(results, rows)}", (
         "What the policy does depends on the sentence; that it understands it is not shown by this.",
@@ -213,7 +208,7 @@ def _obedience(results: dict, placement: str) -> Finding:
     topic = f"{CHANGES['other_bowl']} brings the other bowl ({placement} placements)"
     rows = rows_of(results, results["run"]["condition"], "other_bowl", placement)
     if not rows:
-        return Finding(topic, NOT_RUN, missing(results, "rollouts"))
+        return Finding(topic, NOT_RUN, missing(results, "rollouts", placement))
     n, ignored = sum(row["episodes"] for row in rows), sum(row["did_not_listen"] for row in rows)
     known = all(row["successes"] is not None for row in rows)
     other = sum(row["episodes"] - row["did_not_listen"] if row["successes"] is None else row["successes"] for row in rows)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ..measure.compare import BLIND
 from ..measure.statistics import wilson
 from ..scene.episode import kinds_of
 
-BLIND = "blind"  # the condition that is trained without images
 CHANGES = {"blank": "a blank instruction", "other_task": "the instruction of another of its tasks",
            "other_bowl": "the other bowl's instruction",
            "foreign_task": "the instruction of a task that is not its own",  # these two only in older results:
