@@ -32,10 +32,11 @@ STEPS: dict[str, tuple[str, str]] = {
                     "state, each with the evidence for it. Where there are simulator states, one is drawn beside its "
                     "stored picture. Exit code 2 where something has to be stated: "
                     "lar check-demos PATH --set demos_conventions=gripper=1/0"),
-    "pretrain": ("give a tiny backbone its language, from rendered scenes with captions",
-                 "Renders scenes of all tasks at wide placements (--set demos_per_task=N pictures a task), hides words of "
-                 "generated captions and patches of the pictures, and trains to predict them; no boxes anywhere. Then "
-                 "compares grounding before and after. Any condition takes the result: --set backbone=RUN_DIR/pretrained."),
+    "pretrain": ("teach a small backbone to see, from rendered scenes",
+                 "Renders random scenes (--set scenes=N; 1.3 GB for 20,000) and trains on them. --recipe places: "
+                 "PaliGemma's tasks, with the simulator's boxes, as the shipped backbone `tabletop` was made; --recipe "
+                 "words: hidden words and patches, no coordinate anywhere. Then measures, before and after, where it says "
+                 "that bowls are and where it looks. Any condition takes the result: --set backbone=RUN_DIR/pretrained."),
     "train": ("train one condition",
               "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses "
               "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
@@ -125,6 +126,8 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--full-size", action="store_true", help="run the true size: 6 GB of disk, 10 of memory")
         if name in WORKING:
             step.add_argument("--workers", type=int, metavar="N", help="processes that simulate (default: one a core)")
+        if name == "pretrain":
+            step.add_argument("--recipe", metavar="NAME", help="places or words (default: places)")
         if name == "push":
             step.add_argument("repo_id", nargs="?", metavar="REPO_ID", help="OWNER/NAME on the hub; made where missing")
             step.add_argument("--to", type=Path, metavar="FOLDER", help="export to this folder, upload nothing")
@@ -260,16 +263,19 @@ def _check_demos(arguments: argparse.Namespace) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> None:
-    from .pretrain import CONDITION, pretrain, pretrained, table
+    from .measure.sight import table
+    from .pretrain import pretrain, pretrained, pretraining_config
     from .show.pictures import write_picture
-    if not _brings_settings(arguments):
-        arguments.condition = arguments.condition or CONDITION
-        arguments.tasks, arguments.placement = arguments.tasks or range(10), arguments.placement or "wide"
-        name = f"pretrain-{arguments.profile or 'tiny'}-s{arguments.seed or 0}"
-        arguments.run_dir = arguments.run_dir or RUNS / name
-    run = _run_of(arguments)
+    if _brings_settings(arguments) and arguments.recipe is None:
+        run = Run.load(arguments.run_dir)
+    elif arguments.condition:
+        raise LarError("Pre-training has recipes of its own instead of conditions: say --recipe places or --recipe words.")
+    else:
+        config = pretraining_config(arguments.recipe or "places", arguments.profile or "pretrain", arguments.seed or 0,
+                                    **_changes(arguments))
+        run = Run.open(config, arguments.run_dir)
     found = pretrain(run, arguments.data_dir, arguments.workers)
-    print(table({name: found[name] for name in ("before", "after", "centre")}))
+    print(table({name: found[name] for name in ("before", "early", "after", "centre")}))
     print(f"\nPicture: {write_picture(run).resolve()}")
     print(f"Use it in any condition: --set backbone={pretrained(run)}")
 

@@ -212,9 +212,9 @@ class Backbone(nn.Module):
         """`<image>` x P, BOS, the instruction and the newline, from the processor; kept, because it takes time."""
         if instruction not in self._prefixes:
             self._check_instruction(instruction)
-            grey = torch.zeros(3, self.image_size, self.image_size, dtype=torch.uint8)
-            inputs = self.processor(images=grey, text="<image>" + instruction, return_tensors="pt")
-            self._prefixes[instruction] = inputs["input_ids"][0].tolist()
+            tokenizer = self.processor.tokenizer  # what the processor makes of it, without its work on an image
+            words = tokenizer(f"{tokenizer.bos_token}{instruction}\n", add_special_tokens=False)["input_ids"]
+            self._prefixes[instruction] = [self.vlm.config.image_token_id] * self.patches + words
         return self._prefixes[instruction]
 
     def _check_instruction(self, instruction: str) -> None:

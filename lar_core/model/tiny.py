@@ -18,18 +18,13 @@ from transformers import (
 )
 
 from ..data.hub import download, load_manifest
-from ..run.config import Profile, RunConfig
+from ..run.config import MINIATURES, Profile, RunConfig
 from ..run.errors import LarError, unknown
 from ..run.files import atomic_path, produce
 from ..run.folder import Run
+from ..scene.sentences import vocabulary
 
-# What the tokenizer is trained on. It is byte-level, so any other sentence can be written too, in more tokens.
-SENTENCES = [
-    "pick up the black bowl and place it on the plate",
-    "between the plate and the ramekin", "next to the ramekin", "from table center", "on the cookie box",
-    "in the top drawer of the wooden cabinet", "on the ramekin", "next to the cookie box", "on the stove",
-    "next to the plate", "on the wooden cabinet",
-]
+TABLETOP = Path(__file__).parent / "tabletop"  # shipped: see its README.md
 
 
 def build_tiny(profile: Profile, folder: Path | str, seed: int = 0) -> None:
@@ -63,7 +58,7 @@ def tiny_config(profile: Profile, processor: PaliGemmaProcessor) -> PaliGemmaCon
                 "hidden_size": profile.vision_width, "intermediate_size": 2 * profile.vision_width,
                 "num_hidden_layers": profile.vision_layers, "num_attention_heads": profile.attention_heads},
         text={"vocab_size": len(processor.tokenizer), "hidden_size": profile.text_width,
-              "intermediate_size": 4 * profile.text_width, "num_hidden_layers": profile.text_layers,
+              "intermediate_size": 2 * profile.text_width, "num_hidden_layers": profile.text_layers,
               "num_attention_heads": profile.attention_heads, "num_key_value_heads": 1,
               "head_dim": profile.text_width // profile.attention_heads, "max_position_embeddings": 1024})
 
@@ -104,15 +99,16 @@ def make_processor(image_size: int, patch_size: int) -> PaliGemmaProcessor:
 
 
 def _small_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE trained on the benchmark's sentences: one token a word there, bytes elsewhere."""
+    """A byte-level BPE trained on the grammar of scenes: one token a word there, bytes elsewhere."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=512, min_frequency=1, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=640, min_frequency=1, show_progress=False,
                                   special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(SENTENCES + [" " + sentence for sentence in SENTENCES], trainer)
+    sentences = vocabulary()
+    tokenizer.train_from_iterator(sentences + [" " + sentence for sentence in sentences], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
                                    unk_token="<unk>", padding_side="right")
 
@@ -124,7 +120,7 @@ def prepare_backbone(run: Run) -> Path:
 
     Raises LarError for a hub id that data_manifest.yaml does not list, and for a download that fails.
     """
-    if run.config.profile.backbone != "tiny":
+    if run.config.profile.backbone != "scratch":
         return find_weights(run.config.profile.backbone)
 
     def build() -> None:
@@ -140,6 +136,8 @@ def prepare_vae(config: RunConfig) -> Path | None:
 
 def find_weights(name: str) -> Path:
     """A folder as it is, or the files of the hub id `name`, downloaded where they are missing."""
+    if name == "tabletop":
+        return TABLETOP
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     keys = {entry.id: key for key, entry in load_manifest().items() if entry.kind == "weights"}
@@ -147,5 +145,5 @@ def find_weights(name: str) -> Path:
         raise LarError(f"There is no folder {name}: give the folder that holds the weights (not one of its files), or a hub "
                        "id that data_manifest.yaml lists.")
     if name not in keys:
-        raise unknown("backbone", name, ["tiny", *keys])
+        raise unknown("backbone", name, [*MINIATURES, *keys])
     return download(keys[name])

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, make_dataset, shift_images, source_needs, to_device
 from ..data.demos import Episode
 from ..data.features import BlindFeatures, FeatureCache
+from ..run.config import Profile
 from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import append_jsonl, atomic_path, read_jsonl, write_json, write_jsonl
@@ -83,6 +84,50 @@ def rate(step: int, warm_up: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * ((step - warm_up) / max(1, steps - warm_up))))
 
 
+def make_optimiser(policy: Policy, profile: Profile) -> torch.optim.Optimizer:
+    """AdamW of all that is trained; with `muon` the matrices inside the layers are Muon's (Jordan et al. 2024).
+
+    The vision tower and the language model have rates of their own.
+    """
+    rates = {"backbone.vlm.model.vision_tower": profile.vision_rate, "backbone.vlm": profile.language_rate}
+    rates = {"backbone.vlm.model.multi_modal_projector": profile.vision_rate} | rates
+    groups: dict[tuple[bool, float], list[Tensor]] = {}
+    for name, weight in policy.trained().items():
+        share = next((rate for part, rate in rates.items() if name.startswith(part)), 1.0)
+        muon = profile.optimiser == "muon" and ".layers." in name and weight.ndim == 2
+        groups.setdefault((muon, share), []).append(weight)
+    kinds = (partial(torch.optim.AdamW, betas=(0.9, 0.95), fused=True),
+             partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw"))
+    parts = [kind([{"params": weights, "lr": share * profile.learning_rate}
+                   for (muon, share), weights in groups.items() if muon == number], weight_decay=profile.weight_decay)
+             for number, kind in enumerate(kinds) if any(muon == number for muon, _ in groups)]
+    return parts[0] if len(parts) == 1 else Together(*parts)
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimisers in the face of one."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.param_groups = [group for part in parts for group in part.param_groups]  # the very same, for the schedule
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step of each."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of each, in order."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What `state_dict` gave."""
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(own)
+        self.param_groups[:] = [group for part in self.parts for group in part.param_groups]
+
+
 class Trainer:
     """One training run: policy, optimiser, schedule and how far it has come; in every process that shares it."""
 
@@ -107,8 +152,7 @@ class Trainer:
             policy.backbone.drop_lower()
         if source_needs(run.config.condition) == "teacher":
             policy.teacher = Teacher(policy)
-        optimiser = torch.optim.AdamW(policy.trained().values(), lr=profile.learning_rate, betas=(0.9, 0.95),
-                                      weight_decay=profile.weight_decay, fused=True)
+        optimiser = make_optimiser(policy, profile)
         warm_up = round(profile.warmup_fraction * run.config.steps)
         self.schedule = LambdaLR(optimiser, partial(rate, warm_up=warm_up, steps=run.config.steps))
         self.bare = policy  # without what accelerate puts around it

@@ -20,9 +20,10 @@ from .errors import LarError, unknown
 from .files import write_text
 from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS, Checked, number
 
-Placement = Literal["official", "wide", "counterfactual"]
+Placement = Literal["official", "wide", "counterfactual", "near", "near_counterfactual"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/episode.py
+MINIATURES = ("scratch", "tabletop")
 Verdict = tuple[object, str]  # whether it is wrong, and what to say then
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -91,8 +92,9 @@ class Profile(Checked):
     """How big: model, data, training and evaluation. One profile is one column of the README's table."""
 
     name: str = "tiny"
-    # Backbone. "tiny" builds a PaliGemma of these widths offline; anything else is a hub id or a folder.
-    backbone: str = "tiny"
+    # Backbone. "tabletop" is shipped, a PaliGemma of these widths that was pre-trained on rendered scenes (`lar pretrain`);
+    # "scratch" builds an untrained one; anything else is a hub id or a folder.
+    backbone: str = "scratch"
     image_size: Count = 128  # pixels, agentview
     wrist_size: int = Field(64, ge=0)  # pixels, eye-in-hand camera; 0 switches it off
     patch_size: Count = 16  # pixels
@@ -132,8 +134,12 @@ class Profile(Checked):
     # Optimisation
     samples: Count = 36_000  # training samples seen; steps = samples / batch_size
     batch_size: Count = 16
+    optimiser: Literal["adamw", "muon"] = "adamw"  # muon: for the layers' matrices (Jordan et al. 2024), adamw for the rest
+    scenes: Count = 20_000  # of pre-training
     shift: int = Field(0, ge=0)  # pixels by which training images are moved at random (padded with their border)
     learning_rate: float = Field(1e-3, gt=0)
+    language_rate: float = Field(1.0, ge=0)  # times learning_rate, of the language model; 0: frozen
+    vision_rate: float = Field(1.0, ge=0)  # times learning_rate, of the vision tower and the projector; 0: frozen
     weight_decay: float = Field(0.01, ge=0)
     warmup_fraction: Share = 0.03
     clip_norm: float = Field(1.0, gt=0)
@@ -144,6 +150,19 @@ class Profile(Checked):
     wait_steps: int = Field(10, ge=0)
     videos_per_task: int = Field(2, ge=0)
     grounding_frames: Count = 200
+
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rename(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Files of earlier versions call the untrained backbone "tiny"."""
+        old = isinstance(values, dict) and values.get("backbone") == "tiny"
+        return {**values, "backbone": "scratch"} if old else values
+
+    @property
+    def miniature(self) -> bool:
+        """Whether the backbone is one of ours, which comes with the package or is built here."""
+        return self.backbone in MINIATURES
 
 
 class RunConfig(Checked):
@@ -255,6 +274,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
         demos_per_task=2, heldout_fraction=0.5, samples=128, batch_size=8, checkpoint_every=8, episodes_per_task=2,
         max_steps=24, videos_per_task=1, grounding_frames=16),
     _TINY,
+    _TINY.replace(name="pretrain", samples=76_800, learning_rate=1.5e-3, optimiser="muon", checkpoint_every=200),
     _TINY.replace(name="small", tasks=(2, 5, 8), samples=96_000, batch_size=32, checkpoint_every=200,
                   grounding_frames=600),
     _T4.replace(name="t4"),
@@ -326,7 +346,7 @@ def _impossible_masks(condition: Condition, _: Profile) -> Iterator[Verdict]:
 
 def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdict]:
     yield (profile.denoiser_width % 4 != 0, f"denoiser_width is {profile.denoiser_width}, but must be a multiple of 4.")
-    own = [("vision_width", "attention_heads"), ("text_width", "attention_heads")] if profile.backbone == "tiny" else []
+    own = [("vision_width", "attention_heads"), ("text_width", "attention_heads")] if profile.backbone == "scratch" else []
     for width, heads in (("decoder_width", "decoder_heads"), ("denoiser_width", "denoiser_heads"), *own):
         size, count = getattr(profile, width), getattr(profile, heads)
         yield size % count != 0, f"{width} is {size}, but must be a multiple of {heads} ({count})."

@@ -180,9 +180,9 @@ class SpatialEnv(gymnasium.Env):
         self.render_camera("agentview", 8)  # makes its context the current one
         return gl.renderer()
 
-    def segment(self, size: int) -> np.ndarray:
-        """The agentview, upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""
-        geoms = self._paint(size).geoms(self.stock.sim.data._data, "agentview", size)
+    def segment(self, size: int, camera: str = "agentview") -> np.ndarray:
+        """A camera's view, upright uint8 (size, size): i + 1 where `objects[i]` is seen, 0 elsewhere."""
+        geoms = self._paint(size).geoms(self.stock.sim.data._data, camera, size)
         if not self.fast:
             self.stock.sim._render_context_offscreen.gl_ctx.make_current()
         return np.ascontiguousarray(self._geom_labels()[geoms][::-1, ::-1])

@@ -76,7 +76,7 @@ class Expert:
                 return
 
     def _grasp(self, direction: float) -> Iterator[np.ndarray]:
-        turn = self._hand_rotation(direction)
+        turn = palm_down(direction)
         self.careful = False
         yield from self._funnel(lambda: self._pinch_point(direction), turn, OPEN, tolerance=0.006)
         self.careful = True
@@ -178,13 +178,6 @@ class Expert:
         radius = DRAWER_PINCH_RADIUS if self._in_drawer else PINCH_RADIUS
         return position + spin_free.apply([radius * np.cos(direction), radius * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH])
 
-    def _hand_rotation(self, direction: float) -> Rotation:
-        """Palm down, fingers along `direction`; of the two ways to do that, the one nearer to the resting wrist."""
-        fingers = np.array([np.cos(direction), np.sin(direction), 0.0])
-        fingers = fingers if fingers[1] >= 0 else -fingers
-        down = np.array([0.0, 0.0, -1.0])
-        return Rotation.from_matrix(np.stack([fingers, np.cross(down, fingers), down], axis=1))
-
     def _best_directions(self) -> list[float]:
         """The best first; in the drawer along it, where alone there is room for the open fingers, from the robot's side."""
         if not self._in_drawer:
@@ -258,6 +251,14 @@ def _disturbances(noise: float, seed: int) -> Iterator[np.ndarray]:
         fresh = rng.normal(0, noise, 7) * NOISE_SHARES
         current = NOISE_MEMORY * current + np.sqrt(1 - NOISE_MEMORY ** 2) * fresh
         yield current
+
+
+def palm_down(direction: float) -> Rotation:
+    """Palm down, fingers along `direction` (radians); of the two ways to do that, the one nearer to the resting wrist."""
+    fingers = np.array([np.cos(direction), np.sin(direction), 0.0])
+    fingers = fingers if fingers[1] >= 0 else -fingers
+    down = np.array([0.0, 0.0, -1.0])
+    return Rotation.from_matrix(np.stack([fingers, np.cross(down, fingers), down], axis=1))
 
 
 def _retracted(hand: np.ndarray, goal: np.ndarray) -> np.ndarray:

@@ -1,16 +1,18 @@
 """Where things stand when an episode begins, what is asked for, and when it is done.
 
-Three placements of the ten LIBERO-Spatial tasks:
+Placements of the ten LIBERO-Spatial tasks:
 
 * `official`: the benchmark's own. Evaluation uses its 50 stored init states; demonstrations use its sampler, and the
   arm begins as differently as in those init states.
 * `wide`: the same relations ("next to the plate") with every movable object anywhere the arm reaches and the camera
   sees. Bowls in the drawer, on the stove and on the cabinet stay there; everything else moves.
+* `near`: between the two: everything that `wide` moves stands up to about 5 cm from its official place.
 * `counterfactual`: a wide scene in which *both* black bowls stand in a relation that a sentence of the benchmark names;
   each scene comes twice, once for either bowl. A policy that ignores the instruction cannot do better than half.
+* `near_counterfactual`: such pairs of near scenes.
 
-A wide scene is made by writing sampled positions (x, y; heights and orientations stay) into an official init state and
-letting it settle: BDDL regions are independent rectangles, so a bowl "next to the plate" could not follow the plate.
+A wide or near scene is made by writing sampled positions (x, y; heights and orientations stay) into an official init
+state and letting it settle: BDDL regions are independent rectangles, so a bowl "next to the plate" could not follow it.
 Positions are metres in the world frame: x away from the robot, y to its left; the table's centre is (0, 0).
 """
 
@@ -33,8 +35,11 @@ RADII = {BOWLS[0]: 0.06, BOWLS[1]: 0.06, COOKIES: 0.06, RAMEKIN: 0.05, PLATE: 0.
 _ARM = slice(1, 8)  # joint positions in a flattened state
 _X_ADDRESS = {BOWLS[0]: 10, BOWLS[1]: 17, COOKIES: 24, RAMEKIN: 31, PLATE: 38}  # of x in a flattened state; y follows
 
+Layout = dict[str, np.ndarray]  # positions (2,) by name
+Pair = tuple[tuple[str, str], tuple[str, str]]  # (relation, reference) of either bowl
+
 # What each task's scene says about its two bowls: (relation, reference). The first is the bowl that the task names.
-RELATIONS: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
+RELATIONS: tuple[Pair, ...] = (
     (("between", PLATE), ("next_to", RAMEKIN)),
     (("next_to", RAMEKIN), ("next_to", COOKIES)),
     (("center", "table"), ("next_to", PLATE)),
@@ -58,6 +63,7 @@ OPEN_CABINET = ((-0.15, 0.25), (-0.45, 0.03))  # the cabinet with its top drawer
 CENTER, CENTER_RADIUS = np.array([-0.075, 0.0]), 0.04
 BOWL_REACH, PLATE_REACH = 0.78, 0.82  # from the robot's base: what the scripted expert does reliably
 ROBOT_BASE = np.array([-0.66, 0.0])
+NEARBY, LOOSE = 0.05, 0.015  # how far `near` moves an object; how far a bowl moves beside what it stands next to
 MARGIN = 0.03  # between the outlines of unrelated objects
 UNIQUE = 0.08  # the other bowl is at least so much farther from the reference than the named one
 MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while settling is rejected; TILTED: for a
@@ -66,7 +72,9 @@ MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while s
 ARM_NOISE = 0.02  # radians, standard deviation of each joint at the beginning: robosuite's default, and measured in the
 # benchmark's init states; LIBERO's sampler alone always begins with the same arm
 
-EVALUATION_SCENES = {"wide": 50, "counterfactual": 20}  # stored scenes a task (counterfactual: a side)
+NEAR, PAIRED = ("near", "near_counterfactual"), ("counterfactual", "near_counterfactual")
+# Stored scenes a task; of pairs: a side.
+EVALUATION_SCENES = {"wide": 50, "counterfactual": 20, "near": 50, "near_counterfactual": 20}
 TRIES = 100  # seeds that one scene may use up
 DEMO_SEEDS = 1_000_000  # demonstrations use seeds from here on, evaluation seeds stay below
 
@@ -130,7 +138,7 @@ def sample_scene(env: SpatialEnv, placement: str, index: int) -> Scene:
 def draw_layout(env: SpatialEnv, placement: str, first_seed: int, side: int = 0) -> Scene:
     """The scene of the first seed from `first_seed` on that settles with every named relation true."""
     for seed in range(first_seed, first_seed + TRIES):
-        state = _official_state(env, seed) if placement == "official" else _wide_state(env.task, placement, seed)
+        state = _official_state(env, seed) if placement == "official" else _moved_state(env.task, placement, seed)
         if _settles(env, seed, state):
             return _scene(env.task, placement, seed, state, side)
     raise LarError(f"No {placement} scene of task {env.task} settled with seeds {first_seed} to "
@@ -151,7 +159,7 @@ def other_instruction(task: int, target: str) -> str | None:
 
 def sides(placement: str) -> tuple[int, ...]:
     """Which of a scene's two bowls are named in turn: 0 is the one that the task's own sentence names."""
-    return (0, 1) if placement == "counterfactual" else (0,)
+    return (0, 1) if placement in PAIRED else (0,)
 
 
 def _scene(task: int, placement: str, seed: int, state: np.ndarray, side: int = 0) -> Scene:
@@ -164,7 +172,7 @@ def _check(task: int, placement: str) -> None:
         raise unknown("placement", placement, PLACEMENTS)
     if task not in range(len(RELATIONS)):
         raise unknown("task", task, range(len(RELATIONS)))
-    if placement == "counterfactual" and task not in OTHER_SENTENCE:
+    if placement in PAIRED and task not in OTHER_SENTENCE:
         raise LarError(f"Task {task} has no counterfactual pair: in its scene no sentence names the other bowl alone. "
                        f"Tasks that have one: {', '.join(map(str, OTHER_SENTENCE))}.")
 
@@ -177,13 +185,14 @@ def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
     return state
 
 
-def _wide_state(task: int, placement: str, seed: int) -> np.ndarray:
+def _moved_state(task: int, placement: str, seed: int) -> np.ndarray:
     """An official init state (92,) with new positions for everything that is not on a fixture."""
     rng = np.random.default_rng([PLACEMENTS.index(placement), task, seed])
-    official = official_init_states(task)
+    official, relations = official_init_states(task), RELATIONS[task]
     state = official[rng.integers(len(official))].copy()
-    fixed = {name: xy for name, xy in _positions(state).items() if name in _on_fixtures(task)}
-    layout = next(layout for layout in _layouts(task, fixed, rng) if _acceptable(task, placement, layout))
+    before = _positions(state)
+    proposals = _near_layouts(relations, before, rng) if placement in NEAR else _wide_layouts(relations, before, rng)
+    layout = next(layout for layout in proposals if _acceptable(relations, placement, layout, before))
     for name, xy in layout.items():
         state[_X_ADDRESS[name]:_X_ADDRESS[name] + 2] = xy
     return state
@@ -193,23 +202,42 @@ def _positions(state: np.ndarray) -> dict[str, np.ndarray]:
     return {name: state[address:address + 2] for name, address in _X_ADDRESS.items()}
 
 
-def _on_fixtures(task: int) -> set[str]:
-    return {bowl for bowl, (kind, _) in zip(BOWLS, RELATIONS[task]) if kind == "fixed"}
+def _on_fixtures(relations: Pair) -> set[str]:
+    return {bowl for bowl, (kind, _) in zip(BOWLS, relations) if kind == "fixed"}
 
 
-def _layouts(task: int, fixed: dict[str, np.ndarray], rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+def _wide_layouts(relations: Pair, before: Layout, rng: np.random.Generator) -> Iterator[Layout]:
     """Endless proposals: plate, ramekin and cookies anywhere, the bowls where their relations put them."""
     while True:
-        layout = dict(fixed)
+        layout = {name: before[name] for name in _on_fixtures(relations)}
         for name in (PLATE, RAMEKIN, COOKIES):
             layout[name] = rng.uniform(*TABLE_AREA.T)
-        for bowl, (kind, reference) in zip(BOWLS, RELATIONS[task]):
+        for bowl, (kind, reference) in zip(BOWLS, relations):
             if kind != "fixed":
-                layout[bowl] = _related(kind, reference, layout, rng)
+                layout[bowl] = related(kind, reference, layout, rng)
         yield layout
 
 
-def _related(kind: str, reference: str, layout: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
+def _near_layouts(relations: Pair, before: Layout, rng: np.random.Generator) -> Iterator[Layout]:
+    """Endless proposals: plate, ramekin and cookies up to NEARBY from where they were; bowls go with their references."""
+    while True:
+        moves = {name: _in_disc(NEARBY, rng) for name in (PLATE, RAMEKIN, COOKIES)}
+        for bowl, (kind, reference) in zip(BOWLS, relations):
+            if kind == "between":
+                moves[bowl] = (moves[PLATE] + moves[RAMEKIN]) / 2 + _in_disc(LOOSE, rng)
+            elif kind == "on":
+                moves[bowl] = moves[reference]
+            elif kind != "fixed":
+                moves[bowl] = moves.get(reference, _in_disc(CENTER_RADIUS, rng)) + _in_disc(LOOSE, rng)
+        yield {name: xy + moves.get(name, 0) for name, xy in before.items()}
+
+
+def _in_disc(radius: float, rng: np.random.Generator) -> np.ndarray:
+    angle, distance = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform())
+    return distance * np.array([np.cos(angle), np.sin(angle)])
+
+
+def related(kind: str, reference: str, layout: Layout, rng: np.random.Generator) -> np.ndarray:
     """A position (2,) in relation `kind` to `reference`."""
     angle = rng.uniform(0, 2 * np.pi)
     outward = np.array([np.cos(angle), np.sin(angle)])
@@ -224,17 +252,22 @@ def _related(kind: str, reference: str, layout: dict[str, np.ndarray], rng: np.r
     return middle + (RADII[PLATE] - RADII[RAMEKIN]) / 2 * towards_ramekin + rng.uniform(0, 0.015) * outward
 
 
-def _acceptable(task: int, placement: str, layout: dict[str, np.ndarray]) -> bool:
-    return (_in_area(task, layout) and _apart(task, layout) and _in_reach(placement, layout)
-            and all(_unique(task, side, layout) for side in sides(placement)))
+def _acceptable(relations: Pair, placement: str, layout: Layout, before: Layout) -> bool:
+    """before: the official layout, whose own exceptions from the rules a near scene may share."""
+    allowed = before if placement in NEAR else {}
+    outside = {name for name, xy in allowed.items() if not in_area(relations, {name: xy})}
+    return (in_area(relations, {name: xy for name, xy in layout.items() if name not in outside})
+            and apart(relations, layout, allowed) and _in_reach(placement, layout, allowed)
+            and all(unique(relations, side, layout) for side in sides(placement)))
 
 
-def _in_area(task: int, layout: dict[str, np.ndarray]) -> bool:
-    keep_out = (OPEN_CABINET if ("fixed", "drawer") in RELATIONS[task] else CABINET, STOVE)
+def in_area(relations: Pair, layout: Layout) -> bool:
+    """Whether everything that stands on the table is in reach and in view, and clear of the fixtures."""
+    keep_out = (OPEN_CABINET if ("fixed", "drawer") in relations else CABINET, STOVE)
     return all((TABLE_AREA[:, 0] <= xy).all() and (xy <= TABLE_AREA[:, 1]).all()
                and xy[1] + RADII[name] <= VIEW_EDGE - VIEW_SLOPE * xy[0]
                and all(distance_to_rectangle(xy, *area) >= RADII[name] for area in keep_out)
-               for name, xy in layout.items() if name not in _on_fixtures(task))
+               for name, xy in layout.items() if name not in _on_fixtures(relations))
 
 
 def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range: tuple[float, float]) -> float:
@@ -243,42 +276,47 @@ def distance_to_rectangle(xy: np.ndarray, x_range: tuple[float, float], y_range:
     return float(np.linalg.norm(np.maximum(0, np.maximum(low - xy, xy - high))))
 
 
-def _apart(task: int, layout: dict[str, np.ndarray]) -> bool:
-    return all(np.linalg.norm(layout[a] - layout[b]) >= _least_distance(task, a, b) for a, b in combinations(layout, 2)
-               if not {a, b} <= _on_fixtures(task))
+def apart(relations: Pair, layout: Layout, allowed: Layout | None = None) -> bool:
+    """Whether no two outlines meet that should not. allowed: a layout in which as little distance was enough."""
+    def least(a: str, b: str) -> float:
+        asked = _least_distance(relations, a, b)
+        return min(asked, np.linalg.norm(allowed[a] - allowed[b])) if allowed else asked
+    return all(np.linalg.norm(layout[a] - layout[b]) >= least(a, b) for a, b in combinations(layout, 2)
+               if not {a, b} <= _on_fixtures(relations))
 
 
-def _least_distance(task: int, a: str, b: str) -> float:
-    for bowl, (kind, reference) in zip(BOWLS, RELATIONS[task]):
+def _least_distance(relations: Pair, a: str, b: str) -> float:
+    for bowl, (kind, reference) in zip(BOWLS, relations):
         related = {reference, RAMEKIN} if kind == "between" else {reference}
         if bowl in (a, b) and related & {a, b}:
             return 0.0 if kind == "on" else RADII[a] + RADII[b] - 0.001
     return RADII[a] + RADII[b] + MARGIN
 
 
-def _in_reach(placement: str, layout: dict[str, np.ndarray]) -> bool:
+def _in_reach(placement: str, layout: Layout, allowed: Layout) -> bool:
     limits = {PLATE: PLATE_REACH} | {BOWLS[side]: BOWL_REACH for side in sides(placement)}
-    return all(np.linalg.norm(layout[name] - ROBOT_BASE) <= reach for name, reach in limits.items())
+    return all(np.linalg.norm(layout[name] - ROBOT_BASE) <=
+               max(reach, np.linalg.norm(allowed.get(name, ROBOT_BASE) - ROBOT_BASE)) for name, reach in limits.items())
 
 
-def _unique(task: int, side: int, layout: dict[str, np.ndarray]) -> bool:
+def unique(relations: Pair, side: int, layout: Layout) -> bool:
     """Whether the relation of bowl `side` is true of it and plainly not of the other bowl."""
-    kind, reference = RELATIONS[task][side]
+    kind, reference = relations[side]
     this, other = layout[BOWLS[side]], layout[BOWLS[1 - side]]
     if kind in ("next_to", "center"):
         place = layout[reference] if kind == "next_to" else CENTER
-        return np.linalg.norm(other - place) >= np.linalg.norm(this - place) + UNIQUE
+        return bool(np.linalg.norm(other - place) >= np.linalg.norm(this - place) + UNIQUE)
     if kind == "between":
         return _detour(this, layout) <= 0.01 and _detour(other, layout) >= UNIQUE and _gap(layout) <= 0.35
     return True  # on something: the other bowl stands elsewhere by construction
 
 
-def _detour(xy: np.ndarray, layout: dict[str, np.ndarray]) -> float:
+def _detour(xy: np.ndarray, layout: Layout) -> float:
     """How much longer the way from plate to ramekin is by way of `xy`."""
     return np.linalg.norm(xy - layout[PLATE]) + np.linalg.norm(xy - layout[RAMEKIN]) - _gap(layout)
 
 
-def _gap(layout: dict[str, np.ndarray]) -> float:
+def _gap(layout: Layout) -> float:
     return float(np.linalg.norm(layout[PLATE] - layout[RAMEKIN]))
 
 
