@@ -256,7 +256,7 @@ def _float_kind(precision: str, cuda: bool) -> str:
 def architecture(config: RunConfig) -> PaliGemmaConfig:
     """The configuration of the backbone, without its weights. Raises LarError for one that is not known here."""
     profile = config.profile
-    if profile.backbone == "tiny":
+    if profile.miniature:
         return tiny_config(profile, make_processor(profile.image_size, profile.patch_size))
     if profile.backbone.startswith("google/paligemma-3b"):
         return full_config()
@@ -368,7 +368,7 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
     samples = 0 if run.trained else (config.steps - (log[-1]["step"] if log else 0)) * profile.batch_size
     episodes = profile.episodes_per_task * (_trials(profile) + len(profile.tasks))  # and one kind a task of the control's
     episodes -= sum(len(read_jsonl(folder / "rollouts.jsonl")) for folder in (run.path, run.control))
-    if profile.backbone == "tiny":
+    if profile.miniature:
         sample, scored, cached = SAMPLE["micro" if profile.text_width < 64 else "tiny"], SCORED, 0.0
         episode, together = ENV_STEP * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
         gib = _tiny_memory(profile, cores)

@@ -73,7 +73,7 @@ def _choose(wanted: str) -> tuple[str, str]:
 
 def _allowed(profile: str, why: str) -> tuple[str, str]:
     """The profile, or the tiny one where its weights are PaliGemma's and may not be had."""
-    if make_config(profile=profile).profile.backbone == "tiny" or sign_in():
+    if make_config(profile=profile).profile.miniature or sign_in():
         return profile, why
     return CPU_PROFILE, (f"{profile} needs PaliGemma-3B, whose weights may not be had (see above), so the small model is "
                          "used.")

@@ -32,7 +32,7 @@ from .model.policy import Policy, acting, make_policy
 from .model.saliency import ATTENTION
 from .model.tiny import prepare_backbone, prepare_vae
 from .model.weights import read_config, read_processor
-from .run.config import RunConfig
+from .run.config import MINIATURES, RunConfig
 from .run.errors import Damaged, LarError, unknown
 from .run.files import atomic_path, write_json, write_text
 from .run.folder import Run
@@ -114,14 +114,14 @@ def from_pretrained(source: str | Path, *, revision: str | None = None,
 
 
 def base_model(config: RunConfig) -> Entry | None:
-    """The manifest's entry of the backbone; None for one that is made here ("tiny").
+    """The manifest's entry of the backbone; None for one of ours (`MINIATURES`).
 
     Raises LarError for a folder: nobody else has it, and its licence is not known.
     """
     name = config.profile.backbone
     listed = {entry.id: entry for entry in load_manifest().values() if entry.kind == "weights"}
-    if name != "tiny" and name not in listed:
-        raise unknown("backbone of a policy for others", name, ["tiny", *listed])
+    if not config.profile.miniature and name not in listed:
+        raise unknown("backbone of a policy for others", name, [*MINIATURES, *listed])
     return listed.get(name)
 
 
@@ -135,7 +135,7 @@ def _write_backbone(run: Run, folder: Path) -> None:
 
 
 def _required(config: RunConfig) -> tuple[str, ...]:
-    frozen_here = config.profile.backbone == "tiny" and config.profile.tune != "all"
+    frozen_here = config.profile.miniature and config.profile.tune != "all"
     return (*REQUIRED, "backbone/model.safetensors") if frozen_here else REQUIRED
 
 

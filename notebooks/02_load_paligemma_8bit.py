@@ -41,7 +41,7 @@ from lar_core.notebook import show, table
 
 profile = notebook.choose_profile(PROFILE)
 run = notebook.open_run("attention_mask", profile, drive=DRIVE)
-real = run.config.profile.backbone != "tiny"
+real = not run.config.profile.miniature
 print("PaliGemma's own weights." if real else "Random weights of the same architecture: sizes and agreement can be seen, "
       "what it says cannot.")
 

@@ -30,7 +30,7 @@ EVERY = 1.0  # seconds between looks at the checkpoint folder
 @contextmanager
 def keep_snapshots(run: Run, heldout: DemoDataset) -> Iterator[None]:
     """While the block trains `run`, keep the panels of two held-out frames from before training and each checkpoint."""
-    if run.config.condition.reconstructor == "none" or run.config.profile.backbone != "tiny":
+    if run.config.condition.reconstructor == "none" or not run.config.profile.miniature:
         yield
         return
     policy = make_policy(run.config, prepare_backbone(run)).eval()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ..measure import compare
 from ..measure.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, sign_test
-from ..run.config import CONDITIONS, PROFILES
+from ..run.config import CONDITIONS, MINIATURES, PROFILES
 from ..run.registry import REGULARISERS
 from ..scene.episode import kinds_of
 from ..scene.placements import OTHER_SENTENCE
@@ -349,8 +349,8 @@ def caveats(document: dict) -> list[str]:
         (not study, "The intervals cover the choice of init states and episodes, not that of the training seed."),
         (seeds < 3, f"{'One' if seeds == 1 else seeds} training seed{'s' * (seeds > 1)}: a difference between two "
          "conditions needs at least three of each before it is believed."),
-        (profile.get("backbone") == "tiny", "The backbone is a small PaliGemma trained here from scratch. What holds "
-         "for it need not hold for the pre-trained 3-billion-parameter one."),
+        (profile.get("backbone") in (*MINIATURES, "tiny"), "The backbone is a PaliGemma in miniature. What holds for it "
+         "need not hold for the pre-trained 3-billion-parameter one."),
         (study and ("," in commit or "+" in commit), f"The runs were not all made by one committed state of the code "
          f"({commit})."),
         (study, "Every condition is compared with the reference only: two others may differ from each other undetected."),
