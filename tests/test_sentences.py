@@ -33,7 +33,7 @@ def test_without_colours_only_the_relation_tells_them_apart():
     rng = np.random.default_rng(0)
     facts = Facts((3, 5), STANDARD)
     for _ in range(50):
-        said = detect(facts, 1, rng)
+        said = instruct(facts, 1, rng)
         assert "cookie box" in said.text[: said.spans[0][1]]
     assert nameable(facts) == [0, 1]
     assert nameable(Facts((3, FREE), STANDARD)) == [0]

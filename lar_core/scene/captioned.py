@@ -54,6 +54,7 @@ MOVABLE = (*BOWLS, COOKIES, RAMEKIN, PLATE)
 ARM = {"home": 0.2, "anywhere": 0.35, "at": 0.32, "holding": 0.13}  # where the hand is, and how often
 SPACE = np.array([[-0.25, 0.20], [-0.30, 0.33], [0.95, 1.25]])  # of the hand, metres: (x, y, z) × (low, high)
 FIXTURE_NOISE, RECOLOURED = 0.006, 0.5  # metres; the share of scenes with colours drawn anew
+OF_BENCHMARK = 0.4  # the share of scenes whose two bowls stand in the relations of one of the benchmark's tasks
 RGB = {"black": (0.10, 0.10, 0.115), "white": (0.9, 0.9, 0.88), "red": (0.75, 0.1, 0.09), "green": (0.1, 0.5, 0.15),
        "blue": (0.1, 0.2, 0.7), "yellow": (0.85, 0.75, 0.1), "purple": (0.45, 0.12, 0.55), "orange": (0.9, 0.45, 0.08)}
 OPEN, PINCHING, DRAWER, DRAWER_OPEN = 0.04, 0.004, 44, -0.151  # of a finger, metres; address in qpos, and metres
@@ -192,6 +193,9 @@ class Studio:
         """Two different relations for the two bowls, and positions (2,) of everything that make them true."""
         while True:
             numbers = rng.choice(len(RELATIONS), 2, replace=False).tolist()
+            if rng.random() < OF_BENCHMARK:
+                numbers = [RELATIONS.index(relation) for relation in OF_TASKS[rng.integers(len(OF_TASKS))]]
+                rng.shuffle(numbers)
             relations = tuple(RELATIONS[number] for number in numbers)
             for _ in range(8):
                 layout = self._layout(relations, fixtures, rng)

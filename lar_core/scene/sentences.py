@@ -70,11 +70,10 @@ def instruct(facts: Facts, bowl: int, rng: np.random.Generator, unheard: bool = 
 
 
 def detect(facts: Facts, bowl: int, rng: np.random.Generator) -> Said:
-    """PaliGemma's `detect`, of the bowl alone or of it and another thing."""
-    named = [(_bowl(facts, bowl, rng), bowl)]
-    if rng.random() < 0.5:
-        place = int(rng.integers(2, len(THINGS)))
-        named.append((_other(facts, place, rng), place))
+    """PaliGemma's `detect`, of the bowl, of another thing, or of both in either order."""
+    place = int(rng.integers(2, len(THINGS)))
+    both = [(_bowl(facts, bowl, rng), bowl), (_other(facts, place, rng), place)]
+    named = [both[:1], both[1:], both, both[::-1]][rng.choice(4, p=(0.4, 0.3, 0.15, 0.15))]
     return _fill("detect " + " ; ".join("{}" for _ in named), named)
 
 
