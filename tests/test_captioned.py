@@ -39,7 +39,8 @@ def test_what_is_seen_of_a_thing_lies_in_its_box(shots):
     seen = 0
     for shot in shots:
         for thing in range(len(THINGS)):
-            if len(found := pixels(shot, thing)):
+            drawn_out = THINGS[thing] == "cabinet" and RELATIONS.index(("fixed", "drawer")) in shot["relations"]
+            if len(found := pixels(shot, thing)) and not drawn_out:
                 top, left, bottom, right = shot["boxes"][thing]
                 assert (found >= np.array([top, left]) - 2.5).all() and (found <= np.array([bottom, right]) + 1.5).all()
                 seen += 1
