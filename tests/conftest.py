@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 
 os.environ.setdefault("LAR_LIBERO_ASSETS", "standin")  # tests never depend on what else this machine has
 
@@ -37,6 +39,25 @@ def policy_of(backbone_folder):
     """A factory: policy_of("gaze_mask", mask_grid="essay") is an untrained micro policy of that condition."""
     return lambda condition="attention_mask", **changes: make_policy(make_config(condition, "micro", **changes),
                                                                      backbone_folder)
+
+
+def wait_until(happened: Callable[[], object], seconds: float = 240) -> None:
+    """Wait for what another process or thread does; a busy machine takes a minute to import torch."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"not in {seconds} seconds"
+        time.sleep(0.02)
+
+
+def timed(work: Callable, taken: list[float]) -> Callable:
+    """`work`, which appends to `taken` the seconds of every call: who measures it from outside must find no less."""
+    def measured(*arguments, **settings):
+        began = time.perf_counter()
+        try:
+            return work(*arguments, **settings)
+        finally:
+            taken.append(time.perf_counter() - began)
+    return measured
 
 
 def reconstruct(policy, batch, encoding=None):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import io
-import time
 
 import numpy as np
 import pytest
+from conftest import wait_until
 from PIL import Image
 
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
-from lar_core.run.files import append_jsonl
+from lar_core.run.files import append_jsonl, read_jsonl
 from lar_core.run.folder import Run
 from lar_core.show import cells, figures
 from lar_core.show.findings import Finding
@@ -56,8 +56,12 @@ def test_live_curves_are_redrawn_while_rows_arrive_and_at_the_end(tmp_path, monk
     monkeypatch.setattr(cells.DisplayHandle, "display", lambda *_: None)
     monkeypatch.setattr(cells.DisplayHandle, "update", lambda _, picture: drawn.append(picture))
     run = Run.open(make_config(profile="micro"), tmp_path / "run")
+    looks = []
+    monkeypatch.setattr(cells, "read_jsonl", lambda path: looks.append(path) or read_jsonl(path))
     with cells.live_curves(run, every=0.05):
-        for step in (1, 2, 3):
+        for step, drawings in ((1, 0), (2, 1), (3, 2)):  # one row is no curve, and what was drawn is not drawn again
             append_jsonl(run.metrics, {"step": step, "action": 5.0 / step, "recon": 1.0})
-        time.sleep(1.0)
-    assert len(drawn) == 2 and all(picture.data[1:4] == b"PNG" for picture in drawn)
+            looks.clear()
+            wait_until(lambda: len(looks) >= 4)
+            assert len(drawn) == drawings
+    assert len(drawn) == 3 and all(picture.data[1:4] == b"PNG" for picture in drawn)

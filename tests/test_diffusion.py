@@ -4,8 +4,6 @@ Regions cut out and put back: against Pillow's resampling, scipy's box filter, a
 """
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy.ndimage import zoom
+from test_house import imported, modules
 
 from lar_core.model.diffusion import (
     DRAWS,
@@ -220,10 +219,11 @@ def test_an_autoencoder_that_is_partly_random_is_refused(vae_folder, spoil, sent
         load_vae(vae_folder)
 
 
-def test_other_conditions_do_not_even_import_diffusers():
-    done = subprocess.run([sys.executable, "-c", "import sys, lar_core.model.train; print('diffusers' in sys.modules)"],
-                          capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+def test_diffusers_is_imported_only_by_functions_that_need_it():
+    """So that conditions without a denoiser do not wait for it, nor fail where it is missing."""
+    with_it = [name for name in modules() if "diffusers" in {other.split(".")[0] for other in imported(name)}]
+    assert with_it == ["lar_core.model.diffusion"]
+    assert "diffusers" not in {other.split(".")[0] for other in imported(*with_it, everywhere=False)}
 
 
 # --- regions ---------------------------------------------------------------------------------------------------------

@@ -22,41 +22,41 @@ sys.stdout.write(f"one of {group().num_processes}\n")  # one write: two processe
 """
 
 
-@pytest.fixture
-def new_run(tmp_path):
-    return lambda name, **changes: Run.open(make_config("random_mask", "micro", **{**SETTINGS, **changes}), tmp_path / name)
+def new_run(folder, name):
+    return Run.open(make_config("random_mask", "micro", **SETTINGS), folder / name)
 
 
-def launch(run, demos, tmp_path):  # noqa: F811
-    script = tmp_path / "train_here.py"
+@pytest.fixture(scope="module")
+def two(demos, tmp_path_factory):  # noqa: F811
+    """A run that two processes have trained, each of which has said who it is."""
+    folder = tmp_path_factory.mktemp("two")
+    run, script = new_run(folder, "run"), folder / "train_here.py"
     script.write_text(IN_A_PROCESS + WHO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    return subprocess.run([*command, str(run.path), str(demos)], capture_output=True, text=True, timeout=240)
-
-
-def test_two_processes_train_as_one_does(new_run, demos, tmp_path):  # noqa: F811
-    """Random masks, shifts, hidden words and chunks that run over an episode's end would all differ if shares were drawn
-    apart."""
-    one, two = new_run("one"), new_run("two")
-    train(one, [demos])
-    done = launch(two, demos, tmp_path)
+    done = subprocess.run([*command, str(run.path), str(demos)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("one of 2") == 2
+    return run
+
+
+def test_two_processes_train_as_one_does(two, demos, tmp_path):  # noqa: F811
+    """Random masks, shifts, hidden words and chunks that run over an episode's end would all differ if shares were drawn
+    apart."""
+    one = new_run(tmp_path, "one")
+    train(one, [demos])
     for single, shared in zip(without_times(one), without_times(two), strict=True):
         assert shared == pytest.approx(single, rel=1e-4, abs=1e-7)
     for ours, theirs in zip(load_policy(one)[0].parameters(), load_policy(two)[0].parameters()):
         assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-def test_one_process_writes(new_run, demos, tmp_path):  # noqa: F811
-    run = new_run("run")
-    assert launch(run, demos, tmp_path).returncode == 0
-    steps = [row["step"] for row in without_times(run)]
+def test_one_process_writes(two):
+    steps = [row["step"] for row in without_times(two)]
     assert steps == sorted(set(steps)), "every line stands once"
-    assert run.trained and not list((run.path / "checkpoints").glob(".*"))
+    assert two.trained and not list((two.path / "checkpoints").glob(".*"))
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused(new_run, demos, monkeypatch):  # noqa: F811
+def test_a_batch_that_cannot_be_shared_equally_is_refused(demos, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("lar_core.model.train.Accelerator.num_processes", 3)
     with pytest.raises(LarError, match="batch_size is 8, which 3 processes cannot share equally"):
-        train(new_run("run"), [demos])
+        train(new_run(tmp_path, "run"), [demos])

@@ -7,12 +7,15 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lar_core import estimate
 from lar_core.data.hub import entry
 from lar_core.estimate import T4, Machine, Size, plan, this_machine
+from lar_core.measure.costs import NOISE_FRAMES, noise_dataset
 from lar_core.model.policy import make_policy
 from lar_core.model.tiny import full_config
+from lar_core.model.train import Trainer
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
@@ -42,11 +45,21 @@ def test_the_true_size_has_the_published_number_of_parameters():
     assert size.embedding == 257_216 * 2048
 
 
-def test_the_cache_file_is_as_large_as_planned(tmp_path, backbone_folder):
-    """A cached frame: image, 20 text tokens and wrist camera, 2 bytes a number."""
+def test_the_feature_cache_is_planned_for_image_20_text_tokens_and_wrist_camera_at_2_bytes_a_number():
     size = Size(make_config(profile="t4"))
     assert plan(make_config(profile="t4"), T4, frames=1000).disk == 1000 * (256 + 20 + 64) * 2048 * 2
     assert size.features == 340 * 2048
+
+
+@pytest.mark.parametrize("condition", ["attention_mask", "bridge_head"])  # the second also keeps what the tower gives
+def test_the_feature_cache_is_as_large_as_planned(tmp_path, backbone_folder, monkeypatch, condition):
+    config = make_config(condition, "micro", backbone=str(backbone_folder), precision="int8", tune="lora_top",
+                         top_layers=2, saliency_layers=2, cache=True)
+    trainer = Trainer(Run.open(config, tmp_path / "run"), noise_dataset(config), tmp_path / "data")
+    monkeypatch.setattr(estimate, "TEXT", trainer.batch(0)[0]["states"].shape[1] - Size(config).image)
+    (kept,) = (tmp_path / "data").rglob("*.safetensors")
+    written = sum(value.nbytes for value in load_file(kept).values())
+    assert written == plan(config, CPU, frames=NOISE_FRAMES).disk
 
 
 def test_published_and_computed_t4_budgets_hold():

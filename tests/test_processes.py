@@ -17,17 +17,17 @@ from lar_core.run.errors import LarError
 from lar_core.run.processes import GRANTED, Stopped, cores, on_stop, stop
 
 PARENT = """
-import multiprocessing, time
+import multiprocessing, os, time
 from lar_core.run.processes import end_with_parent
 
 def work():
     end_with_parent()
+    print(os.getpid(), flush=True)
     time.sleep(60)
 
 if __name__ == "__main__":
     worker = multiprocessing.get_context("spawn").Process(target=work)
     worker.start()
-    print(worker.pid, flush=True)
     worker.join()
 """
 
@@ -35,8 +35,7 @@ if __name__ == "__main__":
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
     parent = subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True)
-    worker = psutil.Process(int(parent.stdout.readline()))
-    time.sleep(1)  # let it get as far as its thread
+    worker = psutil.Process(int(parent.stdout.readline()))  # which says so when it listens for its parent's end
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     worker.wait(timeout=20)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import wait_until
 from test_demos import make_episode
 
 from lar_core.data.dataset import Stats, load_split, make_dataset
@@ -26,12 +28,19 @@ from lar_core.run.folder import Run
 from lar_core.run.processes import Stopped
 
 CHANGES = {"samples": 160, "batch_size": 4, "checkpoint_every": 5}  # 40 steps
+HALF_WAY = {**CHANGES, "samples": 200, "checkpoint_every": 8}  # 50 steps; step 10 is logged after a checkpoint
 IN_A_PROCESS = """
 import sys
 from pathlib import Path
 from lar_core.run.folder import Run
 from lar_core.model.train import train
 train(Run.load(sys.argv[1]), [Path(sys.argv[2])])
+"""
+HELD_AT_STEP_12 = """
+import time
+from lar_core.model.train import Trainer
+one_step = Trainer.one_step
+Trainer.one_step = lambda trainer: one_step(trainer) if trainer.step < 12 else time.sleep(600)
 """
 
 
@@ -54,9 +63,36 @@ def new_run(tmp_path):
     return make
 
 
-def start(run, demos):
-    return subprocess.Popen([sys.executable, "-c", IN_A_PROCESS, str(run.path), str(demos)],
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+@pytest.fixture(scope="module")
+def whole(demos, tmp_path_factory):
+    """A finished run of 50 steps, which no test may change."""
+    run = Run.open(make_config("attention_mask", "micro", **HALF_WAY), tmp_path_factory.mktemp("whole") / "run")
+    train(run, [demos])
+    return run
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of that run."""
+    return Run.load(shutil.copytree(whole.path, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def killed(demos, tmp_path_factory):
+    """The same run, killed between two checkpoints; and what who trained there as well was told."""
+    run = Run.open(make_config("attention_mask", "micro", **HALF_WAY), tmp_path_factory.mktemp("killed") / "run")
+    process = subprocess.Popen([sys.executable, "-c", HELD_AT_STEP_12 + IN_A_PROCESS, str(run.path), str(demos)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: run.metrics.exists() or process.poll() is not None)
+        assert process.poll() is None, process.stderr.read()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(LarError) as refused:
+            patch.setattr("lar_core.run.folder.PATIENCE", 0)
+            train(run, [demos])
+    finally:
+        process.kill()
+        process.wait(timeout=60)
+    return run, str(refused.value)
 
 
 def trainer_of(run, demos):
@@ -64,26 +100,13 @@ def trainer_of(run, demos):
     return Trainer(run, make_dataset(episodes, Stats.of(episodes), run.config))
 
 
-def wait_for_checkpoint(run, process):
-    deadline = time.monotonic() + 240  # a busy machine takes a minute to import torch
-    while not run.checkpoints():
-        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
-        time.sleep(0.02)
-
-
 def without_times(run):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in read_jsonl(run.metrics)]
 
 
-def test_two_processes_do_not_train_in_one_folder(new_run, demos, monkeypatch):
-    run = new_run("run", samples=100_000)
-    process = start(run, demos)
-    wait_for_checkpoint(run, process)
-    monkeypatch.setattr("lar_core.run.folder.PATIENCE", 0)
-    with pytest.raises(LarError, match="Another process is at work in .*run: wait until it is done"):
-        train(run, [demos])
-    process.kill()
-    process.wait(timeout=60)
+def test_two_processes_do_not_train_in_one_folder(killed):
+    run, refused = killed
+    assert re.search("Another process is at work in .*run: wait until it is done", refused)
     with run.alone():
         pass
 
@@ -150,15 +173,10 @@ def test_training_runs_in_another_thread_than_the_main_one(new_run, demos):
     assert run.trained
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_training_goes_on_and_ends_at_the_same_bits(new_run, demos, stop):
-    whole, stopped = new_run("whole"), new_run("stopped")
-    train(whole, [demos])
-    process = start(stopped, demos)
-    wait_for_checkpoint(stopped, process)
-    process.send_signal(stop)
-    process.wait(timeout=60)
-    assert process.returncode != 0 and not stopped.trained
+def test_a_killed_training_goes_on_and_ends_at_the_same_bits(whole, killed, demos, tmp_path):
+    stopped = Run.load(shutil.copytree(killed[0].path, tmp_path / "stopped"))
+    assert [path.name for path in stopped.checkpoints()] == ["step_000008"]
+    assert [row["step"] for row in without_times(stopped)] == [10]
     train(stopped, [demos])
     name = "model.safetensors"
     assert (stopped.final_checkpoint / name).read_bytes() == (whole.final_checkpoint / name).read_bytes()
@@ -166,7 +184,7 @@ def test_a_stopped_training_goes_on_and_ends_at_the_same_bits(new_run, demos, st
 
 
 def test_a_denoiser_goes_on_with_the_noise_that_it_would_have_seen(new_run, demos):
-    whole = new_run("whole", condition="gaze_diffusion")
+    whole = new_run("whole", condition="gaze_diffusion", samples=80)
     train(whole, [demos])
     shutil.copytree(whole.path, whole.path.with_name("stopped"))
     stopped = Run.load(whole.path.with_name("stopped"))
@@ -177,39 +195,32 @@ def test_a_denoiser_goes_on_with_the_noise_that_it_would_have_seen(new_run, demo
     assert without_times(stopped) == without_times(whole)
 
 
-def test_metrics_show_both_losses_and_what_each_sends_into_the_backbone(new_run, demos):
-    run = new_run("run", samples=240)
-    train(run, [demos])
-    rows = read_jsonl(run.metrics)
-    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50, 60]
+def test_metrics_show_both_losses_and_what_each_sends_into_the_backbone(whole):
+    rows = read_jsonl(whole.metrics)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40, 50]
     with_gradients = [row for row in rows if "grad_action" in row]
     assert with_gradients and all(row["grad_action"] > 0 and row["grad_recon"] > 0 for row in with_gradients)
     assert rows[-1]["loss"] == pytest.approx(rows[-1]["action"] + 0.5 * rows[-1]["recon"], rel=1e-5)
 
 
-def test_losses_fall(new_run, demos):
-    run = new_run("run", samples=400)
-    train(run, [demos])
-    rows = read_jsonl(run.metrics)
-    assert rows[-1]["action"] < rows[0]["action"] - 0.5
+def test_losses_fall(whole):
+    rows = read_jsonl(whole.metrics)
+    assert rows[-1]["action"] < rows[0]["action"] - 0.5, [row["action"] for row in rows]
 
 
-def test_only_the_last_checkpoints_are_kept_and_a_finished_run_is_not_trained_again(new_run, demos):
-    run = new_run("run")
-    train(run, [demos])
-    assert [path.name for path in run.checkpoints()] == ["step_000035", "step_000040"]
-    before = run.metrics.read_bytes()
-    train(run, [Path("no such file")])
-    assert run.metrics.read_bytes() == before
+def test_only_the_last_checkpoints_are_kept_and_a_finished_run_is_not_trained_again(copy):
+    assert [path.name for path in copy.checkpoints()] == ["step_000048", "step_000050"]
+    before = copy.metrics.read_bytes()
+    train(copy, [Path("no such file")])
+    assert copy.metrics.read_bytes() == before
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_still_works(new_run, demos):
-    run = new_run("run")
-    train(run, [demos])
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_still_works(copy, demos):
+    run = copy
     (run.final_checkpoint / "trainer.pt").write_bytes(b"half a file")
     (run.path / "config.yaml").touch()
-    damaged = run.final_checkpoint.rename(run.path / "checkpoints" / "step_000039")  # as if killed before the end
-    with pytest.raises(LarError, match="step_000039.*damaged.*go on from the one before"):
+    damaged = run.final_checkpoint.rename(run.path / "checkpoints" / "step_000049")  # as if killed before the end
+    with pytest.raises(LarError, match="step_000049.*damaged.*go on from the one before"):
         train(run, [demos])
     (damaged / "trainer.pt").unlink(), (damaged / "model.safetensors").unlink(), (damaged / "config.yaml").unlink()
     damaged.rmdir()
@@ -234,11 +245,9 @@ def test_loading_an_untrained_run_says_what_to_do(new_run):
         load_policy(new_run("run"))
 
 
-def test_checkpoints_hold_no_pickle_but_optimiser_tensors(new_run, demos):
-    run = new_run("run")
-    train(run, [demos])
-    assert {path.name for path in run.final_checkpoint.iterdir()} == {"model.safetensors", "config.yaml", "trainer.pt"}
-    torch.load(run.final_checkpoint / "trainer.pt", weights_only=True)
+def test_checkpoints_hold_no_pickle_but_optimiser_tensors(whole):
+    assert {path.name for path in whole.final_checkpoint.iterdir()} == {"model.safetensors", "config.yaml", "trainer.pt"}
+    torch.load(whole.final_checkpoint / "trainer.pt", weights_only=True)
 
 
 def test_more_is_masked_at_the_end_than_at_the_beginning_where_the_mask_grows(new_run, demos):
