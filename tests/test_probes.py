@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,10 +45,16 @@ def demos(tmp_path_factory):
     return [folder / "demo.hdf5"]
 
 
-def trained(tmp_path, demos, condition="random_mask"):
-    run = Run.open(make_config(condition, "micro", samples=16), tmp_path / "run")
-    train(run, demos)
-    return run, *load_policy(run)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, demos):
+    """A factory: trained("random_mask") is that condition's run, trained once for all tests, with a policy of its own."""
+    @cache
+    def run_of(condition):
+        run = Run.open(make_config(condition, "micro", samples=16), tmp_path_factory.mktemp(condition))
+        train(run, demos)
+        return run
+
+    return lambda condition="random_mask": (run_of(condition), *load_policy(run_of(condition)))
 
 
 def test_mean_patch_is_the_mean_of_the_visible_ones():
@@ -70,8 +77,8 @@ def numbers(value: object) -> list[float]:
     return [value] if isinstance(value, int | float) else []
 
 
-def test_every_number_is_there_and_finite(tmp_path, demos):
-    result = probe_heldout(*trained(tmp_path, demos), demos)
+def test_every_number_is_there_and_finite(trained, demos):
+    result = probe_heldout(*trained(), demos)
     assert result["train_episodes"] == 2 and result["heldout_episodes"] == 2
     assert 0 <= result["action"]["l1"]["mean"] <= 2
     assert all(math.isfinite(value) for value in numbers(result))
@@ -85,15 +92,15 @@ def test_every_number_is_there_and_finite(tmp_path, demos):
     assert own == pytest.approx(result["aggregations"][0]["metrics"]["energy"]["mean"])
 
 
-def test_conditions_without_a_decoder_reconstruct_nothing(tmp_path, demos):
-    run, policy, stats = trained(tmp_path, demos, "action_only")
+def test_conditions_without_a_decoder_reconstruct_nothing(trained, demos):
+    run, policy, stats = trained("action_only")
     assert probe_heldout(run, policy, stats, demos)["reconstruction"] is None
     with np.load(run.path / "gallery.npz", allow_pickle=False) as gallery:
         assert "panels" not in gallery and gallery["saliency_maps"].shape[1] == 16
 
 
-def test_a_policy_that_knows_the_action_has_no_error(tmp_path, demos, monkeypatch):
-    run, policy, stats = trained(tmp_path, demos)
+def test_a_policy_that_knows_the_action_has_no_error(trained, demos, monkeypatch):
+    run, policy, stats = trained()
     monkeypatch.setattr(type(policy), "act", lambda self, batch: (batch["actions"], None))
     result = probe_heldout(run, policy, stats, demos)
     assert result["action"]["l1"]["mean"] == 0 < result["action"]["l1_mean_action"]["mean"]
@@ -201,8 +208,8 @@ def test_a_policy_that_lives_on_its_queries_is_found_out(policy_of, dataset):
 # The denoiser on held-out frames: its loss beside another frame's states, its pictures, and the words about it.
 
 
-def test_a_held_out_run_has_the_section_and_its_pictures(tmp_path, demos):
-    run, policy, stats = trained(tmp_path, demos, "gaze_diffusion")
+def test_a_held_out_run_has_the_section_and_its_pictures(trained, demos):
+    run, policy, stats = trained("gaze_diffusion")
     result = probe_heldout(run, policy, stats, demos)
     assert result["reconstruction"] is None
     assert 0 < result["denoising"]["loss"]["mean"] < 1.5 and result["denoising"]["episodes"] == 2
@@ -211,8 +218,8 @@ def test_a_held_out_run_has_the_section_and_its_pictures(tmp_path, demos):
         assert gallery["panels"].shape[1:] == (4, 64, 64, 3)
 
 
-def test_a_denoiser_that_reads_nothing_loses_nothing_by_another_frames_states(tmp_path, demos):
-    run, policy, stats = trained(tmp_path, demos, "gaze_diffusion")
+def test_a_denoiser_that_reads_nothing_loses_nothing_by_another_frames_states(trained, demos):
+    run, policy, stats = trained("gaze_diffusion")
     with torch.no_grad():
         policy.decoder.denoiser.states.weight.zero_()
     _, heldout = load_split(demos, 0.5, 0)
