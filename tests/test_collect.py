@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from lar_core.data.demos import read_episodes
 from lar_core.run.config import make_config
@@ -39,7 +40,7 @@ def test_the_same_demonstrations_after_a_kill_and_with_more_processes(config, tm
     script = tmp_path / "record.py"
     script.write_text(RECORD)
     killed = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")])
-    wait_for(lambda: list((tmp_path / "killed").rglob("attempt_*.hdf5")))
+    wait_until(lambda: list((tmp_path / "killed").rglob("attempt_*.hdf5")))
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     (path,) = demo_paths(config, tmp_path / "killed")
@@ -133,10 +134,3 @@ def fake_attempts(monkeypatch, failing) -> list[int]:
     monkeypatch.setattr(collecting, "_attempt", attempt)
     monkeypatch.setattr(collecting, "pool", pool)
     return made
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing was recorded in time"
-        time.sleep(0.05)
