@@ -24,7 +24,19 @@ quiet()
 # Where the tests themselves are started in the background, the shell has told them to ignore these.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+LONG = ("test_studies.py", "test_end_to_end.py", "test_collect.py", "test_rollout.py", "test_env.py", "test_presets.py",
+        "test_demonstrations.py", "test_distributed.py", "test_full_size.py", "test_train.py", "test_wheel.py")
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
+
+
+def pytest_configure(config):
+    """Several workers take files in the order below; xdist would begin with those of many tests, and wait for a long one."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +58,7 @@ def wait_until(happened: Callable[[], object], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline, f"not in {seconds} seconds"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def timed(work: Callable, taken: list[float]) -> Callable:
