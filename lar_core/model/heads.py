@@ -32,14 +32,16 @@ class Trunk:
 
 
 class Head(nn.Module):
-    """The wrist camera's tokens and one proprioception token in front of the head's own.
+    """The wrist camera's tokens and one proprioception token in front of `tokens` of the head's own.
 
-    An answer is logits (B, K, 7, 256), or with `l1` the actions (B, K, 7) themselves.
+    What the backbone made of them (an `Encoding`) becomes, in `forward`, an answer: logits (B, K, 7, 256), or with `l1`
+    the actions (B, K, 7) themselves.
     """
 
     reads_layers = False  # whether it asks for the states of every layer (Encoding.layers)
     reads_vision = False  # whether it asks for what the vision tower gives (Encoding.vision)
     writes = False  # whether it acts by putting tokens behind those of `suffix`, one after the other
+    tokens: int  # how many of its own it adds
 
     def __init__(self, trunk: Trunk, *, chunk: int, l1: bool = False, proprio: bool = True):
         """chunk: K; l1: answer with numbers, scored by absolute error; proprio: whether the state is a token."""
@@ -49,26 +51,17 @@ class Head(nn.Module):
         self.proprio = nn.Linear(PROPRIO, trunk.width) if proprio else None
         self.norm = nn.LayerNorm(trunk.width)
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens of its own the head adds."""
-        raise NotImplementedError
-
-    def senses(self, wrist: Tensor | None, proprio: Tensor) -> Tensor:
-        """Wrist tokens (B, W, D) and proprioception (B, 8), where they are on -> (B, W + 1 or fewer, D)."""
-        parts = [] if wrist is None else [wrist.to(self.norm.weight.dtype)]
-        if self.proprio is not None:
-            parts.append(self.proprio(proprio)[:, None])
-        return torch.cat(parts, dim=1) if parts else proprio.new_zeros(len(proprio), 0, self.norm.weight.shape[0])
-
     def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
-        """Tokens behind the prefix (B, S, D). actions (B, K, 7): what a head that writes is to continue, in training."""
-        senses = self.senses(wrist, proprio)
-        return torch.cat([senses, self.queries.expand(len(senses), -1, -1)], dim=1)
+        """Tokens behind the prefix (B, S, D): wrist (B, W, D) and proprio (B, 8), where they are on, then `own`."""
+        own = self.own(len(proprio), actions)
+        senses = [] if wrist is None else [wrist.to(own.dtype)]
+        if self.proprio is not None:
+            senses.append(self.proprio(proprio)[:, None])
+        return torch.cat([*senses, own], dim=1)
 
-    def forward(self, encoding: Encoding) -> Tensor:
-        """What the backbone made of `suffix` -> the answer."""
-        raise NotImplementedError
+    def own(self, samples: int, actions: Tensor | None) -> Tensor:
+        """Its own tokens (B, N, D). actions (B, K, 7): what a head that writes is to continue, in training."""
+        return self.queries.expand(samples, -1, -1)
 
     def loss(self, answer: Tensor, actions: Tensor, padded: Tensor, valid: float | None = None) -> Tensor:
         """L_action; arguments as in `action_loss`."""
@@ -86,6 +79,10 @@ class Head(nn.Module):
         """The last layer: from tokens of this width to one number or 256 logits a degree of freedom."""
         return nn.Linear(width, DOF if self.l1 else DOF * BINS)
 
+    def _read(self, states: Tensor) -> Tensor:
+        """Final states of its tokens (..., D) -> what the last layer makes of them."""
+        return self.logits(self.norm(states.to(self.norm.weight.dtype)))
+
     def _shaped(self, answer: Tensor) -> Tensor:
         """(B, K, 7) stays, (B, K, 7 * 256) -> (B, K, 7, 256)."""
         return answer if self.l1 else answer.unflatten(-1, (DOF, BINS))
@@ -97,18 +94,13 @@ class ParallelHead(Head):
 
     def __init__(self, trunk: Trunk, **options):
         super().__init__(trunk, **options)
+        self.tokens = self.chunk
         self.queries = nn.Parameter(torch.randn(self.chunk, trunk.width) * self.scale)
         self.logits = self._reader(trunk.width)
 
-    @property
-    def tokens(self) -> int:
-        """K."""
-        return self.chunk
-
     def forward(self, encoding: Encoding) -> Tensor:
         """The final states of the queries -> the answer."""
-        queries = encoding.suffix[:, -self.chunk:].to(self.queries.dtype)  # (B, K, D)
-        return self._shaped(self.logits(self.norm(queries)))
+        return self._shaped(self._read(encoding.suffix[:, -self.tokens:]))
 
 
 @HEADS.register("autoregressive", "one token after another", losses=("cross_entropy",))
@@ -119,29 +111,24 @@ class AutoregressiveHead(Head):
 
     def __init__(self, trunk: Trunk, **options):
         super().__init__(trunk, **options)
+        self.tokens = self.chunk * DOF
         self.start = nn.Parameter(torch.randn(1, trunk.width) * self.scale)
         self.bins = nn.Embedding(BINS, trunk.width)
         self.places = nn.Parameter(torch.randn(self.tokens, trunk.width) * self.scale)  # which step, which of the seven
         nn.init.normal_(self.bins.weight, std=self.scale)
         self.logits = nn.Linear(trunk.width, BINS)
 
-    @property
-    def tokens(self) -> int:
-        """K x 7."""
-        return self.chunk * DOF
-
-    def suffix(self, wrist: Tensor | None, proprio: Tensor, actions: Tensor | None = None) -> Tensor:
+    def own(self, samples: int, actions: Tensor | None) -> Tensor:
         """With `actions` a token for each of their numbers, which sees those before it; without, the first token alone."""
-        senses = self.senses(wrist, proprio)
-        tokens = self.start.expand(len(senses), 1, -1)
+        tokens = self.start.expand(samples, 1, -1)
         if actions is not None:
             before = self.bins(to_bins(actions).flatten(1)[:, :-1])  # (B, K * 7 - 1, D)
             tokens = torch.cat([tokens, before], dim=1)
-        return torch.cat([senses, tokens + self.places[: tokens.shape[1]]], dim=1)
+        return tokens + self.places[: tokens.shape[1]]
 
     def forward(self, encoding: Encoding) -> Tensor:
         """The final states of the tokens -> logits (B, K, 7, 256)."""
-        return self._read(encoding.suffix[:, -self.tokens:]).unflatten(1, (self.chunk, DOF))
+        return self._read(encoding.suffix[:, -self.tokens:]).unflatten(1, (-1, DOF))
 
     def act(self, encoding: Encoding, extend: Extend) -> Tensor:
         """Token by token, each written behind those before -> actions (B, K, 7)."""
@@ -149,13 +136,9 @@ class AutoregressiveHead(Head):
         for number in range(1, self.tokens):
             token = self.bins(words[-1]) + self.places[number]  # (B, D)
             words.append(self._write(extend(token[:, None])[:, 0], number))
-        return bin_centres(torch.stack(words, dim=1).unflatten(1, (self.chunk, DOF)))
+        return bin_centres(torch.stack(words, dim=1).unflatten(1, (-1, DOF)))
 
     def _write(self, state: Tensor, number: int) -> Tensor:
         """The bin (B,) of token `number`; the gripper's is one of the two that demonstrations have."""
         word = median_bins(self._read(state))
         return (word >= BINS // 2) * (BINS - 1) if number % DOF == GRIPPER else word
-
-    def _read(self, states: Tensor) -> Tensor:
-        """(..., D) -> logits (..., 256)."""
-        return self.logits(self.norm(states.to(self.places.dtype)))

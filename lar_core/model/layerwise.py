@@ -33,6 +33,7 @@ class LayerwiseHead(Head):
     """
 
     reads_layers = True
+    tokens = QUERIES
 
     def __init__(self, trunk: Trunk, make_block: Callable[[int], nn.Module], **options):
         super().__init__(trunk, **options)
@@ -42,11 +43,6 @@ class LayerwiseHead(Head):
         self.blocks = nn.ModuleList(make_block(width) for _ in range(trunk.layers))
         self.last_norm = nn.LayerNorm(width)
         self.answer = self._reader(width)
-
-    @property
-    def tokens(self) -> int:
-        """Q."""
-        return QUERIES
 
     def forward(self, encoding: Encoding, shown: Encoding | None = None) -> Tensor:
         """shown: another encoding, whose image the policy is given in the place of its own; the queries stay."""
