@@ -186,8 +186,7 @@ def localising_heads(attention: np.ndarray, count: int = LOCALISING) -> list[tup
     the lowest spatial entropy. They rank the entropies in every picture and count; here they are averaged over pictures.
     """
     mass = attention.sum(axis=-1).mean(axis=0)  # (N, H), share of the attention that goes to the image
-    entropy = np.array([[np.mean([spatial_entropy(frame) for frame in attention[:, layer, head]])
-                         for head in range(mass.shape[1])] for layer in range(mass.shape[0])])
+    entropy = np.apply_along_axis(spatial_entropy, -1, attention).mean(axis=0)  # (N, H)
     candidates = np.argwhere(mass >= elbow(mass.ravel()))
     order = sorted((entropy[layer, head], layer, head) for layer, head in candidates.tolist())
     return [(layer, head) for _, layer, head in order[:count]]

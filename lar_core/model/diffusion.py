@@ -254,8 +254,8 @@ def load_vae(folder: Path) -> AutoencoderKL:
 def object_boxes(pixels: Tensor) -> Tensor:
     """The named object's pixels (B, H, W), 0/1 -> its padded boxes, cut at the border; the whole image where it is not
     in view."""
-    rows, columns = _span(pixels.bool().any(dim=2)), _span(pixels.bool().any(dim=1))  # each (B, 2), shares
-    low, high = torch.stack([columns[:, 0], rows[:, 0]], dim=1), torch.stack([columns[:, 1], rows[:, 1]], dim=1)
+    spans = [_span(pixels.bool().any(dim=axis)) for axis in (1, 2)]  # of columns and of rows, each (B, 2), shares
+    low, high = torch.stack(spans, dim=2).unbind(dim=1)  # the corners (B, 2): column, row
     padding = PADDING * (high - low)
     return torch.cat([low - padding, high + padding], dim=1).clamp(0, 1)
 

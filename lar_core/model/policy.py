@@ -129,9 +129,14 @@ class Policy(nn.Module):
 
         source: another mask source than the condition's.
         """
+        coverage = motion = None  # (B, P): what of a patch the named object covers, and how much it changed
+        if "regions" in batch:
+            coverage = area_resample(batch["regions"][:, 0].flatten(1).float(), self.grid)
+        if "previous" in batch:
+            change = (batch["images"].float() - batch["previous"].float()).abs().mean(dim=1)  # (B, H, W)
+            motion = area_resample(change.flatten(1), self.grid)
         return make_mask(source or self.condition.mask_source, saliency=area_resample(saliency, self.grid),
-                         coverage=self.coverage(batch), draws=draws, motion=self.motion(batch),
-                         ratio=self.ratio(batch))
+                         coverage=coverage, motion=motion, ratio=self.ratio(batch), draws=draws)
 
     def ratio(self, batch: dict) -> float:
         """The share of patches that is masked; in training it may grow."""
@@ -179,20 +184,6 @@ class Policy(nn.Module):
             with torch.no_grad():  # where a prompt that names nothing looks
                 prefix.reference = self.backbone.encode(self.see(batch["images"]), [GENERIC] * len(prefix.ids)).saliency
         return prefix
-
-    def coverage(self, batch: dict) -> Tensor | None:
-        """Share of each mask-grid patch (B, P) that the named object covers; None without segmentation."""
-        if "regions" not in batch:
-            return None
-        pixels = batch["regions"][:, 0].flatten(1).float()  # (B, H*W)
-        return area_resample(pixels, self.grid)
-
-    def motion(self, batch: dict) -> Tensor | None:
-        """Mean absolute change of each mask-grid patch (B, P) since the frame before; None where not asked for."""
-        if "previous" not in batch:
-            return None
-        change = (batch["images"].float() - batch["previous"].float()).abs().mean(dim=1)  # (B, H, W)
-        return area_resample(change.flatten(1), self.grid)
 
     def target_pixels(self, images: Tensor) -> Tensor:
         """images uint8 -> pixels of the mask grid's patches (B, P, 3pp) in [-1, 1], resized where the grid asks."""

@@ -80,7 +80,8 @@ def consistency(given: Given) -> Tensor:
     masks = [mask_top(given.draws.uniform(*given.saliency.shape).to(given.saliency.device), k) for _ in range(2)]
     one, other = (given.see_again([given.whole], hidden=mask)[0].saliency for mask in masks)
     left = ~(masks[0] | masks[1])
-    return divergence(_normalised(one * left), _normalised(other * left)).mean()
+    maps = [part / part.sum(dim=1, keepdim=True).clamp_min(1e-12) for part in (one * left, other * left)]
+    return divergence(*maps).mean()
 
 
 @REGULARISERS.register("contrastive", "The same map in other words, another one for the other bowl's sentence",
@@ -136,14 +137,11 @@ def divergence(one: Tensor, other: Tensor) -> Tensor:
     return (parts[0] + parts[1]) / 2
 
 
-def _filling(sentence: list[tuple[str, list[int]]]) -> list[int]:
+def _filling(sentence: Words) -> list[int]:
     """Places of the words that name no object, colour or relation; none where that would hide everything."""
-    filling = places_of(sentence, lambda word: word not in CONTENT)
-    return filling if places_of(sentence, CONTENT.__contains__) else []
-
-
-def _normalised(saliency: Tensor) -> Tensor:
-    return saliency / saliency.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    if not any(word in CONTENT for word, _ in sentence):
+        return []
+    return [place for word, group in sentence if word not in CONTENT for place in group]
 
 
 def read_words(backbone: Backbone, prefix: Prefix) -> list[Words]:
@@ -162,9 +160,8 @@ def hide(backbone: Backbone, prefix: Prefix, places: Sequence[Sequence[int]]) ->
     for row, chosen in enumerate(places):
         hidden[row, list(chosen)] = True
     hidden = hidden.to(prefix.ids.device)
-    image, text = prefix.ids[:, : backbone.patches], prefix.ids[:, backbone.patches:]
-    text = text.masked_fill(hidden, backbone.processor.tokenizer.unk_token_id)
-    return replace(prefix, ids=torch.cat([image, text], dim=1), instruction=prefix.instruction & ~hidden), hidden
+    ids = prefix.ids.masked_fill(F.pad(hidden, (backbone.patches, 0)), backbone.processor.tokenizer.unk_token_id)
+    return replace(prefix, ids=ids, instruction=prefix.instruction & ~hidden), hidden
 
 
 def hide_words(backbone: Backbone, prefix: Prefix, draws: Draws) -> tuple[Prefix, Tensor]:
@@ -185,11 +182,6 @@ def draw(sentence: Words, noise: Tensor) -> list[int]:
     scores = weight.log() - (-noise[1 : 1 + len(sentence)].clamp(1e-7, 1 - 1e-7).log()).log()
     chosen = scores.topk(max(1, round(share * len(sentence)))).indices.tolist()
     return [place for number in chosen for place in sentence[number][1]]
-
-
-def places_of(sentence: Words, wanted: Callable[[str], bool]) -> list[int]:
-    """The places of all tokens of the words that are wanted."""
-    return [place for word, group in sentence if wanted(word) for place in group]
 
 
 def beside_objects(sentence: Words) -> list[int]:

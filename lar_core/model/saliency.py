@@ -14,9 +14,9 @@ same operations then. `Backbone` therefore also hands the tap to each layer, as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ class Prefix:
     reference: Tensor | None = None
 
 
+@dataclass(kw_only=True, eq=False)
 class SaliencyTap:
     """Put on around a forward pass; captures softmax(QK^T) of the text rows and image columns of the chosen layers.
 
@@ -53,12 +54,11 @@ class SaliencyTap:
         differentiable: keep the graph, so that a loss on the saliency reaches the weights.
     """
 
-    def __init__(self, *, layers: Iterable[int], image_tokens: int, text_tokens: int, differentiable: bool = False):
-        self.layers = tuple(layers)
-        self.image_tokens = image_tokens
-        self.text_tokens = text_tokens
-        self.differentiable = differentiable
-        self._captured: dict[int, Tensor] = {}
+    layers: Sequence[int]
+    image_tokens: int
+    text_tokens: int
+    differentiable: bool = False
+    _captured: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> SaliencyTap:
         if ACTIVE.get() is not None:
