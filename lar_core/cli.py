@@ -13,11 +13,10 @@ import yaml
 
 from .run.config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfig, make_config
 from .run.conventions import stated_conventions
-from .run.errors import LarError, unknown
+from .run.errors import LarError, cause, unknown
 from .run.folder import DATA, RUNS, Run
 from .run.processes import on_stop, processes, stop
 from .run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
-from .run.unreadable import cause
 
 STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",

@@ -66,7 +66,7 @@ print("saliency", tuple(encoding.saliency.shape), "sums to", [round(float(s), 3)
 # a patch's brightness; for these pictures it is borrowed from the original, so even a bad guess has the right shade.)
 
 # %%
-from lar_core.run.draws import Draws
+from lar_core.run.runtime import Draws
 from lar_core.measure.probes import reconstruction_panels
 from lar_core.show.figures import reconstruction_panels as draw
 

@@ -17,8 +17,7 @@ from hub_stand_in import hub  # noqa: F401  (a fixture for all tests)
 from lar_core.model.policy import make_policy
 from lar_core.model.tiny import build_tiny
 from lar_core.run.config import PROFILES, make_config
-from lar_core.run.draws import Draws
-from lar_core.run.runtime import quiet
+from lar_core.run.runtime import Draws, quiet
 
 quiet()
 # Where the tests themselves are started in the background, the shell has told them to ignore these.

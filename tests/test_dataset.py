@@ -15,8 +15,8 @@ from test_demos import SENTENCE, make_episode
 
 from lar_core.data.dataset import DemoDataset, FrameSampler, Stats, drop_noops, load_split, proprio, shift_images
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
+from lar_core.run.runtime import Draws
 
 SIZES = {"image_size": 16, "wrist_size": 8, "chunk": 4}
 

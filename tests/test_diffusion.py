@@ -30,8 +30,8 @@ from lar_core.model.diffusion import (
 )
 from lar_core.model.policy import make_decoder, make_policy
 from lar_core.run.config import CONDITIONS, PROFILES, make_config
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
+from lar_core.run.runtime import Draws
 
 
 def decoder():

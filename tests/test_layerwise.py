@@ -12,8 +12,8 @@ from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
 from lar_core.model.layerwise import ATTENTION_HEADS, QUERIES, BridgeBlock, FocusBlock
 from lar_core.run.config import CONDITIONS, make_config
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
+from lar_core.run.runtime import Draws
 
 BOTH = pytest.mark.parametrize("condition", ["bridge_head", "focus_head"])
 WIDTH, LAYER, VISION, BATCH = 32, 24, 20, 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lar_core.model.losses import BINS, action_loss, bin_centres, decode, gradient_norm, to_bins
-from lar_core.run.draws import Draws
+from lar_core.run.runtime import Draws
 
 
 def test_uniform_logits_cost_log_256(batch):

@@ -8,9 +8,9 @@ from conftest import reconstruct
 from scipy.ndimage import gaussian_filter
 
 from lar_core.model.masking import Clues, area_resample, count_masked, make_mask, mask_top, pixel_mask
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 from lar_core.run.registry import MASK_SOURCES
+from lar_core.run.runtime import Draws
 
 GRID = 16
 

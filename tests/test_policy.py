@@ -16,9 +16,9 @@ from lar_core.model.policy import Teacher, make_policy
 from lar_core.model.tiny import build_tiny
 from lar_core.model.train import train
 from lar_core.run.config import CONDITIONS, PROFILES, make_config
-from lar_core.run.draws import Draws
 from lar_core.run.errors import Damaged, LarError
 from lar_core.run.folder import Run
+from lar_core.run.runtime import Draws
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)

@@ -17,9 +17,9 @@ from lar_core.model.aggregation import Aggregation
 from lar_core.model.heads import ParallelHead
 from lar_core.run import registry
 from lar_core.run.config import make_config
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 from lar_core.run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, REGULARISERS, Registry
+from lar_core.run.runtime import Draws
 from lar_core.show import figures
 from lar_core.show.pictures import masks
 from lar_core.show.report import beside_baselines, columns, metrics_guide, saliency_cells

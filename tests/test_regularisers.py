@@ -36,11 +36,11 @@ from lar_core.model.regularisers import (
 )
 from lar_core.model.train import train
 from lar_core.run.config import make_config
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 from lar_core.run.files import read_jsonl
 from lar_core.run.folder import Run
 from lar_core.run.registry import REGULARISERS
+from lar_core.run.runtime import Draws
 from lar_core.scene.env import instruction
 
 UNCHANGED = {"sparsity": 0.0, "consistency": 0.0, "contrastive": 0.0, "relational": 0.0, "language": 0.0}

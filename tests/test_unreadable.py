@@ -11,9 +11,8 @@ from lar_core.data.hub import load_manifest
 from lar_core.data.phrases import Phrase, Place, phrases
 from lar_core.measure.film import Film
 from lar_core.model.train import _load_trainer
-from lar_core.run.errors import LarError
+from lar_core.run.errors import LarError, cause, unreadable
 from lar_core.run.files import build_once
-from lar_core.run.unreadable import cause, unreadable
 
 
 @pytest.mark.parametrize("words", [

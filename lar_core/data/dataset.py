@@ -20,11 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..run.config import Condition, RunConfig
-from ..run.draws import Draws
-from ..run.errors import LarError
+from ..run.errors import LarError, unreadable
 from ..run.files import write_json
 from ..run.registry import MASK_SOURCES, REGULARISERS
-from ..run.unreadable import unreadable
+from ..run.runtime import Draws
 from .demos import PER_STEP, Episode, read_episodes
 
 Indices = Sequence[int] | np.ndarray  # of frames

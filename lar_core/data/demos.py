@@ -35,9 +35,8 @@ import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..run.errors import LarError
+from ..run.errors import LarError, reading
 from ..run.files import atomic_path
-from ..run.unreadable import reading
 from . import copies
 from .conventions import Conventions, turned
 from .episode import ARRAYS, IMAGES, OPTIONAL, PER_STEP, Episode, check_episode

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
+from ..run.errors import reading, unwritable
 from ..run.files import append_jsonl, atomic_path, file_sha256, locked, read_jsonl, require_space, write_json
-from ..run.unreadable import reading, unwritable
 from .dataset import DemoDataset
 
 BATCH = 16  # frames computed at once

@@ -12,9 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from ..run.errors import LarError
+from ..run.errors import LarError, unreadable
 from ..run.files import files_below
-from ..run.unreadable import unreadable
 
 AGAIN = "delete it, and download or record it again"
 

@@ -29,10 +29,9 @@ from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import filter_repo_objects
 from pydantic import Field, StringConstraints, model_validator
 
-from ..run.errors import LarError, first_line, unknown
+from ..run.errors import LarError, first_line, unknown, unreadable, unwritable
 from ..run.files import file_sha256, locked, require_space
 from ..run.registry import Checked
-from ..run.unreadable import unreadable, unwritable
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _INSTALLED = _PACKAGE / "data_manifest.yaml"  # put there where a wheel is built (setup.py); a checkout has it beside

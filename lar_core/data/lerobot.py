@@ -22,9 +22,8 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from ..run.errors import LarError, unknown
+from ..run.errors import LarError, reading, unknown, unreadable
 from ..run.files import read_jsonl
-from ..run.unreadable import reading, unreadable
 from .conventions import Conventions, decide
 from .copies import NAMES, PICTURES, check_numbers, name_in, parts_of, plain, to_episode
 from .episode import Episode

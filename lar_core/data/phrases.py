@@ -28,8 +28,7 @@ import pyarrow.parquet as parquet
 from PIL import Image
 from pycocotools import mask as coco_masks
 
-from ..run.errors import LarError, unknown
-from ..run.unreadable import unreadable
+from ..run.errors import LarError, unknown, unreadable
 
 Box = tuple[float, float, float, float]
 

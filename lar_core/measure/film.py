@@ -16,9 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import uniform_filter
 
-from ..run.errors import LarError
+from ..run.errors import LarError, reading
 from ..run.files import atomic_path
-from ..run.unreadable import reading
 
 FPS = 20  # LIBERO's control frequency
 ROUNDS = 6  # of smoothing within patches

@@ -28,11 +28,11 @@ from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
 from ..model.saliency import mean_attention
 from ..model.train import HEAD_FRAMES
-from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.folder import Run
 from ..run.registry import AGGREGATIONS, PASSES
+from ..run.runtime import Draws
 from .metrics import Truth, score
 from .robustness import SPLITS, Frames
 from .statistics import over_episodes

@@ -20,9 +20,9 @@ from ..model.diffusion import Denoising, paste
 from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
 from ..model.policy import Policy
-from ..run.draws import Draws
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
+from ..run.runtime import Draws
 from .maps import aggregation_rows, robustness_rows, truth_of
 from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
 from .robustness import GREY

@@ -17,10 +17,10 @@ import torch
 from ..data.dataset import DemoDataset
 from ..model.policy import Policy, make_policy
 from ..model.tiny import prepare_backbone
-from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import atomic_path
 from ..run.folder import Run
+from ..run.runtime import Draws
 from .probes import reconstructed, reconstruction_panels
 
 FRAMES = 2

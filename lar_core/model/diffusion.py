@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..run.config import Condition, Profile
-from ..run.draws import Draws
 from ..run.errors import Damaged, LarError, first_line
 from ..run.registry import RECONSTRUCTORS
+from ..run.runtime import Draws
 from .mae import make_mae, patchify, sincos_positions, unpatchify
 from .weights import check_loaded, first_not_finite
 

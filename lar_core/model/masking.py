@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.registry import MASK_SOURCES
+from ..run.runtime import Draws
 
 ESSAY_GRID = 14  # the source text's literal setting: 14 x 14 patches, k = 49
 ESSAY_PATCH = 16  # pixels

@@ -25,11 +25,10 @@ from transformers import DynamicCache
 
 from ..data.dataset import Stats
 from ..run.config import Condition, Profile, RunConfig
-from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.folder import Run
 from ..run.registry import HEADS, RECONSTRUCTORS, REGULARISERS
-from ..run.runtime import act_precision
+from ..run.runtime import Draws, act_precision
 from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoising, DiffusionDecoder, densest_boxes, object_boxes

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.registry import REGULARISERS
+from ..run.runtime import Draws
 from .aggregation import words
 from .backbone import Backbone, Encoding, Prefix
 from .masking import count_masked, mask_top

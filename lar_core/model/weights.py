@@ -22,9 +22,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PaliGemmaConfig, PaliGemmaProcessor
 
-from ..run.errors import Damaged, LarError, first_line
+from ..run.errors import Damaged, LarError, cause, first_line
 from ..run.files import read_json
-from ..run.unreadable import cause
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -22,8 +22,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from tqdm import tqdm
 
-from .errors import Damaged, LarError, say_once
-from .unreadable import unwritable
+from .errors import Damaged, LarError, say_once, unwritable
 
 NOTICE = 2.0  # seconds before a process that waits for another one says so
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}  # some network drives have none

@@ -25,11 +25,11 @@ from ..model.aggregation import SINK
 from ..model.diffusion import count, crop, densest_boxes, object_boxes
 from ..model.policy import Policy, make_decoder
 from ..run.config import CONDITIONS, Condition, Profile
-from ..run.draws import Draws
 from ..run.errors import LarError
 from ..run.files import atomic_path
 from ..run.folder import Run
 from ..run.registry import MASK_SOURCES
+from ..run.runtime import Draws
 from ..scene.episode import BLANK
 from . import figures
 from .figures import OTHER, TARGET, covered, encoded, evenly, overlay
