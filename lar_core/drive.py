@@ -33,14 +33,15 @@ from .drive_units import (
     is_checkpoint,
     lacks_files,
     make_parents,
-    remove,
     require_unit,
     swap,
     units,
 )
 from .run.errors import LarError
+from .run.files import remove
 
 EVERY = 60  # seconds
+ABANDONED = 24 * 3600  # seconds after which nobody still copies a checkpoint
 PAUSE = 1  # seconds before what could not be brought back is tried again
 MARK = ".la-reconvla"  # a file in the copy: where it is missing, Drive is not mounted
 NOT_MOUNTED = f"it is not mounted any more (there is no {MARK} in it), run the cell that opened the run again"
@@ -160,6 +161,8 @@ class Mirror:
             failed[Path()] = NOT_MOUNTED
             return 0
         self._each(self.there, self.there.rglob("checkpoints/.step_*.old"), self._recover, failed)
+        for root in (self.here, self.there):
+            self._each(root, self._left_behind(root), self._discard, {})  # a Drive that is read-only keeps them
         return self._each(self.there, units(self.there), self._bring, failed)
 
     def _bring(self, unit: Path) -> int:
@@ -186,6 +189,20 @@ class Mirror:
             target = old.with_name(old.name[1:].rsplit(".", 2)[0])
             if not target.exists():
                 old.rename(target)
+        return 0
+
+    def _left_behind(self, root: Path) -> Iterator[Path]:
+        """What kills have left below `root` and nobody is at work on: copies of this machine, and checkpoints of others,
+        whose machines may be at it for hours; and those that were replaced."""
+        yield from root.rglob(f".*.{self.memory.machine}.tmp")
+        yield from root.rglob("checkpoints/.step_*.old")
+        for path in root.rglob("checkpoints/.step_*.????????.tmp"):
+            if time.time() - path.stat().st_mtime > ABANDONED:
+                yield path
+
+    def _discard(self, left: Path) -> int:
+        with self._alone():
+            remove(left)
         return 0
 
     def _remove_replaced(self, name: Path) -> int:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .run.errors import LarError
-from .run.files import write_text
+from .run.files import file_sha256, remove, write_text
 
 SAME, MINE, THEIRS, APART = "same", "mine is newer", "theirs is newer", "apart"
 SETTLED = 2  # seconds after which a file that is changed again has another time, whatever its file system's clock
@@ -75,8 +75,7 @@ class Memory:
             return self.digests[str(path)][1]
         total = hashlib.sha256(b"folder" if path.is_dir() else b"file")
         for name in files_of(path):
-            with (path / name).open("rb") as content:
-                total.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\0".encode())
+            total.update(f"{name}\0{file_sha256(path / name)}\0".encode())
         if now - changed > SETTLED:
             self.digests[str(path)] = [look, total.hexdigest()]
         return total.hexdigest()
@@ -192,13 +191,6 @@ def swap(temporary: Path, target: Path, old: Path) -> None:
     target.rename(old)
     temporary.rename(target)
     remove(old)
-
-
-def remove(path: Path) -> None:
-    """A file or a folder, or nothing."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
 
 
 def make_parents(root: Path, name: Path) -> None:

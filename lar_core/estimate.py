@@ -47,6 +47,7 @@ ENV_STEP = 0.018  # seconds of one environment step with both images at 224 px: 
 STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
 SAMPLE = {"micro": 0.004, "tiny": 0.016}  # seconds of one training sample of the tiny model on one core
 SCORED = 0.1  # seconds of one frame in the tiny model's saliency scores
+SCORES = ("heldout.json", "gallery.npz")  # what the saliency step leaves
 TIMED = 22  # training steps that are timed, half of them the condition's, half those of action_only
 LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done anything
 
@@ -61,11 +62,6 @@ class Machine:
     base: int  # bytes that the process, or CUDA's context, takes before anything is loaded
     speed: dict[str, float]  # by precision
     acting: str = ""  # the precision in which policies act here; "": that of training
-
-    @property
-    def floats(self) -> int:
-        """Bytes of an activation."""
-        return 2 if self.cuda else 4
 
 
 # Free Colab. Speeds are assumptions, not measurements: fp16 at 35 % of the 65 TFLOP/s that NVIDIA states, int8 three times
@@ -132,62 +128,44 @@ class Size:
 
     def __init__(self, config: RunConfig):
         self.profile, self.condition = config.profile, config.condition
-        built = architecture(config)
+        self._count(architecture(config))
+        top = self.layers - self.join
+        # Passes of each sample through the backbone in one step, and versions of it that the decoder sees.
+        self.looks = 1 + self.condition.mask_input + sum(REGULARISERS.about(name).passes
+                                                         for name in self.condition.regularisers)
+        self.versions = 4 if self.condition.reconstructor == "diffusion" else 1
+        # Operations: of both images of one frame, up to their tokens; of one frame in the language model below the layer
+        # where the head's tokens join; of one sample from there on, forward; of its training step in decoder and head.
+        self.vision_flops = 2 * (self.vision + self.projector) * (self.image + self.wrist)
+        self.lower_flops = self.join * self._layer_flops(self.prefix)
+        self.upper_flops = top * self._layer_flops(self.prefix + self.suffix)
+        self.own_flops = 6 * (self.head * self.profile.chunk + self.decoder * self.image * self.versions)
+        # Numbers that the feature cache keeps of a frame, and parameters that learn.
+        self.features = (self.prefix + self.wrist) * self.width
+        self.features += (self.image + self.wrist) * self.vision_width if self.reads_vision else 0
+        everything = self.vision + self.projector + self.embedding + self.layers * self.layer
+        lora = top * self.profile.lora_rank * self.layer_ends
+        learns = {"all": everything, "full_top": top * self.layer, "lora_top": lora, "lora_all": lora}
+        self.trainable = learns[self.profile.tune] + self.head + self.decoder
+
+    def _count(self, built: PaliGemmaConfig) -> None:
+        """Parameters of each part, and tokens of each kind."""
+        profile, text, vision = self.profile, built.text_config, built.vision_config
+        self.width, self.hidden, self.layers = text.hidden_size, text.intermediate_size, text.num_hidden_layers
+        self.vision_width, self.vision_layers = vision.hidden_size, vision.num_hidden_layers
+        self.join = self.layers - profile.top_layers if profile.tune.endswith("_top") else 0
         with torch.device("meta"):
             vlm = PaliGemmaForConditionalGeneration(built).model
-        text, vision = built.text_config, built.vision_config
-        self.width, self.hidden = text.hidden_size, text.intermediate_size
-        self.layers, top = text.num_hidden_layers, self.profile.top_layers
-        self.join = self.layers - top if self.profile.tune.endswith("_top") else 0
-        trunk = Trunk(self.width, self.layers - self.join, vision.hidden_size)
-        with torch.device("meta"):
-            head = make_head(self.condition, self.profile, trunk)
-        self.layer = count(vlm.language_model.layers[0])
-        self.layer_ends = sum(module.in_features + module.out_features for module in vlm.language_model.layers[0].modules()
+            head = make_head(self.condition, profile, Trunk(self.width, self.layers - self.join, self.vision_width))
+        first = vlm.language_model.layers[0]
+        self.layer, self.embedding = count(first), count(vlm.language_model.embed_tokens)
+        self.layer_ends = sum(module.in_features + module.out_features for module in first.modules()
                               if isinstance(module, nn.Linear))
-        self.embedding, self.vision = count(vlm.language_model.embed_tokens), count(vlm.vision_tower)
-        self.vision_width, self.vision_layers = vision.hidden_size, vision.num_hidden_layers
-        self.projector, self.head = count(vlm.multi_modal_projector), count(head)
+        self.vision, self.projector, self.head = map(count, (vlm.vision_tower, vlm.multi_modal_projector, head))
         self.decoder, self.decoder_kept = self._decoder()
-        self.image = (self.profile.image_size // self.profile.patch_size) ** 2
-        self.wrist = (self.profile.wrist_size // self.profile.patch_size) ** 2
-        self.suffix, self.reads_vision = self.wrist + self.profile.proprio + head.tokens, head.reads_vision
-        self.prefix = self.image + TEXT
-
-    @property
-    def features(self) -> int:
-        """Numbers that the feature cache keeps of a frame."""
-        vision = (self.image + self.wrist) * self.vision_width if self.reads_vision else 0
-        return (self.prefix + self.wrist) * self.width + vision
-
-    @property
-    def vision_flops(self) -> float:
-        """Operations of both images of one frame, up to their tokens."""
-        return 2 * (self.vision + self.projector) * (self.image + self.wrist)
-
-    @property
-    def lower_flops(self) -> float:
-        """Operations of one frame in the language model below the layer where the head's tokens join."""
-        return self.join * self._layer_flops(self.prefix)
-
-    @property
-    def upper_flops(self) -> float:
-        """Operations of one sample from there on, forward."""
-        return (self.layers - self.join) * self._layer_flops(self.prefix + self.suffix)
-
-    @property
-    def own_flops(self) -> float:
-        """Operations of one sample's training step in the decoder and the head."""
-        return 6 * (self.head * self.profile.chunk + self.decoder * self.image * self._passes)
-
-    @property
-    def trainable(self) -> float:
-        """Parameters that learn."""
-        top = self.layers - self.join
-        lora = self.profile.lora_rank * self.layer_ends
-        everything = self.vision + self.projector + self.embedding + self.layers * self.layer
-        backbone = {"all": everything, "full_top": top * self.layer, "lora_top": top * lora, "lora_all": top * lora}
-        return backbone[self.profile.tune] + self.head + self.decoder
+        self.image, self.wrist = ((pixels // profile.patch_size) ** 2 for pixels in (profile.image_size, profile.wrist_size))
+        self.prefix, self.suffix = self.image + TEXT, self.wrist + profile.proprio + head.tokens
+        self.reads_vision = head.reads_vision
 
     def kept_activations(self) -> float:
         """Numbers that autograd keeps of one sample: what each linear layer, norm and product was given."""
@@ -197,21 +175,11 @@ class Size:
         kept = top * tokens * self.width + of_layer if self.profile.checkpointing else top * of_layer
         if self.profile.tune == "all":
             kept += self.vision_layers * (self.image + self.wrist) * 24 * self.vision_width
-        kept += self.image * self._passes * self.decoder_kept
+        kept += self.image * self.versions * self.decoder_kept
         return kept * self.looks
 
     def _layer_flops(self, tokens: int) -> float:
         return 2 * self.layer * tokens + 4 * tokens**2 * self.width
-
-    @property
-    def looks(self) -> int:
-        """Passes of each sample through the backbone in one step."""
-        return 1 + self.condition.mask_input + sum(REGULARISERS.about(name).passes for name in self.condition.regularisers)
-
-    @property
-    def _passes(self) -> int:
-        """Versions of each sample that the decoder sees in one step."""
-        return 4 if self.condition.reconstructor == "diffusion" else 1
 
     def _decoder(self) -> tuple[int, int]:
         """Parameters of the decoder, and the numbers that autograd keeps of each of its tokens; latents count as pixels."""
@@ -231,6 +199,7 @@ def _memory(size: Size, machine: Machine, frames: float) -> dict[str, float]:
     profile = size.profile
     per_weight = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "nf4": 0.5 + 4 / 64}[profile.precision]
     floats = 4 if _float_kind(profile.precision, machine.cuda) == "fp32" else 2
+    activation = 2 if machine.cuda else 4
     lower = 0 if profile.cache else size.join if size.join else size.layers
     top = size.layers - size.join if profile.tune == "lora_top" else 0  # under full_top they count as what learns
     parts = {"process" if not machine.cuda else "CUDA context": machine.base}
@@ -238,9 +207,9 @@ def _memory(size: Size, machine: Machine, frames: float) -> dict[str, float]:
         parts["frozen layers"] = size.layer * (lower * per_weight + top * floats)
         parts["vision tower, embedding"] = 0 if profile.cache else (size.vision + size.projector + size.embedding) * floats
     parts["what learns, with gradients and Adam"] = size.trainable * 16
-    parts["activations"] = size.kept_activations() * profile.batch_size * machine.floats
+    parts["activations"] = size.kept_activations() * profile.batch_size * activation
     tokens = (size.prefix + size.suffix) * profile.batch_size
-    parts["work space"] = (2 * tokens + size.width) * size.hidden * machine.floats  # an MLP's inside twice, one weight
+    parts["work space"] = (2 * tokens + size.width) * size.hidden * activation  # an MLP's inside twice, one weight
     if not machine.cuda:
         parts["demonstrations"] = frames * (4 * profile.image_size**2 + 3 * profile.wrist_size**2)
     return parts
@@ -365,9 +334,11 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
     demos = profile.demos_per_task * len(profile.tasks)
     if profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA)):
         demos = 0
+    lacking = {name for name in (*SCORES, "latency.json", "training_cost.json") if not (run.path / name).exists()}
     samples = 0 if run.trained else (config.steps - (log[-1]["step"] if log else 0)) * profile.batch_size
     episodes = profile.episodes_per_task * (_trials(profile) + len(profile.tasks))  # and one kind a task of the control's
-    episodes -= sum(len(read_jsonl(folder / "rollouts.jsonl")) for folder in (run.path, run.control))
+    episodes -= sum(row["placement"] == profile.placement for folder in (run.path, run.control)
+                    for row in read_jsonl(folder / "rollouts.jsonl"))
     if profile.miniature:
         sample, scored, cached = SAMPLE["micro" if profile.text_width < 64 else "tiny"], SCORED, 0.0
         episode, together = ENV_STEP * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
@@ -381,9 +352,10 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
     sample = log[-1]["seconds"] / log[-1]["step"] / profile.batch_size if log else sample
     seconds = {"demonstrations": START + DEMO * demos / cores if demos else 1.0,
                "training": START + cached + sample * samples * 2 / together,
-               "saliency": START + scored * profile.grounding_frames,
+               "saliency": 1.0 if lacking.isdisjoint(SCORES) else START + scored * profile.grounding_frames,
                "rollouts": 4 * START + episode * episodes if episodes > 0 else 1.0,
-               "latency": 5.0 + TIMED * profile.batch_size * sample}
+               "latency": max(1.0, 5.0 * ("latency.json" in lacking)
+                              + TIMED * profile.batch_size * sample * ("training_cost.json" in lacking))}
     return {name: Cost(seconds[name], gib[name]) for name in STEPS}
 
 

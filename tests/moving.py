@@ -14,8 +14,8 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 from test_demos import SENTENCE, make_episode
 
+from lar_core.data.conventions import projected
 from lar_core.data.episode import Episode
-from lar_core.data.evidence import projected
 
 
 def moving_episode(steps: int = 60, seed: int = 0, size: int = 32, wrist: int = 16, sentence: str = SENTENCE,

@@ -12,7 +12,7 @@ import huggingface_hub.utils._auth as hub_auth
 import pytest
 from hub_stand_in import TOKEN
 
-from lar_core import access
+from lar_core import notebook as access
 from lar_core.data.hub import download, entry
 
 FINE_GRAINED = "Please enable access to public gated repositories in your fine-grained token settings"

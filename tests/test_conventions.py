@@ -9,10 +9,8 @@ import pytest
 from moving import GRIPPERS, ROBOMIMIC, TURNS, moving_episode, stored, write_hdf5
 from scipy.spatial.transform import Rotation
 
-from lar_core.data.conventions import decide
-from lar_core.data.copies import conventions_of, plain, raw_demos
-from lar_core.data.demos import read_episodes
-from lar_core.data.evidence import Raw
+from lar_core.data.conventions import Raw, decide
+from lar_core.data.demos import conventions_of, plain, raw_demos, read_episodes
 from lar_core.run.config import make_config
 from lar_core.run.conventions import CONVENTIONS, stated_conventions
 from lar_core.run.errors import LarError

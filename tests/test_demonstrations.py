@@ -19,9 +19,8 @@ from test_lerobot import write_lerobot
 
 from lar_core import cli
 from lar_core.data import hub as downloading
-from lar_core.data.copies import plain
 from lar_core.data.dataset import DemoDataset, Stats, load_split
-from lar_core.data.demos import PER_STEP, merge_episodes, read_episodes, read_origin, write_episode
+from lar_core.data.demos import PER_STEP, merge_episodes, plain, read_episodes, read_origin, write_episode
 from lar_core.data.hub import entry
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError

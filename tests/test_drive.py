@@ -446,6 +446,22 @@ def test_a_kill_at_any_point_of_a_replacement_loses_no_checkpoint(tmp_path, monk
     assert (one.drive / "checkpoints/step_000200/model").read_text().startswith("trained again") and not one.said
 
 
+def test_what_kills_have_left_half_done_goes_but_nothing_that_another_machine_is_copying(tabs):
+    one, two = tabs
+    folder, mine, other = one.drive / "checkpoints", two.mirror.memory.machine, one.mirror.memory.machine
+    gone = [folder / f".step_000200.{other}.old", folder / f".step_000100.{other}.tmp", folder / f".step_000300.{mine}.tmp",
+            one.drive / f".metrics.jsonl.{mine}.tmp", two.run / f"checkpoints/.step_000300.{mine}.old"]
+    stays = [folder / f".step_000400.{other}.tmp", two.run / "checkpoints/.step_000400.77-12ab34cd.tmp"]
+    for path in (*gone, *stays):
+        path.mkdir(parents=True) if "step" in path.name else path.touch()
+    for path in (gone[1], stays[1]):
+        os.utime(path, (1, 1))  # since 1970
+    two.restart()
+    two.mirror.restore()
+    assert [path.exists() for path in gone] == [False] * 5 and all(path.exists() for path in stays)
+    assert _steps(one.drive) == [100, 200, 300] and not two.said
+
+
 def _work(run, drive, log, seed):
     """Train in a run folder, saving at random moments, until killed; what was reported saved is written down."""
     draws = random.Random(seed)

@@ -19,12 +19,12 @@ from lar_core.drive_units import (
     copy,
     lacks_files,
     make_parents,
-    remove,
     require_unit,
     swap,
     units,
 )
 from lar_core.run.errors import LarError
+from lar_core.run.files import remove
 
 
 def _write(root, files):

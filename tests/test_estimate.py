@@ -176,11 +176,16 @@ def test_what_is_done_already_costs_no_more(run, tmp_path, monkeypatch):
     before = estimate.expected(run, cores=2)
     (tmp_path / "demo.hdf5").touch()
     monkeypatch.setattr(estimate, "demo_paths", lambda *_: [tmp_path / "demo.hdf5"])
-    for _ in range(60):
-        append_jsonl(run.path / "rollouts.jsonl", {})
+    for placement in ["official"] * 60 + ["wide"] * 20:
+        append_jsonl(run.path / "rollouts.jsonl", {"placement": placement})
+    for name in ("heldout.json", "gallery.npz", "training_cost.json"):
+        (run.path / name).touch()
     after = estimate.expected(run, cores=2)
     assert after["demonstrations"].seconds < before["demonstrations"].seconds / 5
-    assert after["rollouts"].seconds < before["rollouts"].seconds / 2
+    assert 30 < after["rollouts"].seconds < before["rollouts"].seconds / 2  # what was seen at another placement is no part
+    assert after["saliency"].seconds == 1 and 1 < after["latency"].seconds < before["latency"].seconds
+    (run.path / "latency.json").touch()
+    assert estimate.expected(run, cores=2)["latency"].seconds == 1
 
 
 @pytest.mark.parametrize("backbone", ["google/paligemma2-3b-pt-224", "somebody/model", "empty", "damaged", "other",

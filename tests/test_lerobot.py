@@ -17,9 +17,8 @@ from moving import moving_episode, stored
 from PIL import Image
 from test_demos import SENTENCE
 
-from lar_core.data.copies import PICTURES
 from lar_core.data.dataset import DemoDataset, Stats
-from lar_core.data.demos import read_episode, write_episode
+from lar_core.data.demos import PICTURES, read_episode, write_episode
 from lar_core.data.lerobot import _PATHS, _pictures, conventions_of, list_episodes, raw_listed, read_listed
 from lar_core.run.errors import LarError
 

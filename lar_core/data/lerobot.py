@@ -8,7 +8,7 @@
         data/chunk-000/file-000.parquet           several episodes a file
         videos/KEY/chunk-000/file-000.mp4
 
-One row a frame. Whatever a copy calls its columns, and by whatever conventions it was made: see copies.py.
+One row a frame. Whatever a copy calls its columns, and by whatever conventions it was made: see demos.py.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from tqdm.auto import tqdm
 
 from ..run.errors import LarError, reading, unknown, unreadable
 from ..run.files import read_jsonl
-from .conventions import Conventions, decide
-from .copies import NAMES, PICTURES, check_numbers, name_in, parts_of, plain, to_episode
+from .conventions import Conventions, Raw, decide
+from .demos import NAMES, PICTURES, check_numbers, name_in, parts_of, plain, to_episode
 from .episode import Episode
-from .evidence import Raw
 
 META = "meta/*"  # what must be there, as a pattern for a download, before `list_episodes` can be asked
 AGAIN = "delete it, and download it again"

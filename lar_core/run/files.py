@@ -48,9 +48,14 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
                            "what was finished before is kept.") from error
         raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, or nothing."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def produce(path: Path, doing: str, make: Callable[[], object]) -> Path:

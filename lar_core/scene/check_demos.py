@@ -9,11 +9,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data import lerobot
-from ..data.conventions import Conventions, decide, turned
-from ..data.copies import plain, raw_demos
-from ..data.demos import made_here
-from ..data.evidence import Raw, Verdict
-from ..data.hdf5 import hdf5_files
+from ..data.conventions import Conventions, Raw, Verdict, decide, turned
+from ..data.demos import made_here, plain, raw_demos
+from ..data.episode import hdf5_files
 from ..run.conventions import CONVENTIONS
 from ..run.errors import LarError
 from ..run.files import atomic_path

@@ -18,12 +18,18 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data import lerobot
-from ..data.conventions import Conventions
-from ..data.copies import conventions_of, plain
-from ..data.demos import Episode, episode_count, made_here, merge_episodes, read_episode, write_episode
-from ..data.episode import resize_episode
-from ..data.evidence import Raw, Verdict
-from ..data.hdf5 import hdf5_files
+from ..data.conventions import Conventions, Raw, Verdict
+from ..data.demos import (
+    Episode,
+    conventions_of,
+    episode_count,
+    made_here,
+    merge_episodes,
+    plain,
+    read_episode,
+    write_episode,
+)
+from ..data.episode import hdf5_files, resize_episode
 from ..data.hub import download, entry
 from ..data.lerobot import META, Listed, list_episodes, read_listed
 from ..run.config import Profile, RunConfig
