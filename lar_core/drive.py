@@ -160,9 +160,9 @@ class Mirror:
         if not os.path.isdir(self.there):
             failed[Path()] = NOT_MOUNTED
             return 0
-        self._each(self.there, self.there.rglob("checkpoints/.step_*.old"), self._recover, failed)
         for root in (self.here, self.there):
-            self._each(root, self._left_behind(root), self._discard, {})  # a Drive that is read-only keeps them
+            self._each(root, self._left_behind(root), self._clear, left := {})
+            failed |= {name: why for name, why in left.items() if name.suffix == ".old"}  # the others harm nobody
         return self._each(self.there, units(self.there), self._bring, failed)
 
     def _bring(self, unit: Path) -> int:
@@ -183,26 +183,22 @@ class Mirror:
             memory.agreed[str(unit)] = [memory.digest(target)]
         return int(verdict == THEIRS)
 
-    def _recover(self, old: Path) -> int:
-        """A kill between the two renames of `swap` has left a checkpoint without its name."""
-        with self._alone():
-            target = old.with_name(old.name[1:].rsplit(".", 2)[0])
-            if not target.exists():
-                old.rename(target)
-        return 0
-
     def _left_behind(self, root: Path) -> Iterator[Path]:
-        """What kills have left below `root` and nobody is at work on: copies of this machine, and checkpoints of others,
-        whose machines may be at it for hours; and those that were replaced."""
-        yield from root.rglob(f".*.{self.memory.machine}.tmp")
-        yield from root.rglob("checkpoints/.step_*.old")
-        for path in root.rglob("checkpoints/.step_*.????????.tmp"):
-            if time.time() - path.stat().st_mtime > ABANDONED:
+        """What kills have left below `root` and nobody is at work on: replaced checkpoints, copies of this machine, and
+        checkpoints of other ones, which may be at it for hours."""
+        for path in root.rglob(".*"):
+            if (path.match("checkpoints/.step_*.old") or path.match(f".*.{self.memory.machine}.tmp")
+                    or path.match("checkpoints/.step_*.????????.tmp") and time.time() - path.stat().st_mtime > ABANDONED):
                 yield path
 
-    def _discard(self, left: Path) -> int:
+    def _clear(self, left: Path) -> int:
+        """A checkpoint that a kill between the two renames of `swap` has left gets its name back; all else goes."""
         with self._alone():
-            remove(left)
+            target = left.with_name(left.name[1:].rsplit(".", 2)[0])
+            if left.suffix == ".old" and not target.exists():
+                left.rename(target)
+            else:
+                remove(left)
         return 0
 
     def _remove_replaced(self, name: Path) -> int:

@@ -35,11 +35,10 @@ from .model.regularisers import hide_words, word_loss
 from .model.tiny import prepare_backbone
 from .model.train import Trainer
 from .run.config import CONDITIONS, RunConfig, make_config
-from .run.draws import Draws
 from .run.errors import LarError, unknown
 from .run.files import atomic_path, produce, write_json
 from .run.folder import DATA, Run, provenance
-from .run.runtime import device
+from .run.runtime import Draws, device
 from .scene.captioned import Scenes, render_scenes, settled_scenes
 from .scene.sentences import Said, detect, instruct, nameable, question
 

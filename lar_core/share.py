@@ -33,10 +33,9 @@ from .model.saliency import ATTENTION
 from .model.tiny import prepare_backbone, prepare_vae
 from .model.weights import read_config, read_processor
 from .run.config import MINIATURES, RunConfig
-from .run.errors import Damaged, LarError, unknown
+from .run.errors import Damaged, LarError, first_line, unknown, unreadable, unwritable
 from .run.files import atomic_path, write_json, write_text
 from .run.folder import Run
-from .run.unreadable import unreadable, unwritable
 from .show.card import model_card
 
 FORMAT = 1  # of config.json
@@ -88,7 +87,7 @@ def upload(folder: Path, repo_id: str, private: bool = True) -> str:
         return str(api.upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=list(FILES),
                                      commit_message="A policy made with LA-ReconVLA"))
     except (TransportError, OSError, ValueError) as error:
-        raise LarError(f"{repo_id} could not be uploaded ({_first_line(error)}): check the connection, the name "
+        raise LarError(f"{repo_id} could not be uploaded ({_told(error)}): check the connection, the name "
                        "OWNER/NAME, and that the token may write there.") from error
 
 
@@ -160,8 +159,9 @@ def _read_config(folder: Path) -> RunConfig:
         config = RunConfig(**{part: values[part] for part in RunConfig.model_fields})
         base = values["base_model"]
     except (OSError, ValueError, KeyError, TypeError, LarError) as error:
-        _pass_on(path, error)
-        raise LarError(f"{folder} holds no policy of this version of lar_core (config.json: {_first_line(error)}): "
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):  # which says nothing of the content
+            raise unreadable(path, error, "export or download the policy again") from error
+        raise LarError(f"{folder} holds no policy of this version of lar_core (config.json: {_told(error)}): "
                        "`lar push --to FOLDER --run-dir RUN` makes one.") from error
     pinned = _named(base_model(config))
     if base != pinned:
@@ -205,11 +205,5 @@ def _download(repo_id: str, revision: str | None) -> Path:
                        "free space on this disk.") from error
 
 
-def _pass_on(path: Path, error: Exception) -> None:
-    """Raise LarError for what the system refused, which does not say that the content is wrong."""
-    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-        raise unreadable(path, error, "export or download the policy again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

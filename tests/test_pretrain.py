@@ -18,10 +18,10 @@ from lar_core.model.policy import make_policy
 from lar_core.model.train import train
 from lar_core.pretrain import Described, JointMasking, pretrain, pretrained, pretraining_config
 from lar_core.run.config import make_config
-from lar_core.run.draws import Draws
 from lar_core.run.errors import LarError
 from lar_core.run.files import read_jsonl
 from lar_core.run.folder import Run
+from lar_core.run.runtime import Draws
 from lar_core.scene import captioned
 from lar_core.scene.captioned import Scenes, settled_scenes
 from lar_core.show.pictures import MIDDLE, write_picture

@@ -160,17 +160,13 @@ class FrameSampler:
 
     def __init__(self, n: int, batch_size: int, seed: int):
         self.n, self.batch_size, self.seed = n, batch_size, seed
-        self._order = (-1, np.arange(0))  # (epoch, its order), only to save time
 
     def batch_indices(self, step: int) -> list[int]:
         """Frames of batch number `step` (0-based): a pure function of (seed, step)."""
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return [int(self._epoch(place // self.n)[place % self.n]) for place in places]
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if self._order[0] != epoch:
-            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n))
-        return self._order[1]
+        orders = {epoch: np.random.default_rng([self.seed, epoch]).permutation(self.n)
+                  for epoch in {place // self.n for place in places}}
+        return [int(orders[place // self.n][place % self.n]) for place in places]
 
 
 def _frames(episodes: Sequence[Episode], name: str, size: int, setting: str) -> np.ndarray:

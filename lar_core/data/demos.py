@@ -311,10 +311,11 @@ def parts_of(arrays: Mapping[str, np.ndarray | None]) -> dict[str, Any]:
     if joined is not None and joined.shape[1:] == (6,):
         for name, part in (("ee_pos", joined[:, :3]), ("ee_ori", joined[:, 3:])):
             found[name] = part if found[name] is None else found[name]
-    if any(found[name] is None for name in ("ee_pos", "ee_ori", "fingers")):
-        found |= {"ee_pos": None, "ee_ori": None, "fingers": None} if found["state"] is not None else {}
-    else:
+    hand = ("ee_pos", "ee_ori", "fingers")
+    if all(found[name] is not None for name in hand):
         found["state"] = None
+    elif found["state"] is not None:
+        found |= dict.fromkeys(hand)
     return found
 
 
@@ -339,11 +340,9 @@ def check_numbers(arrays: Mapping[str, np.ndarray | None], where: str) -> None:
 
 def _raw(file: h5py.File, name: str, path: Path | str) -> Raw:
     group, where = demo_group(file, name, path), f"{path}, {name}"
-    keys = _keys(group)
-    arrays = {what: _numbers(group, keys, what, where) for what in _NUMBERS}
-    length = group.attrs.get("num_samples")
-    found = parts_of(arrays)
+    found = parts_of({what: _numbers(group, what, where) for what in _NUMBERS})
     check_numbers(found, where)
+    length = group.attrs.get("num_samples")
     if length is not None and length != len(found["actions"]):
         raise LarError(f"{where}: num_samples is {length}, but there are {len(found['actions'])} actions.")
     convention = file["data"].attrs.get("macros_image_convention")
@@ -353,15 +352,14 @@ def _raw(file: h5py.File, name: str, path: Path | str) -> Raw:
                model_file=group.attrs.get("model_file", ""), init_state=group.attrs.get("init_state"), **found)
 
 
-def _keys(group: h5py.Group) -> dict[str, str]:
-    """The names in a demonstration: name -> key."""
-    inside = group.get("obs")
-    return {name: name for name in group} | ({name: f"obs/{name}" for name in inside} if inside is not None else {})
+def _found(group: h5py.Group, what: str, where: str) -> np.ndarray | None:
+    """What a demonstration holds of `what`, in its obs or beside it, under the most telling name."""
+    key = next((key for name in NAMES[what] for key in (f"obs/{name}", name) if key in group), None)
+    return None if key is None else read_array(group, key, where)
 
 
-def _numbers(group: h5py.Group, keys: dict[str, str], what: str, where: str) -> np.ndarray | None:
-    name = name_in(keys, what)
-    array = None if name is None else read_array(group, keys[name], where)
+def _numbers(group: h5py.Group, what: str, where: str) -> np.ndarray | None:
+    array = _found(group, what, where)
     if array is not None and not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
         raise LarError(f"{where}, {what} holds {array.dtype}, but numbers are expected.")
     return None if array is None else np.asarray(array, dtype=np.float64)
@@ -369,9 +367,8 @@ def _numbers(group: h5py.Group, keys: dict[str, str], what: str, where: str) -> 
 
 def _pictures(path: Path | str, name: str, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     with open_demos(path) as file:
-        group, where = demo_group(file, name, path), f"{path}, {name}"
-        keys = _keys(group)
-        found = {what: read_array(group, keys[key], where) for what in wanted if (key := name_in(keys, what))}
+        group = demo_group(file, name, path)
+        found = {what: _found(group, what, f"{path}, {name}") for what in wanted}
     return {what: frames for what, frames in found.items() if frames is not None}
 
 

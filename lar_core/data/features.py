@@ -53,11 +53,9 @@ class FeatureCache:
 
         Of several processes that fill one cache one computes at a time, and the next one finds what it has left.
         """
-        missing = self._missing(range(len(self.names)))
-        if missing:
+        if missing := self._missing(range(len(self.names))):
             with locked(self.folder / ".lock", "computing features of the frozen layers"):
-                missing = self._missing(missing)  # less where another process has computed some meanwhile
-                if missing:
+                if missing := self._missing(missing):  # less where another process has computed some meanwhile
                     self._compute(missing, look)
 
     def _compute(self, missing: list[int], look: Look) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from huggingface_hub import HfApi, constants, get_token, snapshot_download, try_to_load_from_cache
@@ -120,12 +120,10 @@ def download(key: str, files: Sequence[str] | None = None, folder: Path | str | 
     space, and for a checksum other than the manifest's or the hub's (the file is then deleted).
     """
     source = _source(key, files or ())
-    patterns = list(files or source.files) or None
-    where = {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": folder,
-             "allow_patterns": patterns}
+    where = _where(source, files, folder)
     with _sentences(source, folder):
         try:
-            listing = _listing(source, patterns)
+            listing = _listing(source, where["allow_patterns"])
         except (TransportError, OfflineModeIsEnabled):
             if (path := _from_before(source, where)) is None:
                 raise
@@ -152,8 +150,7 @@ def _fetch(source: Entry, listing: list[RepoSibling], where: dict) -> Path:
 def here(key: str) -> bool:
     """Whether the hub's cache on this machine holds the weights `key` at their pinned revision, all of them."""
     source = _source(key, ())
-    found = _from_before(source, {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": None,
-                                  "allow_patterns": list(source.files) or None})
+    found = _from_before(source, _where(source))
     if found is None:
         return False
     shards = [set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -170,6 +167,12 @@ def _source(key: str, files: Sequence[str]) -> Entry:
         raise LarError(f"{unlisted[0]} of {source.id} is not listed in data_manifest.yaml, under {key}: add it there, or "
                        "ask for what is listed.")
     return source
+
+
+def _where(source: Entry, files: Sequence[str] | None = None, folder: Path | str | None = None) -> dict[str, Any]:
+    """What the hub's library is told of a download."""
+    return {"repo_type": source.repo_type, "revision": source.pinned_revision(), "local_dir": folder,
+            "allow_patterns": list(files or source.files) or None}
 
 
 def _listing(source: Entry, patterns: list[str] | None) -> list[RepoSibling]:

@@ -18,7 +18,7 @@ from ..data.dataset import channels_first
 from ..model.backbone import Backbone, normalise_pixels
 from ..model.places import boxes_of
 from ..model.regularisers import hide_words, word_logits
-from ..run.draws import Draws
+from ..run.runtime import Draws
 from ..scene.env import instruction
 from ..scene.placements import OTHER_SENTENCE
 from ..scene.sentences import Facts, instruct

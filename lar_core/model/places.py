@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..run.draws import Draws
+from ..run.runtime import Draws
 from ..scene.sentences import CLASSES, THINGS, Said
 from .backbone import Backbone
 from .policy import Policy
@@ -46,7 +46,7 @@ class Places(Policy):
                                        "vision": nn.Linear(width, len(CLASSES))})
         self.answers = Answers(self.backbone)
 
-    def forward(self, batch: dict, draws: Draws) -> dict[str, Tensor]:
+    def forward(self, batch: dict, draws: Draws | None = None) -> dict[str, Tensor]:
         """`loss` and its parts, of a batch as `pretrain.Described` has it."""
         backbone, said, boxes = self.backbone, batch["said"], batch["boxes"]
         prefix = backbone.tokenise([one.text for one in said])

@@ -341,18 +341,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as parent:
+            def make() -> None:
+                build(made := Path(tempfile.mkdtemp(dir=parent)))
+                if not folder.is_dir():  # otherwise another machine was faster, and its folder is as good as ours
+                    made.rename(folder)
+            return produce(folder, f"generating {folder.name}", make)
     except OSError as error:
         raise unwritable(f"The cache folder {folder.parent}", error, "set XDG_CACHE_HOME to a folder that can") from error
-
-    def make() -> None:
-        build(temporary)
-        if not folder.is_dir():  # otherwise another machine was faster, and its folder is as good as ours
-            temporary.rename(folder)
-    try:
-        produce(folder, f"generating {folder.name}", make)
-    except OSError as error:
-        raise unwritable(folder, error, "set XDG_CACHE_HOME to another folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
