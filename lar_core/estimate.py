@@ -45,7 +45,8 @@ CUDA_CONTEXT = 500_000_000  # bytes
 DEMO = 4.4  # seconds of one demonstration on one core
 ENV_STEP = 0.018  # seconds of one environment step with both images at 224 px: a 2-core Xeon, software rendering
 STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
-SAMPLE = {"micro": 0.004, "tiny": 0.016}  # seconds of one training sample of the tiny model on one core
+SAMPLE = {"micro": 0.004, "tiny": 0.016, "cached": 0.0066}  # seconds of one training sample of our small models on one core
+LOOK = 0.005  # seconds in which the frozen part of the small model sees a frame
 SCORED = 0.1  # seconds of one frame in the tiny model's saliency scores
 SCORES = ("heldout.json", "gallery.npz")  # what the saliency step leaves
 TIMED = 22  # training steps that are timed, half of them the condition's, half those of action_only
@@ -340,7 +341,9 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
     episodes -= sum(row["placement"] == profile.placement for folder in (run.path, run.control)
                     for row in read_jsonl(folder / "rollouts.jsonl"))
     if profile.miniature:
-        sample, scored, cached = SAMPLE["micro" if profile.text_width < 64 else "tiny"], SCORED, 0.0
+        kind = "micro" if profile.text_width < 64 else "cached" if profile.cache else "tiny"
+        sample, scored = SAMPLE[kind], SCORED
+        cached = LOOK * FRAMES * profile.demos_per_task * len(profile.tasks) if profile.cache and samples else 0.0
         episode, together = ENV_STEP * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
         gib = _tiny_memory(profile, cores)
     else:
