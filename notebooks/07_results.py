@@ -46,10 +46,10 @@ profile = notebook.choose_profile(PROFILE)
 run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 
 # %%
-from lar_core.measure import compare
+from lar_core.measure import results
 
 kept = Path(lar_core.__file__).parents[1] / "results"
-found = compare.find_results(run.path.parent, kept)
+found = results.find_results(run.path.parent, kept)
 print(f"{len(found)} runs:", ", ".join(result.name for result in found))
 
 # %% [markdown]
@@ -60,7 +60,7 @@ print(f"{len(found)} runs:", ", ".join(result.name for result in found))
 # %%
 from lar_core.show.figures import success_bars
 
-show(success_bars(compare.bars(found)))
+show(success_bars(results.bars(found)))
 
 # %% [markdown]
 # ## Everything in one table
@@ -69,7 +69,7 @@ show(success_bars(compare.bars(found)))
 
 # %%
 table(("run", "success", "blind control", "AOS", "named minus other bowl", "action error", "training, minutes"),
-      compare.summary(found))
+      results.summary(found))
 
 # %% [markdown]
 # ## Which differences are there?
@@ -78,7 +78,7 @@ table(("run", "success", "blind control", "AOS", "named minus other bowl", "acti
 # does not mean equal: the interval says what remains possible.
 
 # %%
-notebook.tell(compare.differences(found) or ["No two runs here were rolled out on the same episodes: run notebook 00 "
+notebook.tell(results.differences(found) or ["No two runs here were rolled out on the same episodes: run notebook 00 "
                                              "with another CONDITION, and come back."])
 
 # %% [markdown]

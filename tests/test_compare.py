@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lar_core.measure.compare import Result, bars, differences, find_results, summary
+from lar_core.measure.results import Result, bars, differences, find_results, summary
 from lar_core.measure.statistics import mcnemar
 from lar_core.run.files import append_jsonl
 

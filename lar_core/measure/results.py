@@ -1,10 +1,14 @@
-"""results.json: every number of a run. Gathering it, its success rates, and older files by the present names."""
+"""results.json: every number of a run. Gathering it, its success rates, older files by the present names, and several
+runs beside each other.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from safetensors import safe_open
@@ -15,7 +19,9 @@ from ..run.folder import Run, provenance
 from ..run.runtime import device_name
 from ..scene.placements import OTHER_SENTENCE, RELATIONS
 from .schema import Document, Results
-from .statistics import wilson
+from .statistics import describe_difference, wilson
+
+BLIND = "blind"  # the condition that is trained without images
 
 
 def _modern(results: dict) -> dict:
@@ -29,6 +35,7 @@ validate_results, load_results, save_results = RESULTS.validate, RESULTS.load, R
 
 # Put what the steps left in a run folder together into results.json.
 
+_ARM = ("policy", "instruction", "placement")
 SCENE = ("assets", "gl", "versions", "picture")  # of a row of rollouts.jsonl: see `scene.reference.scene_record`
 
 
@@ -78,21 +85,16 @@ def _assets(run: Run, episodes: list[dict]) -> dict | None:
 
 def _training(run: Run, heldout: dict) -> dict:
     last = read_jsonl(run.metrics)[-1]
+    parameters = {"backbone": 0, "head": 0, "decoder": 0}
+    with safe_open(run.final_checkpoint / "model.safetensors", framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  (it is no dict)
+            parameters[name.split(".")[0]] += math.prod(file.get_slice(name).get_shape())
     return {"steps": run.config.steps, "samples": run.config.steps * run.config.profile.batch_size,
-            "seconds": last["seconds"], "parameters": _parameters(run.final_checkpoint / "model.safetensors"),
+            "seconds": last["seconds"], "parameters": {**parameters, "total": sum(parameters.values())},
             "train_episodes": heldout["train_episodes"], "heldout_episodes": heldout["heldout_episodes"],
             "final": {"loss": last["loss"], "action": last["action"],
                       "recon": last["recon"] if run.config.condition.reconstructor != "none" else None,
                       **{name: last[name] for name in run.config.condition.regularisers}}}
-
-
-def _parameters(checkpoint: Path) -> dict[str, int]:
-    """Weights per part, counted in the file."""
-    counts = {"backbone": 0, "head": 0, "decoder": 0}
-    with safe_open(checkpoint, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (it is no dict)
-            counts[name.split(".")[0]] += math.prod(file.get_slice(name).get_shape())
-    return {**counts, "total": sum(counts.values())}
 
 
 def _read(path: Path) -> dict | None:
@@ -103,22 +105,17 @@ def _read(path: Path) -> dict | None:
 
 def summarise(episodes: Sequence[dict]) -> list[dict]:
     """Rows of rollouts.jsonl -> success rates with Wilson's intervals, per task and then pooled (task None)."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in episodes:
-        groups.setdefault((row["policy"], row["instruction"], row["placement"], row["task"]), []).append(row)
-    return with_pools([success_row(*key, len(rows), _count(rows, "success"),
-                                   _count(rows, "did_not_listen") if key[1] == "other_bowl" else None)
-                       for key, rows in groups.items()])
+    return with_pools([success_row(*key, len(rows), _total(rows, "success"), _total(rows, "did_not_listen"))
+                       for key, rows in _grouped(episodes, (*_ARM, "task")).items()])
 
 
 def with_pools(rows: Sequence[dict], pools: Sequence[dict] = ()) -> list[dict]:
     """The rows of single tasks, each group followed by the one over all of them; pools: those that exist already."""
-    groups: dict[tuple, list[dict]] = {}
-    for row in rows:
-        groups.setdefault((row["policy"], row["instruction"], row["placement"]), []).append(row)
-    known = {(row["policy"], row["instruction"], row["placement"]): row for row in pools}
-    return [row for key, group in groups.items() for row in (*group, known.pop(key, None) or _pool(key, group))] \
-        + list(known.values())
+    known, made = {key: same[-1] for key, same in _grouped(pools, _ARM).items()}, []
+    for key, group in _grouped(rows, _ARM).items():
+        counts = (_total(group, name) for name in ("episodes", "successes", "did_not_listen"))
+        made += [*group, known.pop(key, None) or success_row(*key, None, *counts)]
+    return made + list(known.values())
 
 
 def success_row(policy: str, instruction: str, placement: str, task: int | None, episodes: int, successes: int | None,
@@ -131,23 +128,20 @@ def success_row(policy: str, instruction: str, placement: str, task: int | None,
             **({"did_not_listen": did_not_listen} if instruction == "other_bowl" else {})}
 
 
-def _pool(key: tuple[str, str, str], rows: Sequence[dict]) -> dict:
-    def total(name: str) -> int | None:
-        counts = [row.get(name) for row in rows]
-        return None if None in counts else sum(counts)
-    return success_row(*key, None, total("episodes"), total("successes"), total("did_not_listen"))
+def _grouped(rows: Iterable[dict], names: Sequence[str]) -> dict[tuple, list[dict]]:
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(name) for name in names), []).append(row)
+    return groups
 
 
-def _count(rows: Sequence[dict], name: str) -> int | None:
-    """How many are true; None where an older row does not know."""
-    values = [row[name] for row in rows]
+def _total(rows: Sequence[dict], name: str) -> int | None:
+    """None where a row does not know."""
+    values = [row.get(name) for row in rows]
     return None if None in values else sum(values)
 
 
 # Older results, whose `swapped` instruction was several things: what each of them was.
-
-_KEY = ("policy", "instruction", "placement", "task")
-
 
 def read_episodes(path: Path, tasks: Sequence[int]) -> list[dict]:
     """Rows of a rollouts.jsonl, old kinds of instruction by their present names; tasks: those of the profile.
@@ -155,7 +149,7 @@ def read_episodes(path: Path, tasks: Sequence[int]) -> list[dict]:
     Of two rows on one episode the later one counts: an old `other_bowl` has been rolled out again.
     """
     rows = (episode for row in read_jsonl(path) if (episode := _modern_episode(row, tasks)))
-    return list({tuple(row.get(name) for name in (*_KEY, "episode")): row for row in rows}.values())
+    return [same[-1] for same in _grouped(rows, (*_ARM, "task", "episode")).values()]
 
 
 def modern_rows(rows: list[dict], tasks: Sequence[int]) -> list[dict]:
@@ -193,3 +187,102 @@ def _kind(task: int, placement: str, tasks: Sequence[int]) -> str:
     if told == OTHER_SENTENCE.get(task):
         return "mixed" if placement == "counterfactual" else "other_bowl"
     return "other_task" if told in tasks else "foreign_task"
+
+
+# Several runs beside each other: run folders of this machine, and results that others kept.
+
+@dataclass(frozen=True)
+class Result:
+    """results: results.json; rows: episodes, of the policy and its control; empty where only results.json was kept."""
+
+    name: str
+    results: dict
+    rows: tuple[dict, ...]
+
+    @property
+    def condition(self) -> str:
+        """Its name."""
+        return self.results["run"]["condition"]
+
+    def entries(self, policy: str) -> list[dict]:
+        """The pooled rows of results.json for a policy and the right instruction, one a placement."""
+        return [row for row in self.results.get("rollouts") or [] if row["task"] is None
+                and (row["policy"], row["instruction"]) == (policy, "right")]
+
+
+def find_results(runs: Path, kept: Path | None = None) -> list[Result]:
+    """Every run below `runs` that has a results.json, then every kept results file that none of them stands for.
+
+    Files that cannot be read are left out with a sentence.
+    """
+    places = [(path.parent.name, path, path.parent) for path in sorted(runs.glob("*/results.json"))]
+    places += [(f"{path.stem} (kept)", path, None) for path in sorted(kept.glob("*.json") if kept else ())
+               if path.stem not in {name for name, *_ in places} and _of_a_run(path)]
+    found = []
+    for name, path, folder in places:
+        try:
+            results = load_results(path)
+            tasks = results["run"]["config"]["profile"].get("tasks", ())
+            rows = [row for part in (folder, folder / "control") for row in read_episodes(part / "rollouts.jsonl", tasks)] \
+                if folder else []
+            found.append(Result(name, results, tuple(rows)))
+        except LarError as error:
+            print(f"{name} is left out: {error}")
+    return found
+
+
+def _of_a_run(path: Path) -> bool:
+    """Whether a kept file is of one run; other things are kept too. What is no JSON at all will be named as damaged."""
+    try:
+        return "run" in json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True
+
+
+def bars(found: Sequence[Result]) -> list[tuple]:
+    """Success of every run and of its blind control, as `figures.success_bars` takes it."""
+    made = [(f"{row['placement']} placements, {result.results['run']['profile']}", label, kind, row["successes"],
+             row["episodes"], row["low"], row["high"])
+            for result in found if result.condition != BLIND
+            for policy, label, kind in ((result.condition, result.name, "model"), (BLIND, "its blind control", "control"))
+            for row in result.entries(policy)]
+    return sorted(made, key=lambda bar: bar[0])  # groups together, the order within a group as it was
+
+
+def summary(found: Sequence[Result]) -> list[tuple]:
+    """(run, success, its blind control's, AOS, named minus other bowl, action error, training minutes) of each."""
+    def count(result: Result, policy: str) -> str:
+        rows = result.entries(policy)
+        return ", ".join(f"{row['successes']}/{row['episodes']} {row['placement']}" for row in rows) or "not run"
+    def number(result: Result, *path: str, unit: float = 1) -> float | str:
+        found = measured(result.results, path)
+        return "not run" if found is None else found / unit
+    return [(one.name, count(one, one.condition), count(one, BLIND), number(one, "grounding", "aos", "model", "mean"),
+             number(one, "grounding", "target_minus_distractor", "model", "mean"), number(one, "action", "l1", "mean"),
+             number(one, "training", "seconds", unit=60)) for one in found]
+
+
+def measured(results: dict, path: Sequence[str]) -> float | None:
+    """What stands at a place in results.json; None where its step has not run."""
+    found: object = results
+    for name in path:
+        found = found and found.get(name)
+    return found
+
+
+def differences(found: Sequence[Result]) -> list[str]:
+    """For every two policies that were rolled out on the same episodes, one sentence with the paired test."""
+    sentences = []
+    for a, b in combinations(found, 2):
+        first, second = (outcomes(result.rows, result.condition) for result in (a, b))
+        if shared := sorted(first.keys() & second.keys()):
+            sentences.append(describe_difference(a.name, [first[key] for key in shared],
+                                                 b.name, [second[key] for key in shared]))
+    return sentences
+
+
+def outcomes(rows: Iterable[dict], policy: str, instruction: str = "right",
+             placement: str | None = None) -> dict[tuple, bool]:
+    """Success by (placement, task, episode, init seed): what pairs the rollouts of two policies. placement None: all."""
+    return {(row["placement"], row["task"], row["episode"], row["init_seed"]): row["success"] for row in rows
+            if (row["policy"], row["instruction"]) == (policy, instruction) and placement in (None, row["placement"])}

@@ -7,13 +7,13 @@ what remains possible.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
 
 ALPHA = 0.05
-Z_POWER_80 = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)  # two-sided alpha 0.05, power 0.8
+RESAMPLES = 9999  # of a bootstrap
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,12 @@ def wilson(successes: int, n: int) -> Interval:
     return Interval(successes / n, float(low), float(high), n)
 
 
-def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
+def evenly(total: int, most: int) -> np.ndarray:
+    """Up to `most` indices, evenly spread over `total`."""
+    return np.linspace(0, total - 1, min(most, total)).round().astype(int)
+
+
+def bootstrap_mean(values: Sequence[float] | np.ndarray) -> Interval:
     """Mean with a percentile bootstrap interval over independent units (pass episode means, not frames).
 
     A single value says nothing about its spread: there is no interval then. Raises ValueError for no values or NaN.
@@ -51,12 +56,11 @@ def bootstrap_mean(values: Sequence[float] | np.ndarray, seed: int = 0, resample
         raise ValueError(f"A mean needs at least one value and no NaN, but got {values}.")
     if len(values) == 1:
         return Interval(float(values[0]), None, None, 1)
-    picks = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[picks].mean(1), [0.025, 0.975])
-    return Interval(float(values.mean()), float(low), float(high), len(values))
+    picks = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    return _percentiles(values, values[picks].mean(1))
 
 
-def clustered_bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 9999) -> Interval:
+def clustered_bootstrap(values: np.ndarray) -> Interval:
     """Mean of values (S, N) with a percentile bootstrap interval that draws seeds, then rollouts of each.
 
     Rollouts of one trained policy resemble each other, so that the seeds have to vary too (Davison and Hinkley, 1997,
@@ -65,15 +69,15 @@ def clustered_bootstrap(values: np.ndarray, seed: int = 0, resamples: int = 9999
     values = np.asarray(values, dtype=float)
     seeds, rollouts = values.shape
     if seeds == 1:
-        within = bootstrap_mean(values[0], seed, resamples)
-        return Interval(within.value, within.low, within.high, 1)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        drawn = rng.integers(seeds, size=(seeds, 1))
-        means[i] = values[drawn, rng.integers(rollouts, size=(seeds, rollouts))].mean()
+        return replace(bootstrap_mean(values[0]), n=1)
+    rng = np.random.default_rng(0)
+    return _percentiles(values, [values[rng.integers(seeds, size=(seeds, 1)),
+                                        rng.integers(rollouts, size=(seeds, rollouts))].mean() for _ in range(RESAMPLES)])
+
+
+def _percentiles(values: np.ndarray, means: Sequence[float] | np.ndarray) -> Interval:
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
-    return Interval(float(values.mean()), float(low), float(high), seeds)
+    return Interval(float(values.mean()), float(low), float(high), len(values))
 
 
 def mean_over_episodes(values: np.ndarray, episode: np.ndarray) -> Interval | None:
@@ -131,12 +135,12 @@ def cohens_h(rate_a: float, rate_b: float) -> float:
     return float(2 * np.arcsin(np.sqrt(rate_a)) - 2 * np.arcsin(np.sqrt(rate_b)))
 
 
-def detectable_unpaired(n: int, p: float = 0.5) -> float:
-    """Smallest difference of two rates near p that n rollouts an arm detect (80 % power, alpha .05, normal approx.)."""
-    return float(min(1.0, Z_POWER_80 * np.sqrt(2 * p * (1 - p) / n)))
+def detectable_unpaired(n: int) -> float:
+    """Smallest difference of two rates near 1/2 that n rollouts an arm detect (80 % power, alpha .05, normal approx.)."""
+    return detectable_paired(n, 0.5)  # of two rollouts that have nothing to do with each other, half differ
 
 
-def detectable_paired(n: int, discordant: float = 0.2, alpha: float = 0.05) -> float:
+def detectable_paired(n: int, discordant: float = 0.2, alpha: float = ALPHA) -> float:
     """The same for n pairs, if a share `discordant` of the pairs has different outcomes (normal approximation)."""
     return float(min(1.0, (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) * np.sqrt(discordant / n)))
 
@@ -146,14 +150,22 @@ def describe_difference(name_a: str, a: Sequence[bool], name_b: str, b: Sequence
 
     Raises ValueError for unequal lengths and for no outcomes.
     """
-    p, differs = mcnemar(a, b), np.asarray(a, dtype=bool) != np.asarray(b, dtype=bool)
-    difference = bootstrap_mean(np.asarray(a, dtype=float) - np.asarray(b, dtype=float))
-    interval = "no interval" if difference.low is None else (
-        f"95 % interval {100 * difference.low:+.0f} to {100 * difference.high:+.0f} points")
-    numbers = (f"{int(np.sum(a))}/{len(a)} against {int(np.sum(b))}/{len(b)}, {100 * difference.value:+.0f} points, "
-               f"{interval}, exact McNemar p = {p:.2g}, {difference.n} paired rollouts")
-    if p < 0.05:
+    p, n = mcnemar(a, b), len(a)
+    difference = bootstrap_mean(np.subtract(a, b, dtype=float))
+    numbers = (f"{sum(a)}/{n} against {sum(b)}/{n}, {points(difference)}, exact McNemar p = {p:.2g}, {n} paired rollouts")
+    if p < ALPHA:
         return f"{name_a} is {'more' if difference.value > 0 else 'less'} successful than {name_b}: {numbers}."
-    least = detectable_paired(len(differs), wilson(int(differs.sum()), len(differs)).high)
+    return not_detected(name_a, name_b, numbers, detectable_paired(n, wilson(int(np.not_equal(a, b).sum()), n).high))
+
+
+def not_detected(name_a: str, name_b: str, numbers: str, least: float) -> str:
+    """The sentences on two policies that were not told apart; least: the smallest difference that would have been."""
     return (f"A difference between {name_a} and {name_b} was not detected: {numbers}. "
             f"So few rollouts can miss differences of up to about {100 * least:.0f} points.")
+
+
+def points(difference: Interval, over: str = "") -> str:
+    """`+15 points, 95 % interval -5 to +35 points`; over: what the interval covers, where that must be said."""
+    low, high = difference.low, difference.high
+    return f"{100 * difference.value:+.0f} points, " + (
+        "no interval" if low is None else f"95 % interval {over}{100 * low:+.0f} to {100 * high:+.0f} points")

@@ -19,21 +19,11 @@ from ..run.config import CONDITIONS, PROFILES, Count, Placement, RunConfig, Shar
 from ..run.errors import LarError, unknown
 from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
-from .compare import BLIND, Result, outcomes
-from .results import load_results, modern_rows, scenes, summarise
+from . import statistics
+from .results import BLIND, Result, load_results, measured, modern_rows, outcomes, scenes, summarise
 from .rollout import episodes_of
 from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section
-from .statistics import (
-    ALPHA,
-    Interval,
-    bootstrap_mean,
-    clustered_bootstrap,
-    cohens_h,
-    detectable_paired,
-    holm,
-    mcnemar,
-    wilson,
-)
+from .statistics import ALPHA, Interval
 
 OWN_LINE = ("condition", "seed", "profile", "tasks", "placement")  # of these, `set` may change none
 
@@ -47,8 +37,7 @@ class Study(Checked):
     seeds: tuple[int, ...] = Field((0,), strict=False)
     profile: str = "tiny"
     tasks: tuple[int, ...] | None = Field(None, strict=False)  # None: the profile's
-    placement: tuple[Placement, ...] = Field(("official",), strict=False)  # demonstrations stand at the first one, rollouts
-    # start at each
+    placement: tuple[Placement, ...] = Field(("official",), strict=False)  # of demonstrations the first, of rollouts each
     set: dict[str, Any] = {}  # fields of condition or profile, the same in every run
 
     @model_validator(mode="before")
@@ -142,7 +131,7 @@ class Contrast:
         a, b = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
         if a.shape != b.shape:
             raise ValueError(f"Paired outcomes must have equal shapes, not {a.shape} and {b.shape}.")
-        return cls(a, b, clustered_bootstrap(a.astype(float) - b), mcnemar(a.ravel(), b.ravel()))
+        return cls(a, b, statistics.clustered_bootstrap(a.astype(float) - b), statistics.mcnemar(a.ravel(), b.ravel()))
 
     def detectable(self, tests: int) -> float:
         """Smallest difference that so many pairs find four times out of five, at the strictest of `tests` tests.
@@ -150,8 +139,8 @@ class Contrast:
         The share of pairs that differ is taken at the upper end of its interval; the pairs count as independent, so
         with seeds that disagree the truth is larger.
         """
-        differing = wilson(int((self.a != self.b).sum()), self.a.size).high
-        return detectable_paired(self.a.size, differing, ALPHA / tests)
+        differing = statistics.wilson(int((self.a != self.b).sum()), self.a.size).high
+        return statistics.detectable_paired(self.a.size, differing, ALPHA / tests)
 
     def verdict(self, p_holm: float) -> str:
         """Detected only if the corrected test and the interval over seeds both say so."""
@@ -164,24 +153,21 @@ class Contrast:
 def comparison(names: tuple[str, str], placement: str, contrast: Contrast, p_holm: float, tests: int) -> dict:
     """One entry of `comparisons` in study.json."""
     a, b = contrast.a, contrast.b
-    numbers = {"condition": names[0], "reference": names[1], "placement": placement, "seeds": len(a), "pairs": a.size,
+    row = {"condition": names[0], "reference": names[1], "placement": placement, "seeds": len(a), "pairs": a.size,
                "only_condition": int((a & ~b).sum()), "only_reference": int((b & ~a).sum()),
                "difference": contrast.difference.written,
-               "cohens_h": cohens_h(a.mean(), b.mean()), "p": contrast.p, "p_holm": p_holm,
+               "cohens_h": statistics.cohens_h(a.mean(), b.mean()), "p": contrast.p, "p_holm": p_holm,
                "detectable": contrast.detectable(tests), "verdict": contrast.verdict(p_holm)}
-    return numbers | {"sentence": _sentence(numbers, int(a.sum()), int(b.sum()), tests)}
+    return row | {"sentence": _sentence(row, contrast, tests)}
 
 
-def _sentence(row: dict, successes: int, reference_successes: int, tests: int) -> str:
-    name, reference, difference, seeds = row["condition"], row["reference"], row["difference"], row["seeds"]
-    interval = "no interval" if difference["low"] is None else (
-        f"95 % interval over {f'{seeds} seeds' if seeds > 1 else 'rollouts of one seed'} "
-        f"{100 * difference['low']:+.0f} to {100 * difference['high']:+.0f} points")
-    numbers = (f"{successes}/{row['pairs']} against {reference_successes}/{row['pairs']}, "
-               f"{100 * difference['mean']:+.0f} points, {interval}, Cohen's h {row['cohens_h']:+.2f}, exact McNemar "
+def _sentence(row: dict, contrast: Contrast, tests: int) -> str:
+    name, reference, seeds, where = row["condition"], row["reference"], row["seeds"], f"on {row['placement']} placements"
+    over = f"over {f'{seeds} seeds' if seeds > 1 else 'rollouts of one seed'} "
+    numbers = (f"{contrast.a.sum()}/{row['pairs']} against {contrast.b.sum()}/{row['pairs']}, "
+               f"{statistics.points(contrast.difference, over)}, Cohen's h {row['cohens_h']:+.2f}, exact McNemar "
                f"p = {row['p']:.2g}, {row['p_holm']:.2g} after Holm's correction for {tests} "
                f"{'test' if tests == 1 else 'tests'}")
-    where = f"on {row['placement']} placements"
     if row["verdict"] != NOT_DETECTED:
         return f"{name} is {row['verdict']} than {reference} {where}: {numbers}."
     why = " The rollouts differ, but not alike in every seed." if row["p_holm"] < ALPHA and seeds > 1 else ""
@@ -198,7 +184,6 @@ COSTS = {"parameters": ("training_cost", "own", "parameters"), "flops": ("traini
          "train_step_ms": ("training_cost", "own", "step_ms"), "peak_bytes": ("training_cost", "own", "peak_bytes"),
          "train_seconds": ("training", "seconds"), "act_ms": ("latency", "p50_ms")}
 BASE = "action_only"  # what every run measures beside its own training step, at the same moment
-
 
 Score = section(mean=float, low=float | None, high=float | None, seeds=listed(float), over_reference=Estimate | None)
 Cost = section(mean=Size, ratio=Size | None)
@@ -229,7 +214,7 @@ def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -
 
     Raises LarError for rollouts that cannot be paired and for runs that used different assets.
     """
-    results = {arm: _read(run) for arm, run in runs.items()}
+    results = {arm: Result(run.path.name, load_results(run.results), tuple(episodes_of(run))) for arm, run in runs.items()}
     arms = {condition: [results[condition, seed] for seed in study.seeds] for condition in study.arms}
     document = {
         "schema_version": 1,
@@ -237,10 +222,8 @@ def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -
                   "seeds": list(study.seeds), "profile": study.profile, "placements": list(study.placement),
                   "changes": json.loads(json.dumps(study.changes))},
         "provenance": _provenance(arms),
-        "arms": [_arm(condition, made, arms[study.reference], study.placement)
-                 for condition, made in arms.items()],
-        "comparisons": comparisons(study, arms),
-    }
+        "arms": [_arm(condition, made, arms[study.reference], study.placement) for condition, made in arms.items()],
+        "comparisons": comparisons(study, arms)}
     STUDY.save(folder / FILE, document)
     return document
 
@@ -250,19 +233,14 @@ def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
     others = [condition for condition in study.arms if condition != study.reference]
     contrasts = {(condition, placement): Contrast.of(*_paired(arms[condition], arms[study.reference], placement))
                  for placement in study.placement for condition in others}
-    corrected = holm([contrast.p for contrast in contrasts.values()])
+    corrected = statistics.holm([contrast.p for contrast in contrasts.values()])
     return [comparison((condition, study.reference), placement, contrast, p, len(contrasts))
             for ((condition, placement), contrast), p in zip(contrasts.items(), corrected)]
 
 
-def _read(run: Run) -> Result:
-    return Result(run.path.name, load_results(run.results), tuple(episodes_of(run)))
-
-
 def _paired(a: Sequence[Result], b: Sequence[Result], placement: str) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes (S, N) of two arms, seed by seed, in the same order of init states. Raises LarError if they differ."""
-    tables = [[{key: success for key, success in outcomes(result.rows, result.condition).items() if key[0] == placement}
-               for result in arm] for arm in (a, b)]
+    tables = [[outcomes(result.rows, result.condition, placement=placement) for result in arm] for arm in (a, b)]
     keys = sorted(tables[0][0])
     for result, table in zip((*a, *b), (*tables[0], *tables[1])):
         if sorted(table) != keys or not keys:
@@ -281,29 +259,22 @@ def _arm(condition: str, made: Sequence[Result], reference: Sequence[Result], pl
 
 def _score(made: Sequence[Result], reference: Sequence[Result], path: Sequence[str]) -> dict | None:
     """Mean over seeds, and mean difference from the same seeds of the reference, with intervals over seeds."""
-    values = [_value(result.results, (*path, "mean")) for result in made]
+    values = [measured(result.results, (*path, "mean")) for result in made]
     if None in values:
         return None
-    beside = [_value(result.results, (*path, "mean")) for result in reference]
-    gain = None if None in beside else bootstrap_mean(np.subtract(values, beside)).written
-    return {**bootstrap_mean(values).written, "seeds": values, "over_reference": gain}
+    beside = [measured(result.results, (*path, "mean")) for result in reference]
+    gain = None if None in beside else statistics.bootstrap_mean(np.subtract(values, beside)).written
+    return {**statistics.bootstrap_mean(values).written, "seeds": values, "over_reference": gain}
 
 
 def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
     """Mean over seeds; ratio: how many times that of `action_only`, where each run measured both."""
-    values = [_value(result.results, path) for result in made]
+    values = [measured(result.results, path) for result in made]
     if None in values:
         return None
-    beside = [_value(result.results, [BASE if name == "own" else name for name in path]) for result in made]
+    beside = [measured(result.results, [BASE if name == "own" else name for name in path]) for result in made]
     ratio = float(np.mean(np.divide(values, beside))) if "own" in path else None
     return {"mean": float(np.mean(values)), "ratio": ratio}
-
-
-def _value(results: dict, path: Sequence[str]) -> float | None:
-    value: object = results
-    for name in path:
-        value = value and value.get(name)
-    return value
 
 
 def _provenance(arms: dict[str, Sequence[Result]]) -> dict:

@@ -12,13 +12,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..measure import compare
-from ..measure.statistics import describe_difference, detectable_unpaired, difference_unpaired, mcnemar, sign_test
+from ..measure import statistics
+from ..measure.results import BLIND, outcomes
 from ..run.config import CONDITIONS, MINIATURES, PROFILES
 from ..run.registry import REGULARISERS
 from ..scene.episode import kinds_of
 from ..scene.placements import OTHER_SENTENCE
-from .rates import BLIND, CHANGES, by_task, changes, estimate, placements, pooled, rate, rows_of, sample, tasks_of
+from .rates import CHANGES, by_task, changes, estimate, placements, pooled, rate, rows_of, sample, tasks_of
 
 DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
 DESCRIBED, NOT_RUN = "no interval", "not run"
@@ -169,10 +169,9 @@ class _Rolled(NamedTuple):
 def _rolled(results: dict, rollouts: list[dict], placement: str, name: str, policy: str, instruction: str = "right",
             tasks: Collection[int | None] | None = None) -> _Rolled:
     """tasks: on these alone; None, or among them None: on all."""
-    single = compare.outcomes(rollouts, policy, instruction).items()
+    single = outcomes(rollouts, policy, instruction, placement).items()
     return _Rolled(name, pooled(results, policy, instruction, placement, tasks=tasks),
-                   {key: success for key, success in single
-                    if key[0] == placement and (tasks is None or key[1] in tasks or None in tasks)})
+                   {key: success for key, success in single if tasks is None or key[1] in tasks or None in tasks})
 
 
 def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
@@ -212,8 +211,8 @@ def _obedience(results: dict, placement: str) -> Finding:
     n, ignored = sum(row["episodes"] for row in rows), sum(row["did_not_listen"] for row in rows)
     known = all(row["successes"] is not None for row in rows)
     other = sum(row["episodes"] - row["did_not_listen"] if row["successes"] is None else row["successes"] for row in rows)
-    p = sign_test(other, ignored)
-    verdict = NOT_DETECTED if p >= 0.05 else DETECTED if other > ignored else OPPOSITE
+    p = statistics.sign_test(other, ignored)
+    verdict = NOT_DETECTED if p >= statistics.ALPHA else DETECTED if other > ignored else OPPOSITE
     if not known and verdict == DETECTED:  # `other` is only the most that it can be
         verdict = NOT_DETECTED
     brought = str(other) if known else f"at most {other} (this older result did not watch it)"
@@ -243,8 +242,8 @@ def _difference(a: _Rolled, b: _Rolled) -> tuple[str, str]:
     if not a.outcomes or a.outcomes.keys() != b.outcomes.keys():
         return _unpaired(a, b)
     first, second = zip(*((a.outcomes[key], b.outcomes[key]) for key in sorted(a.outcomes)))
-    sentence = _capital(describe_difference(a.name, first, b.name, second))
-    if mcnemar(first, second) >= 0.05:
+    sentence = _capital(statistics.describe_difference(a.name, first, b.name, second))
+    if statistics.mcnemar(first, second) >= statistics.ALPHA:
         return NOT_DETECTED, sentence
     return (DETECTED if sum(first) > sum(second) else OPPOSITE), sentence
 
@@ -252,13 +251,11 @@ def _difference(a: _Rolled, b: _Rolled) -> tuple[str, str]:
 def _unpaired(a: _Rolled, b: _Rolled) -> tuple[str, str]:
     """Newcombe's interval of the difference, for rollouts that do not share their init states."""
     (won_a, n_a), (won_b, n_b) = a.counts, b.counts
-    difference = difference_unpaired(won_a, n_a, won_b, n_b)
-    numbers = (f"{won_a}/{n_a} against {won_b}/{n_b}, {100 * difference.value:+.0f} points, 95 % "
-               f"interval {100 * difference.low:+.0f} to {100 * difference.high:+.0f} points, unpaired")
+    difference = statistics.difference_unpaired(won_a, n_a, won_b, n_b)
+    numbers = f"{won_a}/{n_a} against {won_b}/{n_b}, {statistics.points(difference)}, unpaired"
     if difference.low <= 0 <= difference.high:
-        least = detectable_unpaired(difference.n)
-        return NOT_DETECTED, (f"A difference between {a.name} and {b.name} was not detected: {numbers}. "
-                              f"So few rollouts can miss differences of up to about {100 * least:.0f} points.")
+        least = statistics.detectable_unpaired(difference.n)
+        return NOT_DETECTED, statistics.not_detected(a.name, b.name, numbers, least)
     verdict, more = (DETECTED, "more") if difference.value > 0 else (OPPOSITE, "less")
     return verdict, _capital(f"{a.name} is {more} successful than {b.name}: {numbers}.")
 

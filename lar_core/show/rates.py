@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..measure.compare import BLIND
+from ..measure.results import BLIND
 from ..measure.statistics import wilson
 from ..scene.episode import kinds_of
 
