@@ -313,7 +313,7 @@ def _print_report(made: tuple[dict, Path]) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     from .measure.study import Study
-    from .show.study_page import study_table
+    from .show.report import study_table
     from .studies import run_study
     comparison, page = run_study(Study.load(arguments.study), arguments.run_dir, arguments.data_dir, arguments.workers)
     print(study_table(comparison), f"\nComparison: {page.resolve()}", sep="\n")

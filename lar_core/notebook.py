@@ -34,7 +34,7 @@ from .data.hub import here
 from .drive import Mirror
 from .measure import maps
 from .measure.costs import meter
-from .measure.snapshots import keep_snapshots
+from .measure.probes import keep_snapshots
 from .model.policy import Policy
 from .run.config import make_config
 from .run.errors import LarError

@@ -36,7 +36,7 @@ from .run.config import MINIATURES, RunConfig
 from .run.errors import Damaged, LarError, first_line, unknown, unreadable, unwritable
 from .run.files import atomic_path, write_json, write_text
 from .run.folder import Run
-from .show.card import model_card
+from .show.report import model_card
 
 FORMAT = 1  # of config.json
 REQUIRED = ("config.json", "model.safetensors", "stats.json", "backbone/config.json", "backbone/processor_config.json",

@@ -26,7 +26,7 @@ from .run.errors import LarError
 from .run.folder import DATA, RUNS, Run
 from .run.processes import STOPS, cores, end_with_parent, interrupt, on_stop, processes, stop
 from .run.runtime import forget_launch, quiet
-from .show.study_page import write_study_page
+from .show.report import write_study_page
 from .steps import make_demos, make_report, reproduce, roll_out_policy
 
 Job = Callable[[Run], "str | None"]

@@ -57,7 +57,7 @@ run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
 # %%
 from lar_core.run.runtime import device
 from lar_core.model.policy import load_policy
-from lar_core.show.explorer import HeatmapExplorer
+from lar_core.show.widgets import HeatmapExplorer
 
 policy, stats = load_policy(run, device())
 episodes = notebook.heldout_episodes(run)
@@ -210,7 +210,7 @@ table(("metric", "what it asks", "this policy", "uniform map", "image centre", "
 # their names and in random order. Vote as long as you like; the votes are kept in the run folder.
 
 # %%
-from lar_core.show.rating import HeatmapRating, pairs_of
+from lar_core.show.widgets import HeatmapRating, pairs_of
 
 rating = HeatmapRating(pairs_of(explorer.reader, episodes, {"mean": Choice(), "max": Choice(reduce="max")}),
                        run.path / "ratings.jsonl")
@@ -223,7 +223,7 @@ rating.show()
 show(rating.still())
 
 # %%
-from lar_core.show.rating import preference
+from lar_core.show.widgets import preference
 
 notebook.tell([preference(run.path / "ratings.jsonl", ("mean", "max"))])
 

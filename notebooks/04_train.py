@@ -100,7 +100,7 @@ with step(run, "training"), notebook.live_curves(run):
 # The same two held-out frames at some moments of training. Watch the mask too: it moves as the policy's attention does.
 
 # %%
-from lar_core.measure.snapshots import snapshots
+from lar_core.measure.probes import snapshots
 from lar_core.show.pictures import over_time
 
 if moments := snapshots(run):

@@ -79,7 +79,7 @@ notebook.say(finding for finding in findings.findings(results, rows) if "placeme
 # closes its hand: where does it look?
 
 # %%
-from lar_core.show.player import RolloutPlayer
+from lar_core.show.widgets import RolloutPlayer
 
 player = RolloutPlayer(run)
 player.show()

@@ -120,17 +120,17 @@ print(f"The whole page: {page}")
 # rollouts; its test is corrected for the number of comparisons (Holm).
 
 # %%
-from lar_core.show import study_page
+from lar_core.show import figures, findings, report
 
-show(success_bars(study_page.success_bars(study)))
-show(study_page.differences_figure(study["comparisons"], study["study"]["reference"]))
+show(success_bars(report.study_bars(study)))
+show(figures.differences(study["comparisons"], study["study"]["reference"]))
 
 # %% [markdown]
 # In words, and with what so few rollouts could have missed:
 
 # %%
 notebook.tell(row["sentence"] for row in study["comparisons"])
-notebook.tell(study_page.caveats(study))
+notebook.tell(findings.caveats(study))
 
 # %% [markdown]
 # ## What to take along

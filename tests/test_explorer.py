@@ -10,7 +10,7 @@ from PIL import Image
 
 from lar_core.data.demos import Episode
 from lar_core.measure.attention import Attention, AttentionReader, Choice, compare, regions_of, shared
-from lar_core.show.explorer import BY_HAND, HeatmapExplorer, metrics_table, presets
+from lar_core.show.widgets import BY_HAND, HeatmapExplorer, metrics_table, presets
 
 SENTENCE = "pick up the black bowl on the ramekin and place it on the plate"
 T = 4

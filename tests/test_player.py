@@ -13,7 +13,7 @@ from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run
-from lar_core.show.player import HEIGHT, RolloutPlayer
+from lar_core.show.widgets import HEIGHT, RolloutPlayer
 
 STEPS = 12
 

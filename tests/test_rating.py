@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lar_core.run.files import append_jsonl, read_jsonl
-from lar_core.show.rating import TIE, HeatmapRating, Pair, preference
+from lar_core.show.widgets import TIE, HeatmapRating, Pair, preference
 
 NAMES = ("A recipe", "B recipe")
 

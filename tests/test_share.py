@@ -21,7 +21,7 @@ from lar_core.run.config import make_config
 from lar_core.run.errors import Damaged, LarError
 from lar_core.run.folder import Run
 from lar_core.share import FILES, REQUIRED, export, from_pretrained, push, upload
-from lar_core.show.card import model_card
+from lar_core.show.report import model_card
 
 KEPT = "results/attention_mask-tiny-s0.json"
 

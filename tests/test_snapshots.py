@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lar_core.measure.costs import untrained
-from lar_core.measure.snapshots import keep_snapshots, snapshots
+from lar_core.measure.probes import keep_snapshots, snapshots
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
 from lar_core.show.pictures import over_time

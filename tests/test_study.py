@@ -27,7 +27,8 @@ from lar_core.run.config import CONDITIONS
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run, blind_twin
-from lar_core.show.study_page import caveats, study_table, write_study_page
+from lar_core.show.findings import caveats
+from lar_core.show.report import study_table, write_study_page
 
 STUDIES = Path(__file__).parents[1] / "studies"
 

@@ -19,13 +19,12 @@ import torch
 
 from ..data.demos import Episode
 from ..model import aggregation
-from ..model.backbone import Backbone
 from ..model.policy import Policy
 from ..model.saliency import SaliencyTap
 from ..run.errors import LarError, unknown
 from .maps import available, saliency_maps
 from .metrics import Truth, in_context, patch_coverage, top_patches
-from .statistics import Interval, mean_over_episodes
+from .statistics import Interval, evenly, mean_over_episodes
 
 REDUCE = {"mean": np.mean, "max": np.max}
 BATCH = 16
@@ -143,15 +142,10 @@ class AttentionReader:
         with SaliencyTap(layers=range(backbone.layers), image_tokens=backbone.patches,
                          text_tokens=prefix.instruction.shape[1]) as tap:
             backbone.upper(backbone.lower(self.policy.see(pixels), prefix), prefix, saliency=False)
-        words = tuple(word_of(backbone, token) for token in prefix.ids[0, backbone.patches :])
+        decoded = (backbone.processor.tokenizer.decode([token]) for token in prefix.ids[0, backbone.patches :].tolist())
+        words = tuple(text.replace("\n", "\\n").strip() or "␣" for text in decoded)  # as a reader would write them
         own = prefix.instruction[0].cpu().numpy()
         return [Attention(values.cpu().numpy(), words, own, backbone.tapped) for values in tap.attention]
-
-
-def word_of(backbone: Backbone, token: int | torch.Tensor) -> str:
-    """A token as a reader would write it."""
-    text = backbone.processor.tokenizer.decode([int(token)])
-    return text.replace("\n", "\\n").strip() or "␣"
 
 
 def aggregate(attention: Attention, choice: Choice) -> np.ndarray:
@@ -218,13 +212,14 @@ def compare(reader: AttentionReader, episodes: Sequence[Episode], choices: dict[
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in choices}
     numbers: list[int] = []  # of the episode that each row is from
     for number, episode in enumerate(episodes):
-        moments = np.linspace(0, len(episode) - 1, min(frames, len(episode))).round().astype(int)
+        moments = evenly(len(episode), frames)
         reader.prepare(episode.agentview_rgb[moments], episode.instruction)
         numbers += [number] * len(moments)
-        covers = {frame: coverage_of(episode, frame, reader.policy.backbone.patches) for frame in moments}
-        for name, choice in choices.items():
-            rows[name] += [reader.look(episode.agentview_rgb[frame], episode.instruction, choice, covers[frame]).metrics
-                           for frame in moments]
+        for frame in moments:
+            coverage = coverage_of(episode, frame, reader.policy.backbone.patches)
+            for name, choice in choices.items():
+                view = reader.look(episode.agentview_rgb[frame], episode.instruction, choice, coverage)
+                rows[name].append(view.metrics)
     def mean(scores: list[dict[str, float]], metric: str) -> Interval | None:
         return mean_over_episodes(np.array([row[metric] for row in scores]), np.array(numbers))
     return {name: {metric: found for metric in scores[0] if (found := mean(scores, metric))}

@@ -208,8 +208,10 @@ def _cost(config: RunConfig, steps: int) -> dict:
             trainer = Trainer(Run.open(config, Path(folder) / "run"), noise_dataset(config), Path(folder))
             trainer.bare.train()
             step_ms = milliseconds(trainer.one_step, steps)
+        profile = config.profile  # the products of 8-bit and 4-bit layers are not among the operators that are counted
+        counted = profile.cache or profile.precision not in ("int8", "nf4")
         return {"parameters": sum(tensor.numel() for tensor in trainer.bare.trained().values()),
-                "flops": _flops(trainer) if _all_counted(config) else None, "step_ms": step_ms,
+                "flops": _flops(trainer) if counted else None, "step_ms": step_ms,
                 "peak_bytes": reading.peak_bytes if torch.cuda.is_available() else None}
 
 
@@ -225,11 +227,6 @@ def _flops(trainer: Trainer) -> float | None:
     except torch.cuda.OutOfMemoryError:
         return None
     return counter.get_total_flops() / trainer.config.profile.batch_size
-
-
-def _all_counted(config: RunConfig) -> bool:
-    """The products of 8-bit and 4-bit layers are not among the operators that are counted."""
-    return config.profile.cache or config.profile.precision not in ("int8", "nf4")
 
 
 def noise_dataset(config: RunConfig) -> DemoDataset:

@@ -26,7 +26,7 @@ from ..model.aggregation import GENERIC
 from ..model.backbone import Encoding
 from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
-from ..model.saliency import mean_attention
+from ..model.saliency import Prefix, mean_attention
 from ..model.train import HEAD_FRAMES
 from ..run.errors import LarError
 from ..run.files import write_json
@@ -35,7 +35,7 @@ from ..run.registry import AGGREGATIONS, PASSES
 from ..run.runtime import Draws
 from .metrics import Truth, score
 from .robustness import SPLITS, Frames
-from .statistics import over_episodes
+from .statistics import evenly, over_episodes
 
 FRAMES = 100  # at most: the aggregations together take some twenty passes
 BATCH = 16
@@ -45,7 +45,7 @@ KEPT_HEADS = "localisation_heads.json"
 def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset,
                      frames: np.ndarray) -> list[dict]:
     """One row an aggregation, on up to FRAMES of `frames` of the held-out episodes."""
-    frames = _some(frames)
+    frames = frames[evenly(len(frames), FRAMES)]
     images, instructions = _shown(heldout, frames)
     maps = maps_in_batches(policy, images, instructions, available(policy), localisation_heads(run, policy, train))
     truth = truth_of(heldout, frames, policy)
@@ -54,7 +54,7 @@ def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: Demo
 
 def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> list[dict]:
     """One row a split of `robustness`, on up to FRAMES of `frames`, by the policy's own aggregation."""
-    frames = _some(frames)
+    frames = frames[evenly(len(frames), FRAMES)]
     images, instructions = _shown(heldout, frames)
     truth, rows, own = truth_of(heldout, frames, policy), [], policy.condition.aggregation
     shown = Frames(images, instructions, truth.named.astype(bool), truth.other.astype(bool), truth.objects)
@@ -75,10 +75,8 @@ def row(name: str, saliency: np.ndarray, truth: Truth, group: np.ndarray) -> dic
 def maps_in_batches(policy: Policy, images: np.ndarray, instructions: list[str], names: list[str],
                     heads: list[tuple[int, int]] | None = None) -> dict[str, np.ndarray]:
     """`saliency_maps` for images (B, H, W, 3), a few at a time: (B, P) by name."""
-    parts: list[dict] = []
-    for start in range(0, len(images), BATCH):
-        pixels = torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2)
-        parts.append(saliency_maps(policy, pixels, instructions[start : start + BATCH], names, heads))
+    parts = [saliency_maps(policy, torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2),
+                           instructions[start : start + BATCH], names, heads) for start in range(0, len(images), BATCH)]
     return {name: np.concatenate([part[name].float().cpu().numpy() for part in parts]) for name in names}
 
 
@@ -123,10 +121,6 @@ def _shown(dataset: DemoDataset, frames: np.ndarray) -> tuple[np.ndarray, list[s
     return dataset.images[frames], [dataset.instructions[episode] for episode in dataset.episode[frames]]
 
 
-def _some(frames: np.ndarray) -> np.ndarray:
-    return frames[np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)]
-
-
 # Saliency of images by any aggregation, whatever the policy was trained with.
 
 MASKS, HIDDEN = 8, 0.25  # how many random masks are averaged over; share of the patches that each hides
@@ -142,23 +136,24 @@ def saliency_maps(policy: Policy, images: Tensor, instructions: Sequence[str], n
     """
     encoding, prefix = read(policy, images, instructions)
     if any(name in AGGREGATIONS and AGGREGATIONS[name].relative for name in names):
-        generic, _ = read(policy, images, [GENERIC] * len(images))
-        prefix.reference = mean_attention(generic.attention, generic.instruction_mask)
-    maps = {}
-    for name in names:
-        if name in PASSES:
-            maps[name] = PASSES[name](policy, images, instructions)
-        else:
-            maps[name] = _aggregation(policy, name, heads)(encoding.attention, prefix)
-    return maps
+        prefix.reference = plain_map(policy, images, [GENERIC] * len(images))
+    return {name: PASSES[name](policy, images, instructions) if name in PASSES else
+            _aggregation(policy, name, heads)(encoding.attention, prefix) for name in names}
 
 
-def read(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Tensor | None = None):
-    """The prefix alone through the backbone -> (Encoding with attention, Prefix); hidden (B, P) becomes grey."""
+def read(policy: Policy, images: Tensor, instructions: Sequence[str],
+         hidden: Tensor | None = None) -> tuple[Encoding, Prefix]:
+    """The prefix alone through the backbone, with attention; what is hidden (B, P) becomes grey."""
     backbone = policy.backbone
     prefix = backbone.tokenise(list(instructions))
     pixels = policy.see(images.to(policy.device), hidden)
     return backbone.upper(backbone.lower(pixels, prefix), prefix), prefix
+
+
+def plain_map(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Tensor | None = None) -> Tensor:
+    """The literal saliency (B, P), in a pass of its own."""
+    encoding, _ = read(policy, images, instructions, hidden)
+    return mean_attention(encoding.attention, encoding.instruction_mask)
 
 
 @PASSES.register("coarse_to_fine")
@@ -167,12 +162,14 @@ def coarse_to_fine(policy: Policy, images: Tensor, instructions: Sequence[str]) 
 
     Inside that window the second look says how the first one's share of saliency is spread; outside nothing changes.
     """
-    coarse = _mean(read(policy, images, instructions)[0])
+    coarse = plain_map(policy, images, instructions)
     grid = round(coarse.shape[1] ** 0.5)
     half, square = grid // 2, coarse.unflatten(1, (grid, grid))
-    tops, lefts = _densest(square, half)
+    mass = F.avg_pool2d(square[:, None], half, stride=1)[:, 0]  # of every window of half x half patches
+    densest = torch.unravel_index(mass.flatten(1).argmax(dim=1), mass.shape[1:])
+    tops, lefts = (corner.tolist() for corner in densest)
     crops = _crops(images.to(policy.device), tops, lefts, grid, half)
-    fine = area_resample(_mean(read(policy, crops, instructions)[0]), half)
+    fine = area_resample(plain_map(policy, crops, instructions), half)
     result = square.clone()
     for row, (top, left) in enumerate(zip(tops, lefts)):
         window = result[row, top : top + half, left : left + half]  # a view
@@ -187,7 +184,7 @@ def multi_pass(policy: Policy, images: Tensor, instructions: Sequence[str]) -> T
     for _ in range(MASKS):
         scores = draws.uniform(len(images), policy.backbone.patches).to(policy.device)
         hidden = mask_top(scores, count_masked(scores.shape[1], HIDDEN))
-        saliency = _mean(read(policy, images, instructions, hidden)[0])
+        saliency = plain_map(policy, images, instructions, hidden)
         total, seen = total + saliency.masked_fill(hidden, 0.0), seen + (~hidden).float()
     mean = total / seen.clamp_min(1)
     return mean / mean.sum(dim=1, keepdim=True)
@@ -209,17 +206,6 @@ def _aggregation(policy: Policy, name: str, heads: list[tuple[int, int]] | None)
     if name == "localisation_heads" and heads is not None:
         made.choose(heads)
     return made
-
-
-def _mean(encoding: Encoding) -> Tensor:
-    return mean_attention(encoding.attention, encoding.instruction_mask)
-
-
-def _densest(square: Tensor, side: int) -> tuple[list[int], list[int]]:
-    """Top left corners of the side x side windows of maps (B, g, g) that hold most."""
-    mass = F.avg_pool2d(square[:, None], side, stride=1)[:, 0]
-    best, width = mass.flatten(1).argmax(dim=1), mass.shape[-1]
-    return (best // width).tolist(), (best % width).tolist()
 
 
 def _crops(images: Tensor, tops: list[int], lefts: list[int], grid: int, side: int) -> Tensor:
@@ -263,7 +249,9 @@ def photograph_rows(policy: Policy, phrases: Iterable[Phrase], limit: int = PHRA
                            list(names or available(policy)), heads)
     objects = np.stack([places for _, places in seen])
     truth = Truth(objects[:, 0], grid, objects=objects)
-    return [row(name, saliency, truth, _pictures(chosen)) | {"skipped": skipped} for name, saliency in maps.items()]
+    numbers: dict = {}
+    pictures = np.array([numbers.setdefault(phrase.image, len(numbers)) for phrase in chosen])  # a number for each
+    return [row(name, saliency, truth, pictures) | {"skipped": skipped} for name, saliency in maps.items()]
 
 
 def _usable(policy: Policy, phrases: Iterable[Phrase], size: int) -> tuple[list[Phrase], list[tuple], int]:
@@ -271,8 +259,7 @@ def _usable(policy: Policy, phrases: Iterable[Phrase], size: int) -> tuple[list[
     chosen, seen, reasons, first = [], [], Counter(), ""
     for phrase in tqdm(phrases, desc="reading photographs", unit="phrase", leave=False):
         try:
-            _check_text(policy, phrase)
-            seen.append(_seen(phrase, size))
+            seen.append(_seen(policy, phrase, size))
             chosen.append(phrase)
         except Unusable as error:
             first = first or str(error)
@@ -289,18 +276,15 @@ def _usable(policy: Policy, phrases: Iterable[Phrase], size: int) -> tuple[list[
     return chosen, seen, skipped
 
 
-def _check_text(policy: Policy, phrase: Phrase) -> None:
+def _seen(policy: Policy, phrase: Phrase, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture (size, size, 3) uint8, and the places (1 + RIVALS, size, size) bool, the named one first.
+
+    Raises Unusable where the text is none or the named one cannot be shown; other places that cannot be are left out.
+    """
     try:
         policy.backbone.tokenise([phrase.text])
     except LarError as error:
         raise Unusable("its text is no instruction", error) from error
-
-
-def _seen(phrase: Phrase, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture (size, size, 3) uint8, and the places (1 + RIVALS, size, size) bool, the named one first.
-
-    Raises Unusable where the named one cannot be shown; other places that cannot be are left out.
-    """
     picture = phrase.picture()
     def stretched(place: Place) -> np.ndarray:
         mask = Image.fromarray(place.pixels(picture.height, picture.width))
@@ -315,9 +299,3 @@ def _seen(phrase: Phrase, size: int) -> tuple[np.ndarray, np.ndarray]:
     places = np.zeros((1 + RIVALS, size, size), dtype=bool)
     places[: 1 + len(others)] = [named, *others]
     return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)), places
-
-
-def _pictures(phrases: Sequence[Phrase]) -> np.ndarray:
-    """A number for each picture, (B,)."""
-    numbers: dict = {}
-    return np.array([numbers.setdefault(phrase.image, len(numbers)) for phrase in phrases])

@@ -181,30 +181,27 @@ def auc(saliency: np.ndarray, truth: Truth) -> np.ndarray:
                   title="Peak on the named object\n(pointing game)")
 def pointing(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """1 where the most salient patch is the object's; among equally salient patches the share that is."""
-    peak = saliency == saliency.max(axis=1, keepdims=True)
-    return truth.where_seen((peak & truth.own).sum(1) / peak.sum(1))
+    return truth.where_seen(_peak(saliency, truth.own))
 
 
-def pointing_game(saliency: np.ndarray, truth: Truth, tolerance: int) -> np.ndarray:
-    """1 where the middle of the most salient patch is on the object, or at most `tolerance` pixels from it (Zhang et
-    al. 2016: 15 pixels); among equally salient patches the share that hits.
-    """
+def _peak(saliency: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Share (B,) of the most salient patches, usually one, that are among hits (B, P) bool."""
     peak = saliency == saliency.max(axis=1, keepdims=True)
-    return truth.where_seen((peak & (truth.distance <= tolerance)).sum(1) / peak.sum(1))
+    return (peak & hits).sum(1) / peak.sum(1)
 
 
 @METRICS.register("pointing_0px", "is the peak on the object, to the pixel?",
                   label="pointing, 0 px", column=False, plot=False)
 def pointing_0px(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """The pointing game without tolerance."""
-    return pointing_game(saliency, truth, 0)
+    """1 where the middle of the most salient patch is on the object."""
+    return truth.where_seen(_peak(saliency, truth.distance <= 0))
 
 
 @METRICS.register("pointing_15px", "is the peak on the object, or at most 15 pixels off?",
                   label="pointing, 15 px", plot=False)
 def pointing_15px(saliency: np.ndarray, truth: Truth) -> np.ndarray:
-    """The pointing game of Zhang et al. 2016."""
-    return pointing_game(saliency, truth, 15)
+    """The same with the tolerance of Zhang et al. 2016."""
+    return truth.where_seen(_peak(saliency, truth.distance <= 15))
 
 
 @METRICS.register("energy", "share of saliency on the object", label="energy", plot=False)

@@ -1,12 +1,15 @@
 """What the trained policy knows of held-out demonstrations: actions, saliency, reconstruction, each beside baselines.
 
 The shortcut probe asks what actions lose without the right image, the denoising probe what a denoiser loses without the
-right states. Intervals are bootstrapped over episodes, because the frames of one episode are not independent.
+right states. Intervals are bootstrapped over episodes, because the frames of one episode are not independent. Pictures of
+reconstructions are made here too, of the trained policy and while it learns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,21 +20,26 @@ from ..data.dataset import DemoDataset, Stats, load_split, make_dataset, to_devi
 from ..data.demos import read_origin
 from ..model.backbone import Encoding
 from ..model.diffusion import Denoising, paste
+from ..model.losses import absolute_error
 from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
-from ..model.policy import Policy
+from ..model.policy import Policy, make_policy
+from ..model.tiny import prepare_backbone
+from ..run.errors import LarError
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
 from ..run.runtime import Draws
 from .maps import aggregation_rows, robustness_rows, truth_of
 from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
 from .robustness import GREY
-from .statistics import over_episodes
+from .statistics import evenly, over_episodes
 
 BATCH = 32
 GALLERY = 6  # pictures
 CAMERAS = ("images", "wrist")
 KINDS = ("blank", "shuffled")  # of images in the shortcut probe
+SNAPPED = 2  # frames of a snapshot
+EVERY = 1.0  # seconds between looks at the checkpoint folder
 RECON = ("loss", "mean_patch", "neighbours")  # of the decoder, of the mean visible patch, of the visible patches around
 
 
@@ -44,13 +52,14 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     """
     train_episodes, heldout_episodes = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
     train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
-    frames = _spread(run.config.profile.grounding_frames, len(heldout))
-    measured = _measure(policy, heldout, frames)
+    frames = evenly(len(heldout), run.config.profile.grounding_frames)
+    measured = _measure(policy, heldout, frames, _mean_action(train))
     episode = heldout.episode[frames]
     result = {
         "demonstrations": read_origin(demos[0]),
         "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
-        "action": _action(measured, _mean_action(train), episode)
+        "action": _counted(episode)
+        | {name: over_episodes(measured[name], episode) for name in ("l1", "l1_mean_action")}
         | {"cross_entropy": None if policy.head.l1 else float(measured["loss"].mean())},
         "shortcut": shortcut(policy, heldout, frames),
         "reconstruction": {"frames": len(frames)} | {name: float(measured[f"recon_{name}"].mean()) for name in RECON}
@@ -59,28 +68,31 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
         **_saliency(run, policy, train, heldout, frames, measured["saliency"]),
     }
     write_json(run.path / "heldout.json", result)
-    _save_gallery(run, policy, heldout, frames[_spread(GALLERY, len(frames))])
+    _save_gallery(run, policy, heldout, frames[evenly(len(frames), GALLERY)])
     return result
 
 
-def _spread(count: int, total: int) -> np.ndarray:
-    """Up to `count` indices, evenly spread over `total`."""
-    return np.linspace(0, total - 1, min(count, total)).round().astype(int)
-
-
-def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict[str, np.ndarray]:
+def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray, mean_action: Tensor) -> dict[str, np.ndarray]:
     """Run the policy over `frames`; every array has one row a frame, N in all."""
-    rows: dict[str, list] = {}
-    draws = Draws(0)
+    rows, draws = [], Draws(0)
     for batch, in _batches(policy, dataset, frames):
-        encoding = policy.encode(batch)
-        values = {"predicted": policy.act(batch)[0], "actions": batch["actions"], "padded": batch["action_pad"],
-                  "saliency": encoding.saliency, "loss": sample_losses(policy, policy.head(encoding), batch)}
+        encoding, truth = policy.encode(batch), (batch["actions"], batch["action_pad"])
+        constant = mean_action.to(policy.device).expand_as(batch["actions"])
+        rows.append({"saliency": encoding.saliency, "loss": each(policy.head.loss, policy.head(encoding), *truth),
+                     "l1": each(absolute_error, policy.act(batch)[0], *truth),
+                     "l1_mean_action": each(absolute_error, constant, *truth)})
         if policy.condition.reconstructor not in ("none", "diffusion"):
-            values |= _recon_losses(reconstructed(policy, batch, encoding, draws))
-        for name, value in values.items():
-            rows.setdefault(name, []).append(value.cpu().numpy() if isinstance(value, Tensor) else value)
-    return {name: np.concatenate(value) for name, value in rows.items()}
+            rows[-1] |= _recon_losses(reconstructed(policy, batch, encoding, draws))
+    return _joined(rows)
+
+
+def _joined(rows: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
+    return {name: torch.cat([row[name] for row in rows]).cpu().numpy() for name in rows[0]}
+
+
+def each(loss: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A loss of every sample alone, (B,)."""
+    return torch.stack([loss(*one) for one in zip(*(values.split(1) for values in tensors))])
 
 
 def _batches(policy: Policy, dataset: DemoDataset, *frames: np.ndarray) -> Iterator[tuple[dict, ...]]:
@@ -106,7 +118,7 @@ def reconstructed(policy: Policy, batch: dict, encoding: Encoding, draws: Draws)
 def _recon_losses(recon: Reconstruction) -> dict[str, Tensor]:
     """Loss (N,) of the decoder, of the image's mean visible patch, and of interpolation between visible patches."""
     guesses = (recon.prediction, mean_patch(recon.target, recon.mask), neighbours(recon.target, recon.mask))
-    return {f"recon_{name}": torch.stack([reconstruction_loss(*one) for one in zip(guess, recon.target, recon.mask)])
+    return {f"recon_{name}": each(reconstruction_loss, guess, recon.target, recon.mask)
             for name, guess in zip(RECON, guesses)}
 
 
@@ -126,21 +138,11 @@ def neighbours(target: Tensor, mask: Tensor) -> Tensor:
     return weight @ target / weight.sum(dim=-1, keepdim=True)
 
 
-def _mean_action(train: DemoDataset) -> np.ndarray:
+def _mean_action(train: DemoDataset) -> Tensor:
     """The mean normalised action of the training frames, (7,); the gripper takes the commoner command."""
     mean = train.actions.mean(axis=0)
     mean[6] = np.sign(mean[6]) or 1.0
-    return mean
-
-
-def _action(measured: dict, mean_action: np.ndarray, episode: np.ndarray) -> dict:
-    """Mean absolute error of the normalised actions over the chunk, beside that of the mean training action."""
-    valid = ~measured["padded"][..., None]
-    def error(guess: np.ndarray) -> np.ndarray:  # (N,)
-        absolute = np.abs(guess - measured["actions"]) * valid
-        return absolute.sum(axis=(1, 2)) / (valid.sum(axis=(1, 2)) * measured["actions"].shape[-1])
-    return {**_counted(episode), "l1": over_episodes(error(measured["predicted"]), episode),
-            "l1_mean_action": over_episodes(error(mean_action), episode)}
+    return torch.from_numpy(mean)
 
 
 def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
@@ -149,7 +151,7 @@ def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset
     if heldout.segmentation is None or train.segmentation is None:
         return dict.fromkeys(("grounding", "aggregations", "robustness"))
     truth = truth_of(heldout, frames, policy)
-    places = train.batch(_spread(500, len(train)))["regions"][:, 0].numpy()
+    places = train.batch(evenly(len(train), 500))["regions"][:, 0].numpy()
     prior = mean_map(patch_coverage(places, truth.grid))
     return {"grounding": _grounding(saliency, truth, prior, heldout.episode[frames]),
             "aggregations": aggregation_rows(run, policy, train, heldout, frames),
@@ -208,8 +210,12 @@ def _patch_panels(policy: Policy, recon: Reconstruction) -> Tensor:
 @torch.no_grad()
 def shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
     """The section `shortcut` of results.json, measured on `frames` of `dataset`."""
-    loss, error = _measure_shortcut(policy, dataset, frames)
-    episode = dataset.episode[frames]
+    episode, losses, errors = dataset.episode[frames], [], []
+    for batch, other in _batches(policy, dataset, frames, _others(frames)):
+        answers, truth = dict(_answers(policy, batch, other)), (batch["actions"], batch["action_pad"])
+        losses.append({name: each(policy.head.loss, answer, *truth) for name, answer in answers.items()})
+        errors.append({name: each(absolute_error, policy.head.decode(answer), *truth) for name, answer in answers.items()})
+    loss, error = _joined(losses), _joined(errors)
 
     def entry(name: str) -> dict:
         return {"loss": over_episodes(loss[name], episode), "l1": over_episodes(error[name], episode),
@@ -220,17 +226,6 @@ def shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
             "right": {name: right[name] for name in ("loss", "l1")},
             "whole": {kind: entry(kind) for kind in KINDS},
             "head": {kind: entry(f"head {kind}") for kind in KINDS} if policy.head.reads_layers else None}
-
-
-def _measure_shortcut(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> tuple[dict, dict]:
-    """Loss and mean absolute error of each frame (N,), by what was changed."""
-    loss, error = {}, {}
-    for batch, other in _batches(policy, dataset, frames, _others(frames)):
-        for name, answer in _answers(policy, batch, other):
-            actions, padded = policy.head.decode(answer), batch["action_pad"]
-            loss.setdefault(name, []).append(sample_losses(policy, answer, batch))
-            error.setdefault(name, []).append(_errors(actions, batch["actions"], padded))
-    return tuple({name: torch.cat(parts).cpu().numpy() for name, parts in values.items()} for values in (loss, error))
 
 
 def _answers(policy: Policy, batch: dict, other: dict) -> Iterator[tuple[str, Tensor]]:
@@ -245,32 +240,18 @@ def _answers(policy: Policy, batch: dict, other: dict) -> Iterator[tuple[str, Te
             yield f"head {kind}", policy.head(encodings["right"], encoding)
 
 
-def sample_losses(policy: Policy, answer: Tensor, batch: dict) -> Tensor:
-    """L_action of each sample, (B,)."""
-    each = zip(*(values.split(1) for values in (answer, batch["actions"], batch["action_pad"])))
-    return torch.stack([policy.head.loss(*one) for one in each])
-
-
-def _errors(predicted: Tensor, actions: Tensor, padded: Tensor) -> Tensor:
-    """Mean absolute error of each sample's actions over its valid steps, (B,)."""
-    absolute = (predicted - actions).abs().mean(dim=-1) * ~padded  # (B, K)
-    return absolute.sum(dim=1) / (~padded).sum(dim=1)
-
-
 # What a denoiser knows of held-out frames: its loss told by the frame's own states, and told by another frame's
 
 @torch.no_grad()
 def denoising(policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> dict:
     """The section `denoising` of results.json, measured on `frames` of `dataset`."""
-    own, swapped = [], []
+    episode, rows = dataset.episode[frames], []
     for number, pair in enumerate(_batches(policy, dataset, frames, _others(frames))):
-        recon, foreign = (reconstructed(policy, one, policy.encode(one), Draws(number * BATCH)) for one in pair)
-        own.append(recon.errors)
-        swapped.append(policy.decoder.errors(foreign.states, recon.noised))
-    loss, other_frame = (torch.cat(parts).cpu().numpy() for parts in (own, swapped))
-    episode = dataset.episode[frames]
-    return {**_counted(episode), "loss": over_episodes(loss, episode),
-            "other_frame": over_episodes(other_frame, episode), "increase": over_episodes(other_frame - loss, episode)}
+        own, other = (reconstructed(policy, one, policy.encode(one), Draws(number * BATCH)) for one in pair)
+        rows.append({"loss": own.errors, "other_frame": policy.decoder.errors(other.states, own.noised)})
+    found = _joined(rows)
+    found["increase"] = found["other_frame"] - found["loss"]
+    return _counted(episode) | {name: over_episodes(values, episode) for name, values in found.items()}
 
 
 def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:
@@ -279,3 +260,60 @@ def denoising_panels(policy: Policy, recon: Denoising) -> Tensor:
     whole = torch.tensor([[0.0, 0, 1, 1]], device=original.device).expand(len(original), -1)
     hidden = paste(original, torch.zeros_like(sampled), recon.boxes)
     return torch.stack([original, hidden, paste(original, sampled, whole), paste(original, sampled, recon.boxes)], dim=1)
+
+
+# Reconstructions while the policy learns: the same held-out frames, drawn again at every checkpoint. This is done beside
+# training, from the checkpoints that it writes, so that training itself knows nothing of it, and only for models small
+# enough to be loaded a second time.
+
+@contextmanager
+def keep_snapshots(run: Run, heldout: DemoDataset) -> Iterator[None]:
+    """While the block trains `run`, keep the panels of two held-out frames from before training and each checkpoint."""
+    if run.config.condition.reconstructor == "none" or not run.config.profile.miniature:
+        yield
+        return
+    policy = make_policy(run.config, prepare_backbone(run)).eval()
+    batch = heldout.batch(np.linspace(0, len(heldout) - 1, SNAPPED + 2).round().astype(int)[1:-1])
+    _keep(run, 0, policy, batch)
+    done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(run, policy, batch, done), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def snapshots(run: Run) -> dict[int, np.ndarray]:
+    """Panels (M, 4, H, W, 3) uint8 by training step, in order."""
+    found = {}
+    for path in sorted((run.path / "snapshots").glob("step_*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            found[int(path.stem.removeprefix("step_"))] = arrays["panels"]
+    return found
+
+
+def _watch(run: Run, policy: Policy, batch: dict, done: threading.Event) -> None:
+    last = False
+    while not last:
+        last = done.wait(EVERY)  # one more look after the end
+        for checkpoint in run.checkpoints():
+            step = int(checkpoint.name.removeprefix("step_"))
+            if not _path(run, step).exists():
+                try:
+                    policy.load(checkpoint / "model.safetensors")
+                    _keep(run, step, policy, batch)
+                except LarError:  # it has been replaced by a newer one meanwhile
+                    continue
+
+
+@torch.no_grad()
+def _keep(run: Run, step: int, policy: Policy, batch: dict) -> None:
+    panels = reconstruction_panels(policy, reconstructed(policy, batch, policy.encode(batch), Draws(0)))
+    with atomic_path(_path(run, step)) as temporary:
+        np.savez_compressed(temporary, panels=panels)
+
+
+def _path(run: Run, step: int) -> Path:
+    return run.path / "snapshots" / f"step_{step:06d}.npz"

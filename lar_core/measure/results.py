@@ -141,6 +141,11 @@ def _total(rows: Sequence[dict], name: str) -> int | None:
     return None if None in values else sum(values)
 
 
+def episodes_of(run: Run) -> list[dict]:
+    """Rows of the run's `rollouts.jsonl`; old ones by the present names of what the policy was told."""
+    return read_episodes(run.path / "rollouts.jsonl", run.config.profile.tasks)
+
+
 # Older results, whose `swapped` instruction was several things: what each of them was.
 
 def read_episodes(path: Path, tasks: Sequence[int]) -> list[dict]:

@@ -32,7 +32,7 @@ from ..scene.placements import evaluation_scenes
 from ..scene.reference import MEANING
 from ..scene.setup import prepare
 from .film import Film
-from .results import read_episodes
+from .results import episodes_of
 
 Plan = Callable[[dict, list[str]], tuple[np.ndarray, np.ndarray]]  # observation and sentences -> actions, saliency
 
@@ -70,11 +70,6 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
                 for trial, episodes in todo:
                     _run_trial(run, partial(_plan, policy, stats), envs, trial, scenes, episodes)
     return episodes_of(run)
-
-
-def episodes_of(run: Run) -> list[dict]:
-    """Rows of the run's `rollouts.jsonl`; old ones by the present names of what the policy was told."""
-    return read_episodes(run.path / "rollouts.jsonl", run.config.profile.tasks)
 
 
 def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:

@@ -20,8 +20,7 @@ from ..run.errors import LarError, unknown
 from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
 from . import statistics
-from .results import BLIND, Result, load_results, measured, modern_rows, outcomes, scenes, summarise
-from .rollout import episodes_of
+from .results import BLIND, Result, episodes_of, load_results, measured, modern_rows, outcomes, scenes, summarise
 from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section
 from .statistics import ALPHA, Interval
 

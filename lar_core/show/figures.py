@@ -7,7 +7,6 @@ a uniform map would give a patch, full colour = four times as much or more.
 
 from __future__ import annotations
 
-import functools
 import io
 import textwrap
 from collections.abc import Callable, Sequence
@@ -22,6 +21,8 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..measure.film import FULL_COLOUR, HEAT, overlay
+from ..measure.statistics import evenly
+from ..measure.study import NOT_DETECTED
 from ..run.folder import Run
 from ..run.registry import METRICS, REGULARISERS
 
@@ -33,22 +34,12 @@ SERIES = {"model": "this policy", "uniform": "uniform map", "centre": "image cen
           "mean_map": "where it was in training"}
 PANELS = ("original", "masked", "reconstructed", "pasted")
 
-
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Give a figure function the house style without changing matplotlib's global settings."""
-    ink, line = "#1c2127", "#c9ced4"
-
-    @functools.wraps(draw)
-    def drawn(*args, **kwargs) -> Figure:
-        style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": ink, "axes.labelcolor": ink,
-                 "xtick.color": ink, "ytick.color": ink, "axes.edgecolor": line, "grid.color": line,
-                 "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
-                 "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
-                 "axes.titlelocation": "left", "grid.linewidth": 0.6}
-        with matplotlib.rc_context(style):
-            return draw(*args, **kwargs)
-
-    return drawn
+INK, LINE = "#1c2127", "#c9ced4"
+styled = matplotlib.rc_context({  # decorates what draws; matplotlib's global settings stay as they are
+    "font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.edgecolor": LINE, "grid.color": LINE, "axes.facecolor": "none", "figure.facecolor": "none",
+    "savefig.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9,
+    "axes.titlelocation": "left", "grid.linewidth": 0.6})
 
 
 def encoded(picture: Figure | Image.Image, **options: object) -> bytes:
@@ -62,11 +53,6 @@ def rasterised(figure: Figure, width: int) -> np.ndarray:
     """A figure's pixels on white (the ink is dark), (H, width, 3) uint8."""
     content = encoded(figure, format="png", dpi=width / figure.get_figwidth(), facecolor="white")
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-
-
-def evenly(total: int, most: int) -> np.ndarray:
-    """Up to `most` indices, evenly spread over `total`."""
-    return np.linspace(0, total - 1, min(most, total)).round().astype(int)
 
 
 def covered(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
@@ -283,6 +269,24 @@ def cost_bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
         axis.text(value, place, f" {value:.3g}", va="center")
     axis.margins(x=0.12)
     return _finish_bars(axis, figure)
+
+
+@styled
+def differences(rows: Sequence[dict], reference: str) -> Figure:
+    """Difference from the reference with its interval, one line a comparison; full colour where it was detected."""
+    figure, axis = lines([f"{row['condition']}, {row['placement']}" for row in rows], 0.8,
+                                 f"success minus that of {reference}, points; line: 95 % interval")
+    for place, row in enumerate(rows):
+        difference = row["difference"]
+        colour = GREY if row["verdict"] == NOT_DETECTED else MODEL
+        if difference["low"] is not None:
+            axis.plot([100 * difference["low"], 100 * difference["high"]], [place, place], color=colour, linewidth=1.8)
+        axis.plot(100 * difference["mean"], place, marker="o", color=colour)
+    axis.axvline(0, color=GREY, linewidth=0.8)
+    low, high = axis.get_xlim()
+    axis.set_xlim(min(low, -10), max(high, 10))  # where nothing differs, that should not look large
+    axis.grid(axis="x", alpha=0.6)
+    return figure
 
 
 def lines(names: Sequence[str], more: float, label: str) -> tuple[Figure, Axes]:

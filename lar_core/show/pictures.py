@@ -21,6 +21,7 @@ from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from ..measure.attention import Attention, AttentionReader, Choice, aggregate, shared
+from ..measure.statistics import evenly
 from ..model.aggregation import SINK
 from ..model.diffusion import count, crop, densest_boxes, object_boxes
 from ..model.policy import Policy, make_decoder
@@ -32,11 +33,11 @@ from ..run.registry import MASK_SOURCES
 from ..run.runtime import Draws
 from ..scene.episode import BLANK
 from . import figures
-from .figures import OTHER, TARGET, covered, encoded, evenly, overlay
+from .figures import INK, OTHER, TARGET, covered, encoded, overlay
 
 SIDE, MIDDLE, SMALL = 288, 230, 180  # pixels of a panel: in a widget, one of a few, one of many
 GAP, TITLE = 10, 24  # pixels between panels and above them
-INK, PAPER, HIDDEN = "#1c2127", "#ffffff", np.array([128, 128, 128], np.uint8)
+PAPER, HIDDEN = "#ffffff", np.array([128, 128, 128], np.uint8)
 _DASH = 5  # pixels
 
 
@@ -65,24 +66,20 @@ def hidden(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndarray:
-    """Panels (h, w, 3) of one height in a row, each under its title, on white."""
-    height, width = panels[0].shape[0], sum(panel.shape[1] for panel in panels) + GAP * (len(panels) - 1)
-    canvas, left = Image.new("RGB", (width, height + TITLE), PAPER), 0
-    draw = ImageDraw.Draw(canvas)
-    for panel, title in zip(panels, titles):
-        canvas.paste(Image.fromarray(panel), (left, TITLE))
-        draw.text((left + 2, TITLE // 2 - 1), title, font=ImageFont.load_default(size=13), fill=INK, anchor="lm")
-        left += panel.shape[1] + GAP
-    return np.asarray(canvas)
+    """Panels (h, w, 3) of one size in a row, each under its title, on white."""
+    return grid(panels, titles, len(panels))
 
 
 def grid(panels: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> np.ndarray:
-    """Panels of one size, row by row, each under its title; an incomplete last row is filled with white."""
-    missing = -len(panels) % columns
-    panels = [*panels, *[np.full_like(panels[0], 255)] * missing]
-    titles = [*titles, *[""] * missing]
-    return np.concatenate([side_by_side(panels[start : start + columns], titles[start : start + columns])
-                           for start in range(0, len(panels), columns)])
+    """Panels (h, w, 3) of one size, row by row, each under its title, on white."""
+    height, width = panels[0].shape[0] + TITLE, panels[0].shape[1] + GAP
+    canvas = Image.new("RGB", (columns * width - GAP, -(-len(panels) // columns) * height), PAPER)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    for place, (panel, title) in enumerate(zip(panels, titles)):
+        left, top = place % columns * width, place // columns * height
+        canvas.paste(Image.fromarray(panel), (left, top + TITLE))
+        draw.text((left + 2, top + TITLE // 2 - 1), title, font=font, fill=INK, anchor="lm")
+    return np.asarray(canvas)
 
 
 def heat(image: np.ndarray, saliency: np.ndarray, regions: np.ndarray | None = None, side: int = SIDE) -> np.ndarray:

@@ -1,6 +1,7 @@
-"""report.html: one self-contained page on one run, and the table that ends a run on the terminal.
+"""What is written for readers: report.html on one run, study.html on a study, the card of a policy that is given to
+others, and the tables that end a command on the terminal.
 
-Pages are made from `templates/`: whatever is put into one is escaped; pictures, clips and styles are inside the file and a
+All are made from `templates/`: whatever is put into a page is escaped; pictures, clips and styles are inside the file and a
 content policy forbids every request, so it can be mailed or kept. A section whose step has not run says which command fills
 it. What is only formatting stands in the templates; words come from `findings` and `rates`, pictures from `figures`.
 """
@@ -13,10 +14,14 @@ from functools import cache
 from pathlib import Path
 
 import jinja2
+from huggingface_hub import ModelCardData
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ..measure.results import gather_results, load_results, read_episodes
+from ..data.hub import Entry, entry
+from ..measure.results import BLIND, gather_results, load_results, read_episodes
+from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
+from ..run.config import RunConfig
 from ..run.files import read_jsonl, write_text
 from ..run.folder import Run
 from ..run.registry import METRICS, AboutMetric
@@ -24,6 +29,8 @@ from . import figures, findings, rates
 from .rates import bounds, estimate, success_bars
 
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
+_LICENCES = {"Gemma Terms of Use": "gemma"}  # the manifest's word -> the hub's
+_DATASETS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # keys of the manifest
 
 
 def write_report(run: Run) -> Path:
@@ -62,6 +69,67 @@ def _clips(rows: Sequence[dict]) -> Iterator[tuple[str, Markup]]:
         if shown < CLIPS and size <= left:
             shown, left = shown + 1, left - size
             yield rates.name_of(row), data_url("video/mp4", row["film"].read_bytes())
+
+
+# A study
+
+def write_study_page(folder: Path) -> Path:
+    """Write `study.html` from the folder's study.json; returns its path. Raises LarError as `load`."""
+    study = STUDY.load(folder / FILE)
+    rows = study["comparisons"]
+    return write_page(
+        folder / "study.html", "study.html", study=study, lead=[_lead(rows)],
+        found=[findings.Finding(f"{row['placement']} placements, {row['condition']}", row["verdict"], row["sentence"])
+               for row in rows],
+        success_figure=figures.success_bars(study_bars(study)),
+        success=rates.success_table(row | {"policy": arm["condition"]} for arm in study["arms"] for row in arm["success"]),
+        differences_figure=figures.differences(rows, study["study"]["reference"]), caveats=findings.caveats(study),
+        scores={name: METRICS.about(name).label if name in METRICS else "held-out action error" for name in SCORES})
+
+
+def study_table(study: dict) -> str:
+    """The plain text that the command line prints at the end: success of every arm, then every comparison."""
+    lines = [f"{name:<10} {label:<28} {successes}/{n}, 95 % interval {rates.percent(low, high)}"
+             for name, label, _, successes, n, low, high in study_bars(study)]
+    return "\n".join([*lines, "", *(row["sentence"] for row in study["comparisons"])])
+
+
+def study_bars(study: dict) -> list[tuple]:
+    """Success of every arm under the right instruction, all seeds and tasks, as `figures.success_bars` takes it."""
+    return [rates.bar(placement, arm["condition"], "control" if arm["condition"] == BLIND else "model",
+                      row["successes"], row["episodes"])
+            for placement in study["study"]["placements"] for arm in study["arms"] for row in arm["success"]
+            if (row["placement"], row["instruction"], row["task"]) == (placement, "right", None)]
+
+
+def _lead(rows: Sequence[dict]) -> str:
+    leads = {MORE: "More successful than the reference", LESS: "Less successful", NOT_DETECTED: "No difference detected"}
+    names = {verdict: ", ".join(f"{row['condition']} ({row['placement']})" for row in rows if row["verdict"] == verdict)
+             for verdict in leads}
+    return " ".join(f"{words}: {names[verdict]}." for verdict, words in leads.items() if names[verdict])
+
+
+# A policy that is given to others
+
+def model_card(config: RunConfig, base: Entry | None, results: dict | None, rollouts: Sequence[dict],
+               source: str) -> str:
+    """README.md of an exported policy.
+
+    base: the backbone's entry in the manifest, None where it was made here; results: of results.json, None where there
+    is none; rollouts: rows of rollouts.jsonl, the blind control's too; source: what `from_pretrained` is given.
+    """
+    demos = _DATASETS.get(config.profile.demos)
+    header = ModelCardData(
+        license=_LICENCES[base.licence] if base else "mit", base_model=base.id if base else None,
+        datasets=[entry(demos).id] if demos else None, library_name="lar_core", pipeline_tag="robotics",
+        tags=["robotics", "vision-language-action", "libero", "la-reconvla", config.condition.name])
+    measured = {}
+    if results:
+        found = findings.findings(results, rollouts)
+        measured = {"findings": found, "headline": findings.headline(results, found), "table": summary_table(results),
+                    "command": findings.command(results), "caveats": findings.caveats(results)}
+    return fill_template("card.md", config=config, base=base, condition=config.condition, profile=config.profile,
+                         source=source, results=results, header=header.to_yaml(), **measured)
 
 
 # Templates
