@@ -269,7 +269,7 @@ def test_keys_come_from_the_layer_and_values_from_the_vision_tower(tokens):
 @pytest.mark.parametrize("condition, changes, reason", [
     ("focus_head", {"focus_cascade": False}, "focus_keep=1 and focus_gate=false"),
     ("focus_head", {"focus_keep": 0.0}, "must be greater than 0"),
-    ("action_only", {"focus_gate": False}, "settings of the focus head"),
+    ("action_only", {"focus_gate": False}, "is for the focus head"),
     ("action_only", {"head": "autoregressive", "action_loss": "l1"}, "autoregressive head cannot learn from action_loss=l1"),
     ("bridge_head", {"text_width": 36, "attention_heads": 2}, "multiple of 8"),
     ("action_only", {"action_loss": "l2"}, "did you mean 'l1'")])

@@ -180,9 +180,9 @@ def test_numbers_that_only_the_chosen_precision_cannot_hold_are_refused(folder, 
 
 
 @pytest.mark.parametrize("tensor, sentence", [
-    (torch.zeros(32, 128), "the same number, 0, throughout"), (torch.full((32, 128), 0.5), "the same number, 0.5"),
-    (torch.zeros(0), "without a single number"), (torch.ones(32, 128, dtype=torch.int8), "as int8: it was quantised by"),
-    (torch.ones(64, 1, dtype=torch.uint8), "as uint8"), (torch.ones(32, 128).to(torch.float8_e4m3fn), "as float8_e4m3fn")])
+    (torch.zeros(32, 64), "the same number, 0, throughout"), (torch.full((32, 64), 0.5), "the same number, 0.5"),
+    (torch.zeros(0), "without a single number"), (torch.ones(32, 64, dtype=torch.int8), "as int8: it was quantised by"),
+    (torch.ones(64, 1, dtype=torch.uint8), "as uint8"), (torch.ones(32, 64).to(torch.float8_e4m3fn), "as float8_e4m3fn")])
 def test_a_tensor_that_holds_no_weights_is_refused(tmp_path, tensor, sentence):
     with pytest.raises(LarError, match=sentence):
         check_numbers({LAYER: tensor}, tmp_path, torch.float32)
@@ -241,8 +241,8 @@ def test_what_is_missing_is_named_instead_of_being_drawn_at_random(folder, preci
     ("fp32", {"text_config": {"num_hidden_layers": 4}}, "lacks 9 of .*, model.language_model.layers.3.input_lay"),
     ("nf4", {"text_config": {"num_hidden_layers": 2}}, "holds 9 that .* not ask for, .*layers.2.input_layernorm"),
     ("int8", {"vision_config": {"num_hidden_layers": 1}}, "does not ask for, .*vision_tower.encoder.layers.1"),
-    ("fp32", {"text_config": {"vocab_size": 2048}}, r"embed_tokens.weight in the shape \(1499, 32\), where .* \(2048, 32\)"),
-    *((precision, {"text_config": {"intermediate_size": 256}}, r"mlp.down_proj.weight in the shape \(32, 128\), where .* "
+    ("fp32", {"text_config": {"vocab_size": 2048}}, r"embed_tokens.weight in the shape \(1574, 32\), where .* \(2048, 32\)"),
+    *((precision, {"text_config": {"intermediate_size": 256}}, r"mlp.down_proj.weight in the shape \(32, 64\), where .* "
        r"\(32, 256\)") for precision in ("fp32", "int8", "nf4")),
     ("int8", {"text_config": {"num_key_value_heads": 2}}, r"k_proj.weight in the shape \(16, 32\)")])
 def test_a_configuration_of_another_size_is_refused(folder, precision, values, sentence):
@@ -314,9 +314,9 @@ def test_a_foreign_tokenizer_is_refused(folder):
 def test_a_vocabulary_larger_than_the_embedding_is_refused(folder):
     change(folder / "tokenizer.json", added_tokens=[
         *json.loads((folder / "tokenizer.json").read_text())["added_tokens"],
-        {"id": 1499, "content": "<one more>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+        {"id": 1574, "content": "<one more>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
          "special": True}])
-    with pytest.raises(LarError, match="goes to number 1499, but the embedding has 1499 rows"):
+    with pytest.raises(LarError, match="goes to number 1574, but the embedding has 1574 rows"):
         load_backbone(folder)
 
 

@@ -120,10 +120,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     _UNMASKED.replace(name="blind", blind=True),
 )}
 
-_BASE = Profile()
-# What sight decides: the shipped backbone, whose lower part is frozen and computed once, where nothing stands where it did.
-_TINY = _BASE.replace(backbone="tabletop", tune="full_top", cache=True, placement="near", demos_per_task=120,
-                      samples=48_000)
+_BASE = _TINY = Profile()
 _T4 = _BASE.replace(
     backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14, vision_width=1152,
     vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8", tune="lora_top", cache=True,
@@ -137,7 +134,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
         max_steps=24, videos_per_task=1, grounding_frames=16),
     _TINY,
     _BASE.replace(name="pretrain", samples=153_600, learning_rate=1.5e-3, optimiser="muon", checkpoint_every=200),
-    _TINY.replace(name="small", tasks=(2, 5, 8), placement="wide", samples=192_000, batch_size=32, checkpoint_every=500,
+    _TINY.replace(name="small", tasks=(2, 5, 8), samples=96_000, batch_size=32, checkpoint_every=200,
                   grounding_frames=600),
     _T4.replace(name="t4"),
     _T4.replace(name="full", precision="bf16", tune="lora_all", cache=False, checkpointing=True, batch_size=16),
