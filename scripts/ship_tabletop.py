@@ -18,7 +18,7 @@ from lar_core.run.files import atomic_path, file_sha256, write_json
 from lar_core.run.folder import Run
 
 CARD = """---
-license: apache-2.0
+license: mit
 library_name: transformers
 pipeline_tag: image-text-to-text
 ---
@@ -27,7 +27,7 @@ pipeline_tag: image-text-to-text
 {parameters:.2f} M parameters in `PaliGemmaForConditionalGeneration`, for pictures of {size} × {size} pixels of
 LIBERO-Spatial's table with the stand-in objects.
 It answers `detect the black bowl next to the plate` with `<loc>` tokens, as PaliGemma
-does, and is the backbone that the small profiles start from.
+does. Small profiles start from it with `--set backbone=tabletop`.
 
 It was pre-trained on {scenes:,} rendered scenes **with positions from the simulator**, as PaliGemma was with boxes. The
 conditions that are compared on top of it stay annotation-free: none of them sees a box.
