@@ -11,12 +11,13 @@ from typing import Any
 
 import yaml
 
-from .run.config import CONDITIONS, INSTRUCTIONS, PLACEMENTS, PROFILES, RunConfig, make_config
+from .run.config import CONDITIONS, PROFILES, RunConfig, make_config
 from .run.conventions import stated_conventions
 from .run.errors import LarError, cause, unknown
 from .run.folder import DATA, RUNS, Run
 from .run.processes import on_stop, processes, stop
 from .run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
+from .run.settings import INSTRUCTIONS, PLACEMENTS
 
 STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",
@@ -140,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--instructions", nargs="+", choices=INSTRUCTIONS, metavar="KIND", default=["right"],
                               help=f"{', '.join(INSTRUCTIONS)} (default: right)")
             step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
-                              help="evaluate on other placements than in training: official, wide, counterfactual")
+                              help=f"evaluate on other placements than in training: {', '.join(PLACEMENTS)}")
     return parser
 
 

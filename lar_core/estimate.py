@@ -29,12 +29,13 @@ from .model.heads import Trunk
 from .model.policy import make_decoder, make_head
 from .model.tiny import full_config, make_processor, tiny_config
 from .run import processes
-from .run.config import Profile, RunConfig
+from .run.config import RunConfig
 from .run.errors import LarError
 from .run.files import read_jsonl
 from .run.folder import DATA, Run
 from .run.registry import REGULARISERS
 from .run.runtime import act_precision, device, device_name, float_dtype
+from .run.settings import Profile
 from .scene.collect import demo_paths
 from .scene.episode import kinds
 

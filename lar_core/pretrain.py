@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .data.dataset import channels_first
 from .measure import sight
+from .model.backbone import Backbone
 from .model.mae import normalise_patches, reconstruction_loss
 from .model.masking import make_mask
 from .model.paligemma import load_for
@@ -186,12 +187,14 @@ def _before_and_after(run: Run, settled: Path) -> dict:
         np.savez_compressed(temporary, images=stored.images, regions=stored.regions,
                             instructions=np.array(stored.sentences), **maps)
     return {"config": config.model_dump(mode="json"), "provenance": provenance(), "stored": len(stored.images),
-            **{name: measure(backbones[name], stored, maps[name]) for name in maps},
+            **{name: measure(backbones[name], stored, maps[name], config.condition.name) for name in maps},
             "centre": sight.grounding(sight.centre(stored), stored)}
 
 
-def measure(backbone: Any, stored: sight.Stored, maps: np.ndarray) -> dict:
-    """Everything of `sight`, of one backbone whose maps are known; `unheard_`: with forms of words that are new to it."""
+def measure(backbone: Backbone, stored: sight.Stored, maps: np.ndarray, recipe: str) -> dict:
+    """What `sight` can measure of one backbone whose maps (M, P) are known: hidden words only where the recipe hides any,
+    boxes only where it asks for them; `unheard_`: with forms of words that are new to it."""
+    if recipe == "words":
+        return sight.grounding(maps, stored) | sight.word_scores(backbone, stored)
     unheard = {f"unheard_{name}": value for name, value in sight.located(backbone, stored, stored.unheard).items()}
-    return {**sight.located(backbone, stored, stored.sentences), **unheard, **sight.grounding(maps, stored),
-            **sight.word_scores(backbone, stored)}
+    return sight.located(backbone, stored, stored.sentences) | unheard | sight.grounding(maps, stored)

@@ -32,10 +32,11 @@ from .model.policy import Policy, acting, make_policy
 from .model.saliency import ATTENTION
 from .model.tiny import prepare_backbone, prepare_vae
 from .model.weights import read_config, read_processor
-from .run.config import MINIATURES, RunConfig
+from .run.config import RunConfig
 from .run.errors import Damaged, LarError, first_line, unknown, unreadable, unwritable
 from .run.files import atomic_path, write_json, write_text
 from .run.folder import Run
+from .run.settings import MINIATURES
 from .show.report import model_card
 
 FORMAT = 1  # of config.json

@@ -11,8 +11,8 @@ import argparse
 
 import numpy as np
 
-from lar_core.run.config import PLACEMENTS
 from lar_core.run.errors import LarError
+from lar_core.run.settings import PLACEMENTS
 from lar_core.scene.env import SpatialEnv
 from lar_core.scene.expert import run_expert
 from lar_core.scene.placements import OTHER_SENTENCE, sample_scene

@@ -126,7 +126,7 @@ def test_every_movable_object_is_in_view(env):
 def test_success_is_the_named_bowl_on_the_plate_and_no_other(env):
     first, second = evaluation_scenes(env.task, "counterfactual")[:2]
     state = first.init_state.copy()
-    x = placements._X_ADDRESS
+    x = placements.X_ADDRESS
     state[x[BOWLS[1]]:x[BOWLS[1]] + 2] = state[x[PLATE]:x[PLATE] + 2]  # the bowl that only `second` names
     env.reset(seed=first.seed, options={"init_state": state, "wait_steps": 20})
     assert success(env, second) and not success(env, first)

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..run.config import Condition, RunConfig
+from ..run.config import RunConfig
 from ..run.errors import LarError, unreadable
 from ..run.files import write_json
 from ..run.registry import MASK_SOURCES, REGULARISERS
 from ..run.runtime import Draws
+from ..run.settings import Condition
 from .demos import PER_STEP, Episode, read_episodes
 
 Indices = Sequence[int] | np.ndarray  # of frames

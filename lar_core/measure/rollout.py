@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from ..data.dataset import Stats, proprio
 from ..model.policy import Policy
-from ..run.config import Profile
 from ..run.errors import LarError, say_once
 from ..run.files import append_jsonl
 from ..run.folder import Run
 from ..run.processes import processes
+from ..run.settings import Profile
 from ..scene.episode import check_kinds, episode_env, kinds, kinds_of, told
 from ..scene.placements import evaluation_scenes
 from ..scene.reference import MEANING

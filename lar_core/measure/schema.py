@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
-from ..run.config import INSTRUCTIONS, Count, Placement, Share
 from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.registry import place
+from ..run.settings import INSTRUCTIONS, Count, Placement, Share
 
 Size = Annotated[float, Field(ge=0)]
 Number = Annotated[int, Field(ge=0)]

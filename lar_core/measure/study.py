@@ -15,10 +15,11 @@ import numpy as np
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ..run.config import CONDITIONS, PROFILES, Count, Placement, RunConfig, Share, make_config
+from ..run.config import CONDITIONS, PROFILES, RunConfig, make_config
 from ..run.errors import LarError, unknown
 from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
+from ..run.settings import Count, Placement, Share
 from . import statistics
 from .results import BLIND, Result, episodes_of, load_results, measured, modern_rows, outcomes, scenes, summarise
 from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section

@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..run.config import Condition, Profile
 from ..run.errors import Damaged, LarError, first_line
 from ..run.registry import RECONSTRUCTORS
 from ..run.runtime import Draws
+from ..run.settings import Condition, Profile
 from .mae import make_mae, patchify, sincos_positions, unpatchify
 from .weights import check_loaded, first_not_finite
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..run.config import Condition, Profile
 from ..run.registry import RECONSTRUCTORS
+from ..run.settings import Condition, Profile
 
 
 class MAEDecoder(nn.Module):

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from ..run.config import Profile
 from ..run.errors import LarError, first_line
 from ..run.runtime import float_dtype
+from ..run.settings import Profile
 from .backbone import Backbone
 from .saliency import ATTENTION
 from .weights import (

@@ -21,11 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import DynamicCache
 
 from ..run.runtime import Draws
 from ..scene.sentences import CLASSES, THINGS, Said
 from .backbone import Backbone
 from .policy import Policy
+from .saliency import Prefix
 
 SPREAD = 1.5  # pixels, of the soft targets: neighbouring bins are nearly right
 LOCS = 1024  # PaliGemma's location tokens, over the whole edge of a picture
@@ -54,8 +56,7 @@ class Places(Policy):
         answers, targets = self.answers(said, boxes)  # (B, S), (B, S, V)
         inputs = backbone.vlm.get_input_embeddings()(answers[:, :-1].clamp_min(0))
         encoding = backbone.upper(seen, prefix, inputs, saliency=False)
-        last = prefix.mask.sum(dim=1) - backbone.patches - 1  # (B,): the place of the newline in the text
-        before = torch.cat([encoding.text[torch.arange(len(last)), last][:, None], encoding.suffix], dim=1)  # (B, S, D)
+        before = torch.cat([at_newline(encoding.text, prefix)[:, None], encoding.suffix], dim=1)  # (B, S, D)
         losses = {"answer": soft_cross_entropy(backbone.vlm.lm_head(before), targets, answers >= 0),
                   "words": self._words(encoding.text, said, boxes),
                   "segment": self._segment(encoding.patches, said, batch["labels"]),
@@ -136,17 +137,21 @@ class Answers:
 @torch.no_grad()
 def boxes_of(backbone: Backbone, images: Tensor, sentences: list[str]) -> Tensor:
     """What the backbone answers, greedily: the first box (B, 4), (top, left, bottom, right) in pixels; images in [-1, 1]."""
-    from transformers import DynamicCache
     answers, past, prefix = Answers(backbone), DynamicCache(), backbone.tokenise(sentences)
     encoding = backbone.upper(backbone.lower(images, prefix), prefix, saliency=False, past=past)
-    last = prefix.mask.sum(dim=1) - backbone.patches - 1
-    state, edges = encoding.text[torch.arange(len(last)), last], []
+    state, edges = at_newline(encoding.text, prefix), []
     for _ in range(4):
         bins = answers.first + answers.bins.to(state.device)
         edges.append(backbone.vlm.lm_head(state)[:, bins].argmax(dim=-1))
         token = backbone.vlm.get_input_embeddings()(bins[edges[-1]])[:, None]
         state = backbone.extend(token, prefix, past)[:, 0]
     return torch.stack(edges, dim=1) + 0.5
+
+
+def at_newline(text: Tensor, prefix: Prefix) -> Tensor:
+    """States of the text (B, L, D) -> those of its last token (B, D), behind which the answer begins."""
+    padding = (prefix.mask[:, -text.shape[1]:] == 0).sum(dim=1)
+    return text[torch.arange(len(text)), text.shape[1] - 1 - padding]
 
 
 def soft(values: Tensor, bins: Tensor) -> Tensor:

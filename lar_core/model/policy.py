@@ -24,11 +24,12 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import DynamicCache
 
 from ..data.dataset import Stats
-from ..run.config import Condition, Profile, RunConfig
+from ..run.config import RunConfig
 from ..run.errors import LarError
 from ..run.folder import Run
 from ..run.registry import HEADS, RECONSTRUCTORS, REGULARISERS
 from ..run.runtime import Draws, act_precision
+from ..run.settings import Condition, Profile
 from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoising, DiffusionDecoder, densest_boxes, object_boxes

@@ -18,10 +18,11 @@ from transformers import (
 )
 
 from ..data.hub import download, load_manifest
-from ..run.config import MINIATURES, Profile, RunConfig
+from ..run.config import RunConfig
 from ..run.errors import LarError, unknown
 from ..run.files import atomic_path, produce
 from ..run.folder import Run
+from ..run.settings import MINIATURES, Profile
 from ..scene.sentences import vocabulary
 
 TABLETOP = Path(__file__).parent / "tabletop"  # shipped: see its README.md

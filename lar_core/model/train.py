@@ -24,13 +24,13 @@ from tqdm import tqdm
 from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, make_dataset, shift_images, source_needs, to_device
 from ..data.demos import Episode
 from ..data.features import BlindFeatures, FeatureCache
-from ..run.config import Profile
 from ..run.errors import LarError
 from ..run.files import append_jsonl, atomic_path, read_jsonl, write_json, write_jsonl
 from ..run.folder import DATA, Run
 from ..run.processes import Stopped, on_stop
 from ..run.registry import REGULARISERS
 from ..run.runtime import Draws, device, float_dtype, group, mixed_precision
+from ..run.settings import Profile
 from ..scene.placements import BOWLS, other_instruction
 from .losses import gradient_norm
 from .paligemma import activation_ranges, too_large

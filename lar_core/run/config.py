@@ -19,7 +19,7 @@ from .conventions import stated_conventions
 from .errors import LarError, unknown
 from .files import write_text
 from .registry import AGGREGATIONS, HEADS, MASK_SOURCES, PASSES, RECONSTRUCTORS, REGULARISERS, Checked
-from .settings import INSTRUCTIONS, MINIATURES, PLACEMENTS, Condition, Count, Placement, Profile, Share  # noqa: F401
+from .settings import Condition, Profile
 
 Verdict = tuple[object, str]  # whether it is wrong, and what to say then
 

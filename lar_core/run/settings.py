@@ -16,6 +16,7 @@ from .registry import REGULARISERS, Checked, number
 Placement = Literal["official", "wide", "counterfactual", "near", "near_counterfactual"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/episode.py
+PAIRED = ("counterfactual", "near_counterfactual")  # where each scene comes twice, once for either bowl
 MINIATURES = ("scratch", "tabletop")
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

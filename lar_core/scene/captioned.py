@@ -13,6 +13,7 @@ scenes, so that words cannot be guessed from words. Scene number n of a seed is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ from .placements import (
     PLATE,
     RAMEKIN,
     TABLE_AREA,
+    X_ADDRESS,
     Layout,
+    Pair,
     Scene,
     apart,
     evaluation_scenes,
@@ -51,6 +54,7 @@ from .setup import use_assets
 SHARD = 500
 SETTLED = 10  # stored scenes a task and placement
 MOVABLE = (*BOWLS, COOKIES, RAMEKIN, PLATE)
+PLACE = {name: slice(address - 1, address + 2) for name, address in X_ADDRESS.items()}  # (x, y, z) in qpos
 ARM = {"home": 0.2, "anywhere": 0.35, "at": 0.32, "holding": 0.13}  # where the hand is, and how often
 SPACE = np.array([[-0.25, 0.20], [-0.30, 0.33], [0.95, 1.25]])  # of the hand, metres: (x, y, z) × (low, high)
 FIXTURE_NOISE, RECOLOURED = 0.006, 0.5  # metres; the share of scenes with colours drawn anew
@@ -169,12 +173,11 @@ class Studio:
     def shoot(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw a scene and render it."""
         fixtures = {name: pose + [*rng.normal(0, FIXTURE_NOISE, 2), 0] for name, pose in rng.choice(self.poses).items()}
-        relations, layout = self._arrange(fixtures, rng)
+        numbers, layout = self._arrange(fixtures, rng)
         colours = self._colours(rng)
-        with_relations = [RELATIONS[relation] for relation in relations]
-        self._write(with_relations, layout, fixtures)
+        self._write((RELATIONS[numbers[0]], RELATIONS[numbers[1]]), layout, fixtures)
         held = self._move_arm(rng)
-        return self._picture() | {"relations": np.array(relations, np.int8), "colours": colours,
+        return self._picture() | {"relations": np.array(numbers, np.int8), "colours": colours,
                                   "held": np.array(held, np.int8)}
 
     def settle(self, scene: Scene, placement: str) -> dict[str, np.ndarray]:
@@ -196,13 +199,13 @@ class Studio:
             if rng.random() < OF_BENCHMARK:
                 numbers = [RELATIONS.index(relation) for relation in OF_TASKS[rng.integers(len(OF_TASKS))]]
                 rng.shuffle(numbers)
-            relations = tuple(RELATIONS[number] for number in numbers)
+            relations = RELATIONS[numbers[0]], RELATIONS[numbers[1]]
             for _ in range(8):
                 layout = self._layout(relations, fixtures, rng)
                 if layout is not None and all(unique(relations, side, layout) for side in (0, 1)):
                     return numbers, layout
 
-    def _layout(self, relations, fixtures: dict[str, np.ndarray], rng: np.random.Generator) -> Layout | None:
+    def _layout(self, relations: Pair, fixtures: dict[str, np.ndarray], rng: np.random.Generator) -> Layout | None:
         """One thing after the other, each where it is clear of those before; None where no place was found."""
         layout: Layout = {bowl: self._on_fixture(reference, fixtures)[:2] + rng.normal(0, FIXTURE_NOISE, 2)
                           for bowl, (kind, reference) in zip(BOWLS, relations) if kind == "fixed"}
@@ -226,21 +229,21 @@ class Studio:
         self._paint(colours)
         return np.array(colours, np.int8)
 
-    def _paint(self, colours) -> None:
+    def _paint(self, colours: Sequence[int] | np.ndarray) -> None:
         for (body, materials), colour in zip(self.painted.items(), colours):
             for number, (material, own) in enumerate(materials):
                 rgb = own[:3] if colour < 0 or (body in self.bodies[:2] and colour == 0) else (
                     np.array(RGB[COLOURS[colour]]) * (1 - 0.25 * number) + 0.1 * number)
                 self.model.mat_rgba[material, :3] = rgb
 
-    def _write(self, relations, layout: Layout, fixtures: dict[str, np.ndarray]) -> None:
+    def _write(self, relations: Pair, layout: Layout, fixtures: dict[str, np.ndarray]) -> None:
         """Everything at its place and height, the drawer open where a bowl is in it."""
         self.data.qpos[:] = self.start
         self.data.qvel[:] = 0
         for number, name in enumerate(MOVABLE):
             kind = relations[number] if number < 2 else name
             height = self.heights.get(kind, self.heights["table" if number < 2 else name])
-            self.data.qpos[9 + 7 * number : 12 + 7 * number] = [*layout[name], height]
+            self.data.qpos[PLACE[name]] = [*layout[name], height]
         if ("fixed", "drawer") in relations:
             self.data.qpos[DRAWER] = DRAWER_OPEN
         for name, pose in fixtures.items():
@@ -257,17 +260,16 @@ class Studio:
         bowl = int(rng.integers(2))
         pinch = np.array([PINCH_RADIUS * np.cos(direction), PINCH_RADIUS * np.sin(direction), RIM_HEIGHT - PINCH_DEPTH])
         if where == "at":
-            thing = bowl if rng.random() < 0.7 else 4
-            place = self.data.qpos[9 + 7 * thing : 12 + 7 * thing]
+            place = self.data.qpos[PLACE[BOWLS[bowl] if rng.random() < 0.7 else PLATE]]
             goal = place + pinch + [*rng.normal(0, 0.025, 2), rng.choice([0.0, rng.uniform(0, 0.15)])]
         if where == "holding" and rng.random() < 0.5:  # over the plate, or on the way to it
-            goal[:2] = self.data.qpos[37:39] + pinch[:2] + rng.normal(0, 0.03, 2)
+            goal[:2] = self.data.qpos[PLACE[PLATE]][:2] + pinch[:2] + rng.normal(0, 0.03, 2)
         finger = PINCHING if where == "holding" or closed else OPEN
         self.data.qpos[7:9] = finger, -finger
         hand = self._reach(goal, palm_down(direction))
         if where != "holding":
             return -1
-        self.data.qpos[9 + 7 * bowl : 12 + 7 * bowl] = hand - pinch
+        self.data.qpos[PLACE[BOWLS[bowl]]] = hand - pinch
         return bowl
 
     def _reach(self, goal: np.ndarray, turn: Rotation) -> np.ndarray:
@@ -315,7 +317,7 @@ class Studio:
 
     # --- what the scene is made of --------------------------------------------------------------------------------
 
-    def _learn(self, relations) -> None:
+    def _learn(self, relations: Pair) -> None:
         """Rest heights, and where bowls lie on fixtures, from an official scene that came to rest."""
         poses = {name: self.env.stock.sim.model.body_pos[self._body(name)].copy() for name in self.env.objects[5:]}
         self.poses.append(poses)
@@ -333,21 +335,19 @@ class Studio:
     def _body(self, name: str) -> int:
         return self.env.stock.obj_body_id[name]
 
-    def _descendants(self, body: int) -> list[int]:
-        """The body and all that hangs on it."""
+    def _visible(self, body: int) -> list[int]:
+        """The visible geoms of a body and of all that hangs on it."""
         found = [body]
         for child in range(body + 1, self.model.nbody):
             if self.model.body_parentid[child] in found:
                 found.append(child)
-        return found
+        return [geom for geom in np.flatnonzero(self.model.geom_group == 1) if self.model.geom_bodyid[geom] in found]
 
     def _outline(self, body: int) -> np.ndarray:
         """Corners (M, 3) of the visible geometry in the body's frame."""
         self.mujoco.mj_kinematics(self.model, self.data)
         corners, signs = [], np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, 8).T
-        for geom in np.flatnonzero(self.model.geom_group == 1):
-            if self.model.geom_bodyid[geom] not in self._descendants(body):
-                continue
+        for geom in self._visible(body):
             centre, half = np.split(self.model.geom_aabb[geom], 2)
             mesh = self.model.geom_dataid[geom]
             points = centre + signs * half
@@ -359,13 +359,11 @@ class Studio:
 
     def _materials(self, body: int) -> list[tuple[int, np.ndarray]]:
         """The visible materials of a thing, and their own colours."""
-        geoms = [geom for geom in np.flatnonzero(self.model.geom_group == 1)
-                 if self.model.geom_bodyid[geom] in self._descendants(body)]
-        numbers = dict.fromkeys(int(self.model.geom_matid[geom]) for geom in geoms if self.model.geom_matid[geom] >= 0)
-        return [(number, self.model.mat_rgba[number].copy()) for number in numbers]
+        numbers = dict.fromkeys(int(self.model.geom_matid[geom]) for geom in self._visible(body))
+        return [(number, self.model.mat_rgba[number].copy()) for number in numbers if number >= 0]
 
 
-def project(model, data, points: np.ndarray, size: int) -> np.ndarray:
+def project(model: Any, data: Any, points: np.ndarray, size: int) -> np.ndarray:
     """World points (M, 3) -> (row, column) in an upright agentview of `size` pixels (M, 2), which is mirrored."""
     number = model.camera("agentview").id
     seen = (points - data.cam_xpos[number]) @ data.cam_xmat[number].reshape(3, 3)  # right, up, towards the viewer

@@ -16,10 +16,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data.demos import episode_count, merge_episodes, write_episode
-from ..run.config import Profile, RunConfig
+from ..run.config import RunConfig
 from ..run.errors import LarError
 from ..run.files import produce, write_text
 from ..run.processes import processes
+from ..run.settings import Profile
 from .env import environment, pool
 from .expert import run_expert
 from .placements import sample_scene

@@ -32,11 +32,12 @@ from ..data.demos import (
 from ..data.episode import hdf5_files, resize_episode
 from ..data.hub import download, entry
 from ..data.lerobot import META, Listed, list_episodes, read_listed
-from ..run.config import Profile, RunConfig
+from ..run.config import RunConfig
 from ..run.conventions import stated_conventions
 from ..run.errors import LarError
 from ..run.files import files_below, produce, require_space
 from ..run.processes import processes
+from ..run.settings import Profile
 from .check_demos import draw_verdict
 from .collect import collect, parts_folder
 from .env import environment, instruction, pool, tasks_by_instruction

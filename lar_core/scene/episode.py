@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import gymnasium
 import numpy as np
 
-from ..run.config import INSTRUCTIONS, Profile
 from ..run.errors import LarError
 from ..run.processes import ignore_stops
+from ..run.settings import INSTRUCTIONS, Profile
 from .env import SpatialEnv, instruction
 from .placements import OTHER_SENTENCE, RELATIONS, Scene, evaluation_scenes, success
 from .reference import scene_record

@@ -25,15 +25,15 @@ from itertools import combinations
 
 import numpy as np
 
-from ..run.config import PLACEMENTS
 from ..run.errors import LarError, unknown
+from ..run.settings import PAIRED, PLACEMENTS
 from .env import SpatialEnv, instruction, official_init_states
 
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")
 COOKIES, RAMEKIN, PLATE = "cookies_1", "glazed_rim_porcelain_ramekin_1", "plate_1"
 RADII = {BOWLS[0]: 0.06, BOWLS[1]: 0.06, COOKIES: 0.06, RAMEKIN: 0.05, PLATE: 0.085}  # with a little air
 _ARM = slice(1, 8)  # joint positions in a flattened state
-_X_ADDRESS = {BOWLS[0]: 10, BOWLS[1]: 17, COOKIES: 24, RAMEKIN: 31, PLATE: 38}  # of x in a flattened state; y follows
+X_ADDRESS = {BOWLS[0]: 10, BOWLS[1]: 17, COOKIES: 24, RAMEKIN: 31, PLATE: 38}  # of x in a flattened state; y follows
 
 Layout = dict[str, np.ndarray]  # positions (2,) by name
 Pair = tuple[tuple[str, str], tuple[str, str]]  # (relation, reference) of either bowl
@@ -72,7 +72,7 @@ MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while s
 ARM_NOISE = 0.02  # radians, standard deviation of each joint at the beginning: robosuite's default, and measured in the
 # benchmark's init states; LIBERO's sampler alone always begins with the same arm
 
-NEAR, PAIRED = ("near", "near_counterfactual"), ("counterfactual", "near_counterfactual")
+NEAR = ("near", "near_counterfactual")
 # Stored scenes a task; of pairs: a side.
 EVALUATION_SCENES = {"wide": 50, "counterfactual": 20, "near": 50, "near_counterfactual": 20}
 TRIES = 100  # seeds that one scene may use up
@@ -194,12 +194,12 @@ def _moved_state(task: int, placement: str, seed: int) -> np.ndarray:
     proposals = _near_layouts(relations, before, rng) if placement in NEAR else _wide_layouts(relations, before, rng)
     layout = next(layout for layout in proposals if _acceptable(relations, placement, layout, before))
     for name, xy in layout.items():
-        state[_X_ADDRESS[name]:_X_ADDRESS[name] + 2] = xy
+        state[X_ADDRESS[name]:X_ADDRESS[name] + 2] = xy
     return state
 
 
 def _positions(state: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: state[address:address + 2] for name, address in _X_ADDRESS.items()}
+    return {name: state[address:address + 2] for name, address in X_ADDRESS.items()}
 
 
 def _on_fixtures(relations: Pair) -> set[str]:

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from ..measure import statistics
 from ..measure.results import BLIND, outcomes
-from ..run.config import CONDITIONS, MINIATURES, PROFILES
+from ..run.config import CONDITIONS, PROFILES
 from ..run.registry import REGULARISERS
+from ..run.settings import MINIATURES, PAIRED
 from ..scene.episode import kinds_of
 from ..scene.placements import OTHER_SENTENCE
 from .rates import CHANGES, by_task, changes, estimate, placements, pooled, rate, rows_of, sample, tasks_of
@@ -232,7 +233,7 @@ def _unheard(results: dict, rows: Iterable[dict]) -> str:
     """A sentence that is new to the policy asks more of it than one that it was trained on."""
     profile = results["run"]["config"]["profile"]
     new = [str(row["task"]) for row in rows if OTHER_SENTENCE.get(row["task"]) not in (None, *tasks_of(results))]
-    if not new or profile.get("placement") == "counterfactual":  # there, either bowl is named in training
+    if not new or profile.get("placement") in PAIRED:  # there, either bowl is named in training
         return ""
     return f" It was not trained on the sentence told in task {_and(new)}."
 
@@ -340,7 +341,7 @@ def caveats(document: dict) -> list[str]:
         ("official" in (study or {}).get("placements", () if study else placements(document)), "Official placements can be "
          "passed blind: objects move by about a centimetre, so success there shows nothing about seeing. Wide and "
          "counterfactual placements can."),
-        (len(profile.get("tasks", ())) == 1 and profile.get("placement") != "counterfactual", "One task means one sentence: "
+        (len(profile.get("tasks", ())) == 1 and profile.get("placement") not in PAIRED, "One task means one sentence: "
          "training never asked for language. If a changed sentence lowers success, strange text disturbs it: no more is "
          "shown."),
         (not study, "The intervals cover the choice of init states and episodes, not that of the training seed."),

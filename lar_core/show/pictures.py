@@ -25,12 +25,13 @@ from ..measure.statistics import evenly
 from ..model.aggregation import SINK
 from ..model.diffusion import count, crop, densest_boxes, object_boxes
 from ..model.policy import Policy, make_decoder
-from ..run.config import CONDITIONS, Condition, Profile
+from ..run.config import CONDITIONS
 from ..run.errors import LarError
 from ..run.files import atomic_path
 from ..run.folder import Run
 from ..run.registry import MASK_SOURCES
 from ..run.runtime import Draws
+from ..run.settings import Condition, Profile
 from ..scene.episode import BLANK
 from . import figures
 from .figures import INK, OTHER, TARGET, covered, encoded, overlay
