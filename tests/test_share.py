@@ -250,6 +250,12 @@ def test_the_card_puts_the_blind_control_beside_the_success():
     assert "None" not in card.text and "{" not in card.text
 
 
+def test_the_card_of_a_policy_on_the_shipped_backbone_says_what_that_has_seen():
+    config = make_config("attention_mask", "tiny", backbone="tabletop")
+    card = ModelCard(model_card(config, None, None, [], "someone/bowls"))
+    assert "with positions from the simulator" in card.text and "from scratch" not in card.text
+
+
 def test_a_card_without_the_blind_control_says_that_success_means_nothing_yet():
     results = load_results(KEPT)
     results["rollouts"] = [row for row in results["rollouts"] if row["policy"] != "blind"]
