@@ -244,7 +244,7 @@ def test_the_card_puts_the_blind_control_beside_the_success():
     card = ModelCard(model_card(config, None, load_results(KEPT), [], "someone/bowls"))
     assert card.data.license == "mit" and card.data.base_model is None and "libero" in card.data.tags
     assert "blind control" in card.text and "20/20" in card.text and "19/20" in card.text
-    assert "the control that cannot see solved 20 of 20 rollouts" in card.text
+    assert "the control that cannot see solved 19 of 20 rollouts" in card.text
     assert "Times: Intel(R) Xeon(R) Processor" in card.text  # no time without its machine
     assert "standin" in card.text and "can be passed blind" in card.text
     assert "None" not in card.text and "{" not in card.text
