@@ -111,7 +111,7 @@ def test_what_was_not_run_on_other_placements_is_asked_for_there():
             and found.verdict == NOT_RUN]
     assert len(gaps) > 1 and all(" --on wide" in gap for gap in gaps)
     arguments = build_parser().parse_args(shlex.split(findings.command(results, "rollout", "wide"))[1:])
-    assert arguments.on == "wide" and "--on" not in findings.command(results, "rollout", "official")
+    assert arguments.on == "wide" and "--on" not in findings.command(results, "rollout", "near")
 
 
 def test_tasks_are_pooled_once():

@@ -36,7 +36,7 @@ class RunConfig(Checked):
         """Raises LarError for a name that stands for nothing, and for a combination that cannot mean anything."""
         _check_names(self.condition)
         stated_conventions(self.profile.demos_conventions)
-        for rules in (_impossible_masks, _impossible_sizes, _impossible_tuning, _impossible_head, _impossible_saliency):
+        for rules in _RULES:
             for wrong, sentence in rules(self.condition, self.profile):
                 if wrong:
                     raise LarError(sentence)
@@ -120,7 +120,8 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     _UNMASKED.replace(name="blind", blind=True),
 )}
 
-_BASE = _TINY = Profile()
+_BASE = Profile()
+_TINY = _BASE.replace(backbone="tabletop", tune="full_top", cache=True, placement="near", demos_per_task=100)
 _T4 = _BASE.replace(
     backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14, vision_width=1152,
     vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8", tune="lora_top", cache=True,
@@ -209,12 +210,6 @@ def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdic
     for width, heads in (("decoder_width", "decoder_heads"), ("denoiser_width", "denoiser_heads"), *own):
         size, count = getattr(profile, width), getattr(profile, heads)
         yield size % count != 0, f"{width} is {size}, but must be a multiple of {heads} ({count})."
-    for name in ("image_size", "patch_size", "vision_width", "vision_layers", "text_width", "text_layers",
-                 "attention_heads"):
-        its, asked = Profile.model_fields[name].default, getattr(profile, name)
-        yield (profile.backbone == "tabletop" and asked != its,
-               f"The backbone tabletop has {name} {its}, so {name}={asked} is of another size: leave it, or set "
-               "backbone=scratch.")
     yield (profile.image_size % profile.patch_size != 0 or profile.wrist_size % profile.patch_size != 0,
            f"image_size {profile.image_size} and wrist_size {profile.wrist_size} must be multiples of the patch size "
            f"{profile.patch_size}.")
@@ -280,3 +275,16 @@ def _impossible_saliency(condition: Condition, profile: Profile) -> Iterator[Ver
            "A gate of heads learns from a loss on the saliency, and there is none: give "
            f"{' or '.join(name for name in REGULARISERS if REGULARISERS.about(name).on_map)} a weight, or choose another "
            f"aggregation than {condition.aggregation}.")
+
+
+def _impossible_backbone(_: Condition, profile: Profile) -> Iterator[Verdict]:
+    for name in ("image_size", "patch_size", "vision_width", "vision_layers", "text_width", "text_layers",
+                 "attention_heads"):
+        its, asked = Profile.model_fields[name].default, getattr(profile, name)
+        yield (profile.backbone == "tabletop" and asked != its,
+               f"The backbone tabletop has {name} {its}, so {name}={asked} is of another size: leave it, or set "
+               "backbone=scratch.")
+
+
+_RULES = (_impossible_masks, _impossible_sizes, _impossible_tuning, _impossible_head, _impossible_saliency,
+          _impossible_backbone)  # the last one would hide what else is wrong with a size

@@ -6,7 +6,8 @@ Placements of the ten LIBERO-Spatial tasks:
   arm begins as differently as in those init states.
 * `wide`: the same relations ("next to the plate") with every movable object anywhere the arm reaches and the camera
   sees. Bowls in the drawer, on the stove and on the cabinet stay there; everything else moves.
-* `near`: between the two: everything that `wide` moves stands up to about 5 cm from its official place.
+* `near`: between the two: everything that `wide` moves stands about 5 cm from its official place, and nowhere nearer
+  than 3.5 cm: a hand that goes where a bowl usually stands then rarely finds its rim, or the plate.
 * `counterfactual`: a wide scene in which *both* black bowls stand in a relation that a sentence of the benchmark names;
   each scene comes twice, once for either bowl. A policy that ignores the instruction cannot do better than half.
 * `near_counterfactual`: such pairs of near scenes.
@@ -63,7 +64,8 @@ OPEN_CABINET = ((-0.15, 0.25), (-0.45, 0.03))  # the cabinet with its top drawer
 CENTER, CENTER_RADIUS = np.array([-0.075, 0.0]), 0.04
 BOWL_REACH, PLATE_REACH = 0.78, 0.82  # from the robot's base: what the scripted expert does reliably
 ROBOT_BASE = np.array([-0.66, 0.0])
-NEARBY, LOOSE = 0.05, 0.015  # how far `near` moves an object; how far a bowl moves beside what it stands next to
+NEARBY = (0.035, 0.06)  # how far `near` moves an object, at least and at most
+LOOSE = (0.0, 0.015)  # how far a bowl moves beside what it stands next to
 MARGIN = 0.03  # between the outlines of unrelated objects
 UNIQUE = 0.08  # the other bowl is at least so much farther from the reference than the named one
 MOVED, TILTED = 0.012, 0.025  # a scene in which something moves farther while settling is rejected; TILTED: for a
@@ -219,21 +221,23 @@ def _wide_layouts(relations: Pair, before: Layout, rng: np.random.Generator) -> 
 
 
 def _near_layouts(relations: Pair, before: Layout, rng: np.random.Generator) -> Iterator[Layout]:
-    """Endless proposals: plate, ramekin and cookies up to NEARBY from where they were; bowls go with their references."""
+    """Endless proposals: plate, ramekin and cookies NEARBY where they were; bowls go with their references."""
     while True:
-        moves = {name: _in_disc(NEARBY, rng) for name in (PLATE, RAMEKIN, COOKIES)}
+        moves = {name: _away(NEARBY, rng) for name in (PLATE, RAMEKIN, COOKIES)}
         for bowl, (kind, reference) in zip(BOWLS, relations):
             if kind == "between":
-                moves[bowl] = (moves[PLATE] + moves[RAMEKIN]) / 2 + _in_disc(LOOSE, rng)
+                moves[bowl] = (moves[PLATE] + moves[RAMEKIN]) / 2 + _away(LOOSE, rng)
             elif kind == "on":
                 moves[bowl] = moves[reference]
             elif kind != "fixed":
-                moves[bowl] = moves.get(reference, _in_disc(CENTER_RADIUS, rng)) + _in_disc(LOOSE, rng)
+                moves[bowl] = moves.get(reference, _away((0, CENTER_RADIUS), rng)) + _away(LOOSE, rng)
         yield {name: xy + moves.get(name, 0) for name, xy in before.items()}
 
 
-def _in_disc(radius: float, rng: np.random.Generator) -> np.ndarray:
-    angle, distance = rng.uniform(0, 2 * np.pi), radius * np.sqrt(rng.uniform())
+def _away(limits: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
+    """A move (2,) of a length within limits (m), evenly over that ring."""
+    least, most = limits
+    angle, distance = rng.uniform(0, 2 * np.pi), np.sqrt(rng.uniform(least**2, most**2))
     return distance * np.array([np.cos(angle), np.sin(angle)])
 
 
