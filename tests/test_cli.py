@@ -36,7 +36,7 @@ def test_every_step_teaches(step, capsys):
     (["train", "--set", "learning_rate=-1"], "learning_rate is -1, but must be greater than 0"),
     (["train", "--set", "learning_rate=.nan"], "must be a finite number"),
     (["train", "--set", "decoder_heads=3"], "must be a multiple of decoder_heads (3)"),
-    (["train", "--set", "attention_heads=3 backbone=scratch"], "must be a multiple of attention_heads (3)"),
+    (["train", "--set", "attention_heads=3", "backbone=scratch"], "must be a multiple of attention_heads (3)"),
     (["train", "--set", "focus_keep=0.2"], "leave it, or choose head=focus"),
     (["check-demos", "nowhere", "--set", "demos_conventions"], "FIELD=VALUE"),
     (["doctor", "--full-size", "--profile", "full"], "leave --profile out"),
