@@ -307,9 +307,10 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def _print_report(made: tuple[dict, Path]) -> None:
-    from .show.report import summary_table
+    from .measure.results import beside_kept
+    from .show.report import kept_table, summary_table
     results, report = made
-    print(summary_table(results), f"\nReport: {report.resolve()}", sep="\n")
+    print(summary_table(results), kept_table(beside_kept(results)), f"Report: {report.resolve()}", sep="\n\n")
 
 
 def _study(arguments: argparse.Namespace) -> None:

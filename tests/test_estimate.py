@@ -127,7 +127,8 @@ from lar_core.measure.costs import NOISE_FRAMES, meter, noise_dataset, own_bytes
 from lar_core.model.train import Trainer
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
-config = make_config(profile="tiny", batch_size=64, samples=640, text_width=256, vision_width=256)
+config = make_config(profile="tiny", batch_size=64, samples=640, text_width=256, vision_width=256,
+                     backbone="scratch", tune="all", cache=False)
 machine = Machine("here", False, 0, own_bytes(), {"fp32": 1e10})
 trainer = Trainer(Run.open(config, Path(sys.argv[1])), noise_dataset(config))
 trainer.policy.train()
@@ -176,7 +177,7 @@ def test_what_is_done_already_costs_no_more(run, tmp_path, monkeypatch):
     before = estimate.expected(run, cores=2)
     (tmp_path / "demo.hdf5").touch()
     monkeypatch.setattr(estimate, "demo_paths", lambda *_: [tmp_path / "demo.hdf5"])
-    for placement in ["official"] * 60 + ["wide"] * 20:
+    for placement in ["near"] * 60 + ["wide"] * 20:
         append_jsonl(run.path / "rollouts.jsonl", {"placement": placement})
     for name in ("heldout.json", "gallery.npz", "training_cost.json"):
         (run.path / name).touch()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lar_core.measure.results import (
+    beside_kept,
     load_results,
     modern_rows,
     read_episodes,
@@ -24,6 +25,7 @@ from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import provenance
+from lar_core.show.report import kept_table
 
 
 def interval(mean: float, half: float = 0.01) -> dict:
@@ -303,3 +305,23 @@ def test_the_kept_results_say_what_was_hidden_in_their_pool(condition, ignored):
     assert told["other_task", None]["successes"] == 0 and ("other_task", 8) not in told
     assert not any(row["instruction"] == "swapped" for path in KEPT[0].parent.glob("*.json")
                    for row in json.loads(path.read_text()).get("rollouts") or [])
+
+
+def test_a_run_is_put_beside_the_kept_ones_of_its_settings(tmp_path):
+    def kept(seed: int, successes: int, aos: float, **changes: object) -> dict:
+        config = make_config(profile="tiny", seed=seed, **changes)
+        rows = [rollout("attention_mask", "right", successes, task=task, placement="near") for task in (5, None)]
+        return json.loads(json.dumps(full() | {"rollouts": rows, "run": {
+            "name": config.name, "condition": "attention_mask", "profile": "tiny", "seed": seed,
+            "fingerprint": config.fingerprint, "config": config.model_dump(mode="json")},
+            "grounding": full()["grounding"] | {"aos": series(aos, 0.06, 0.08, 0.2)}}))
+    save_results(tmp_path / "attention_mask-tiny-s0.json", kept(0, 16, 0.10))
+    assert beside_kept(kept(3, 17, 0.3), tmp_path) == []  # one is no spread
+    save_results(tmp_path / "attention_mask-tiny-s1.json", kept(1, 18, 0.14))
+    save_results(tmp_path / "attention_mask-tiny-s2.json", kept(2, 2, 0.01, samples=800))  # other settings
+    success, aos, *others = beside_kept(kept(3, 17, 0.3), tmp_path)
+    assert success.kept == (0.8, 0.9) and success.value == 0.85 and success.within
+    assert aos.kept == (0.10, 0.14) and not aos.within and all(other.within for other in others)
+    text = kept_table([success, aos])
+    assert "Beside 2 kept runs" in text and "kept 0.8 to 0.9: within" in text and text.endswith("Outside their range: AOS.")
+    assert kept_table([]) == "" and "All within" in kept_table([success])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..measure.results import BLIND
+from ..measure.results import BLIND, Spread
 from ..measure.statistics import wilson
 from ..scene.episode import kinds_of
 
@@ -154,6 +154,11 @@ def bounds(interval: dict | None) -> str:
     if interval is None or interval["low"] is None or interval["high"] is None:
         return "no interval"
     return f"{interval['low']:.3g} to {interval['high']:.3g}"
+
+
+def spread(found: Spread) -> str:
+    """`kept 0.85 to 0.95: within`."""
+    return f"kept {min(found.kept):.3g} to {max(found.kept):.3g}: {'within' if found.within else 'outside'}"
 
 
 def sample(measured: dict) -> str:

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..data.hub import Entry, entry
-from ..measure.results import BLIND, gather_results, load_results, read_episodes
+from ..measure.results import BLIND, Spread, beside_kept, gather_results, load_results, read_episodes
 from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
 from ..run.config import RunConfig
 from ..run.files import read_jsonl, write_text
@@ -46,7 +46,7 @@ def write_report(run: Run) -> Path:
         caveats=findings.caveats(results), command=findings.command(results), missing=findings.missing,
         reconstructor=findings.reconstructor(results), placements=rates.placements(results), bars=success_bars(results),
         success=rates.success_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
-        gallery=figures.gallery(run), metrics=read_jsonl(run.metrics), columns=columns(),
+        spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics), columns=columns(),
         metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells)
 
 
@@ -150,7 +150,7 @@ def _templates() -> jinja2.Environment:
     made = jinja2.Environment(loader=jinja2.PackageLoader(__package__), keep_trailing_newline=True,
                               autoescape=jinja2.select_autoescape(["html"]), finalize=_unbroken)
     made.filters |= {"png": _png, "estimate": estimate, "bounds": bounds, "g3": "{:.3g}".format, "amount": amount}
-    made.globals |= {"metrics_guide": metrics_guide, "ratio": ratio, "percent": rates.percent}
+    made.globals |= {"metrics_guide": metrics_guide, "spread": rates.spread, "ratio": ratio, "percent": rates.percent}
     return made
 
 
@@ -180,6 +180,17 @@ def summary_table(results: dict) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
     return "\n".join([f"{run['condition']} · {run['profile']} · seed {run['seed']}", "", *lines])
+
+
+def kept_table(spreads: Sequence[Spread]) -> str:
+    """The plain text behind it: into which of the kept runs' ranges the numbers fall."""
+    if not spreads:
+        return ""
+    outside = [spread.name for spread in spreads if not spread.within]
+    lines = [f"{spread.name:<48}{spread.value:<8.3g}{rates.spread(spread)}" for spread in spreads]
+    verdict = f"Outside their range: {', '.join(outside)}." if outside else "All within their range."
+    title = f"Beside {len(spreads[0].kept)} kept runs of these settings with seeds of their own:"
+    return "\n".join([title, *lines, verdict])
 
 
 def columns() -> list[AboutMetric]:
