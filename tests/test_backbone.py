@@ -35,7 +35,7 @@ def test_shapes(backbone, images):
     B, P, D, L, S = 2, 16, 32, 16, 5
     assert encoding.patches.shape == (B, P, D)
     assert encoding.text.shape == (B, L, D)
-    assert encoding.instruction_mask.shape == (B, L)
+    assert encoding.asked.shape == (B, L)
     assert encoding.suffix.shape == (B, S, D)
     assert encoding.attention.shape == (B, 3, 2, L, P)
     assert encoding.saliency.shape == (B, P)
@@ -46,7 +46,7 @@ def test_prefix_never_sees_actions(backbone, images):
     other = backbone.encode(images / 127.5 - 1, SENTENCES, torch.randn(2, 5, 32))
     assert torch.equal(one.patches, other.patches)
     assert torch.equal(one.saliency, other.saliency)
-    real = one.instruction_mask
+    real = one.asked
     assert torch.equal(one.text[real], other.text[real])
     assert not torch.allclose(one.suffix, other.suffix)
 

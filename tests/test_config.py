@@ -47,6 +47,12 @@ def test_every_preset_is_valid_and_survives_yaml(tmp_path, condition, profile):
     ({"tasks": 5}, "tasks is 5"),
     ({"tune": None}, "Unknown tune 'None'.*lora_top"),
     ({"aggregation": "multi_pass"}, "evaluation only"),
+    ({"saliency_rows": "words"}, "Unknown saliency rows 'words'.*text"),
+    ({"saliency_rows": "action", "head": "autoregressive"}, "the autoregressive head has none"),
+    ({"saliency_rows": "bos", "aggregation": "content_words"}, "compares words, but saliency_rows=bos reads none"),
+    ({"saliency_rows": "action", "aggregation": "sink_removal"}, "compares words, but saliency_rows=action reads none"),
+    ({"saliency_rows": "action", "aggregation": "relative", "cache": False}, "generic prompt, which is run without"),
+    ({"saliency_rows": "action", "consistency": 1.0, "cache": False}, "consistency compares maps of passes without"),
 ])
 def test_nonsense_is_refused_in_one_sentence(arguments, message):
     with pytest.raises(LarError, match=message):

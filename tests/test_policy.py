@@ -163,6 +163,36 @@ def test_gaze_without_segmentation_is_refused(policy_of, batch):
         policy_of("gaze_mask")(batch)
 
 
+# --- who is asked where to look --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("condition, rows", [("attention_mask", 16), ("bos_attention_mask", 1),
+                                             ("action_attention_mask", 8)])
+def test_the_condition_names_the_rows_that_masks_acting_and_teacher_read(policy_of, batch, condition, rows):
+    policy = policy_of(condition).eval()
+    encoding = policy.encode(batch)
+    mean = encoding.attention.mean(dim=(1, 2)) * encoding.asked[:, :, None]  # (B, R, P)
+    wanted = mean.sum(dim=1) / mean.sum(dim=(1, 2))[:, None]
+    assert encoding.asked.shape == (2, rows)
+    for saliency in (encoding.saliency, policy.act(batch)[1], Teacher(policy).saliency(policy, batch)):
+        torch.testing.assert_close(saliency, wanted)
+    policy.choose_heads([batch])
+
+
+@pytest.mark.parametrize("rows", ["bos", "action"])
+def test_a_regulariser_teaches_the_rows_that_are_asked(policy_of, batch, rows):
+    policy = policy_of(saliency_rows=rows, sparsity=1.0)
+    policy(batch, Draws(0))["sparsity"].backward()
+    grad = policy.head.queries.grad
+    assert (grad is not None and bool(grad.abs().sum() > 0)) == (rows == "action")
+
+
+def test_where_there_is_no_bos_it_is_not_asked(policy_of, batch, monkeypatch):
+    tokenizer = type(policy_of().backbone.processor.tokenizer)
+    monkeypatch.setattr(tokenizer, "bos_token", None, raising=False)
+    with pytest.raises(LarError, match="tokenizer has no such token: choose text or action"):
+        policy_of("bos_attention_mask")
+
+
 # --- the teacher -----------------------------------------------------------------------------------------------------
 
 def weight(policy):

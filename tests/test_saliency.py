@@ -7,7 +7,7 @@ import torch
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from lar_core.model.paligemma import load_backbone
-from lar_core.model.saliency import SaliencyTap
+from lar_core.model.saliency import Rows, SaliencyTap
 from lar_core.model.tiny import make_processor, tiny_config
 from lar_core.run.config import PROFILES
 
@@ -44,14 +44,29 @@ def eager(folder, backbone, images, suffix):
     return out.last_hidden_state, torch.stack(out.attentions)
 
 
+@pytest.mark.parametrize("rows, queries", [("bos", 0), ("action", 3)])
+def test_other_rows_equal_eager_attention(backbone_folder, backbone, images, rows, queries):
+    """BOS is the first token behind the image; the queries are the last of the head's five tokens."""
+    suffix = torch.randn(2, 5, backbone.width)
+    encoding = backbone.encode(images, SENTENCES, suffix, rows=Rows(rows, queries))
+    _, attention = eager(backbone_folder, backbone, images, suffix)
+    P = backbone.patches
+    places = [P] if rows == "bos" else [-3, -2, -1]
+    expected = attention[-2:, :, :, places, :P].transpose(0, 1)  # (B, N, H, R, P)
+    assert encoding.attention.shape == expected.shape and (encoding.attention - expected).abs().max() < 1e-5
+    mean = expected.mean(dim=(1, 2, 3))
+    assert torch.allclose(encoding.saliency, mean / mean.sum(dim=1, keepdim=True), atol=1e-5)
+    assert (backbone.tokenise(SENTENCES).ids[:, P] == backbone.processor.tokenizer.bos_token_id).all()
+
+
 @pytest.mark.parametrize("with_suffix", [False, True])
 def test_tap_equals_eager_attention_under_padding_and_batching(backbone_folder, backbone, images, with_suffix):
     suffix = torch.randn(2, 5, backbone.width) if with_suffix else None
     encoding = backbone.encode(images, SENTENCES, suffix)
-    P, L = backbone.patches, encoding.instruction_mask.shape[1]
+    P, L = backbone.patches, encoding.asked.shape[1]
     states, attention = eager(backbone_folder, backbone, images, suffix)
     expected = attention[-2:, :, :, P : P + L, :P]  # (N, B, H, L, P)
-    real = encoding.instruction_mask[:, None, None, :, None]
+    real = encoding.asked[:, None, None, :, None]
     difference = (encoding.attention - expected.transpose(0, 1)) * real
     assert difference.abs().max() < 1e-5
     assert torch.allclose(encoding.patches, states[:, :P], atol=1e-5)
@@ -72,8 +87,8 @@ def test_tap_equals_eager_attention_in_paligemma_2(tmp_path):
     images, suffix = torch.rand(2, 3, 64, 64) * 2 - 1, torch.randn(2, 5, 32)
     encoding = backbone.encode(images, SENTENCES, suffix)
     states, attention = eager(tmp_path, backbone, images, suffix)
-    P, L = backbone.patches, encoding.instruction_mask.shape[1]
-    real = encoding.instruction_mask[:, None, None, :, None]
+    P, L = backbone.patches, encoding.asked.shape[1]
+    real = encoding.asked[:, None, None, :, None]
     assert ((encoding.attention - attention[-2:, :, :, P : P + L, :P].transpose(0, 1)) * real).abs().max() < 1e-5
     assert torch.allclose(encoding.suffix, states[:, P + L :], atol=1e-5)
 
@@ -81,7 +96,7 @@ def test_tap_equals_eager_attention_in_paligemma_2(tmp_path):
 def test_saliency_is_the_mean_over_layers_heads_and_instruction_tokens(backbone, images):
     encoding = backbone.encode(images, SENTENCES)
     for i in range(2):
-        rows = encoding.attention[i][:, :, encoding.instruction_mask[i]]  # (N, H, tokens, P)
+        rows = encoding.attention[i][:, :, encoding.asked[i]]  # (N, H, tokens, P)
         mean = rows.mean(dim=(0, 1, 2))
         assert torch.allclose(encoding.saliency[i], mean / mean.sum(), atol=1e-6)
     assert torch.allclose(encoding.saliency.sum(1), torch.ones(2))
@@ -124,7 +139,7 @@ def test_gradient_is_the_same_under_gradient_checkpointing(backbone, images):
 
 
 def test_a_second_tap_is_refused(backbone, images):
-    tap = SaliencyTap(layers=(0,), image_tokens=1, text_tokens=1)
+    tap = SaliencyTap(layers=(0,), image_tokens=1, rows=slice(1, 2))
     with tap, pytest.raises(RuntimeError, match="already on"):
         backbone.encode(images, SENTENCES)
     backbone.encode(images, SENTENCES)  # and the first one was taken off
@@ -132,7 +147,7 @@ def test_a_second_tap_is_refused(backbone, images):
 
 def test_threads_do_not_read_each_others_attention(backbone, images):
     """Training goes on while another thread draws snapshots."""
-    with SaliencyTap(layers=(0,), image_tokens=1, text_tokens=1) as tap, ThreadPoolExecutor(1) as other, \
+    with SaliencyTap(layers=(0,), image_tokens=1, rows=slice(1, 2)) as tap, ThreadPoolExecutor(1) as other, \
             pytest.raises(RuntimeError, match="did not run"):
         other.submit(backbone.encode, images, SENTENCES).result()
         assert tap.attention is not None
@@ -140,4 +155,4 @@ def test_threads_do_not_read_each_others_attention(backbone, images):
 
 def test_a_tap_that_read_nothing_says_so():
     with pytest.raises(RuntimeError, match="did not run"):
-        SaliencyTap(layers=(0,), image_tokens=1, text_tokens=1).attention
+        SaliencyTap(layers=(0,), image_tokens=1, rows=slice(1, 2)).attention

@@ -20,7 +20,7 @@ import torch
 from ..data.demos import Episode
 from ..model import aggregation
 from ..model.policy import Policy
-from ..model.saliency import SaliencyTap
+from ..model.saliency import TEXT, SaliencyTap
 from ..run.errors import LarError, unknown
 from .maps import available, saliency_maps
 from .metrics import Truth, in_context, patch_coverage, top_patches
@@ -140,7 +140,7 @@ class AttentionReader:
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.policy.device)
         prefix = backbone.tokenise([instruction] * len(images))
         with SaliencyTap(layers=range(backbone.layers), image_tokens=backbone.patches,
-                         text_tokens=prefix.instruction.shape[1]) as tap:
+                         rows=TEXT.of(prefix, backbone.patches)[0]) as tap:
             backbone.upper(backbone.lower(self.policy.see(pixels), prefix), prefix, saliency=False)
         decoded = (backbone.processor.tokenizer.decode([token]) for token in prefix.ids[0, backbone.patches :].tolist())
         words = tuple(text.replace("\n", "\\n").strip() or "␣" for text in decoded)  # as a reader would write them

@@ -153,7 +153,7 @@ def read(policy: Policy, images: Tensor, instructions: Sequence[str],
 def plain_map(policy: Policy, images: Tensor, instructions: Sequence[str], hidden: Tensor | None = None) -> Tensor:
     """The literal saliency (B, P), in a pass of its own."""
     encoding, _ = read(policy, images, instructions, hidden)
-    return mean_attention(encoding.attention, encoding.instruction_mask)
+    return mean_attention(encoding.attention, encoding.asked)
 
 
 @PASSES.register("coarse_to_fine")

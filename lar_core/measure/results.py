@@ -17,6 +17,7 @@ from ..run.errors import LarError
 from ..run.files import read_jsonl
 from ..run.folder import Run, provenance
 from ..run.runtime import device_name
+from ..run.settings import Condition, Profile
 from ..scene.placements import OTHER_SENTENCE, RELATIONS
 from .schema import Document, Results
 from .statistics import describe_difference, wilson
@@ -335,5 +336,7 @@ def headline_numbers(results: dict) -> dict[str, float]:
 
 
 def _same_settings(one: dict, other: dict) -> bool:
-    """Everything but the seed."""
-    return all(one["run"]["config"][part] == other["run"]["config"][part] for part in ("condition", "profile"))
+    """Everything but the seed; a setting that an older file does not have is at its default."""
+    defaults = {"condition": Condition().model_dump(mode="json"), "profile": Profile().model_dump(mode="json")}
+    return all(usual | one["run"]["config"][part] == usual | other["run"]["config"][part]
+               for part, usual in defaults.items())

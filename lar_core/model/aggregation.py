@@ -35,19 +35,22 @@ class Aggregation(nn.Module):
 
     relative = False  # whether `forward` wants `prefix.reference`
     learns = False  # whether it has weights, which only a loss on the saliency can teach
+    words = False  # whether it must have all text tokens' rows: it asks some words, or compares tokens
 
     def __init__(self, *, layers: int, heads: int, tokenizer: PreTrainedTokenizerBase):
         super().__init__()
         self.read, self.tokenizer = (layers, heads), tokenizer
 
     def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
-        """attention (B, N, H, L, P) and its tokens (a `Prefix`) -> saliency (B, P), rows summing to 1."""
+        """attention (B, N, H, R, P) and its tokens (of `Rows`) -> saliency (B, P), rows summing to 1."""
         return mean_attention(attention, prefix.instruction)
 
 
 @AGGREGATIONS.register("content_words", "only words that are not stop words (scikit-learn's list) are asked")
 class ContentWords(Aggregation):
     """Only the words that carry content are asked."""
+
+    words = True
 
     def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
         """Arguments and result as in `Aggregation`: of the words that carry content."""
@@ -58,6 +61,8 @@ class ContentWords(Aggregation):
 @AGGREGATIONS.register("sink_removal", "patches that every token looks at count nothing (Kang et al. 2025a)")
 class SinkRemoval(Aggregation):
     """Patches that every token looks at count nothing."""
+
+    words = True
 
     def forward(self, attention: Tensor, prefix: Prefix) -> Tensor:
         """Arguments and result as in `Aggregation`: without the patches that are sinks."""

@@ -21,7 +21,7 @@ from transformers import DynamicCache, PaliGemmaForConditionalGeneration, PaliGe
 from ..run.errors import LarError
 from ..run.registry import AGGREGATIONS
 from .aggregation import Aggregation
-from .saliency import ACTIVE, Prefix, SaliencyTap
+from .saliency import ACTIVE, TEXT, Prefix, Rows, SaliencyTap
 
 LONGEST = 256  # tokens of an instruction; PaliGemma was trained on texts of 128 at 224 pixels (Beyer et al. 2024, 3.2)
 
@@ -45,15 +45,15 @@ class Encoding:
     """What one forward pass gives.
 
     patches (B, P, D): final states of the image tokens; text (B, L, D): final states of the text tokens, BOS and
-    newline included; instruction_mask (B, L) bool, True = a token of the instruction itself; suffix (B, S, D): final
-    states of the head's tokens; attention (B, N, H, L, P) and saliency (B, P), rows summing to 1, or None when not
-    asked for. Where a head asks for them: layers, the states (B, P + L + S, D) behind each layer from `join` on, the
-    last ones normalised; vision (B, P + W, V) as in Seen.
+    newline included; suffix (B, S, D): final states of the head's tokens; asked (B, R) bool, which
+    of the rows that are read count: True = a token of the instruction itself, or whoever else is asked; attention
+    (B, N, H, R, P) and saliency (B, P), rows summing to 1, or None when not wanted. Where a head wants them: layers, the
+    states (B, P + L + S, D) behind each layer from `join` on, the last ones normalised; vision (B, P + W, V) as in Seen.
     """
 
     patches: Tensor
     text: Tensor
-    instruction_mask: Tensor
+    asked: Tensor
     suffix: Tensor
     attention: Tensor | None
     saliency: Tensor | None
@@ -116,15 +116,16 @@ class Backbone(nn.Module):
         return tower(images.to(tower.dtype), interpolate_pos_encoding=other_size).last_hidden_state
 
     def encode(self, images: Tensor, instructions: list[str], suffix: Tensor | None = None, *, saliency: bool = True,
-               differentiable: bool = False) -> Encoding:
+               differentiable: bool = False, rows: Rows = TEXT) -> Encoding:
         """One forward pass over images (B, 3, H, W) in [-1, 1] of the backbone's image size, and B instructions.
 
         suffix: (B, S, D) tokens of the action head, which see the prefix and are not seen by it; saliency: whether to
-        read the attention; differentiable: whether a loss on it reaches the weights.
+        read the attention; differentiable: whether a loss on it reaches the weights; rows: of which tokens.
         Raises LarError for images of another size, and for instructions as `tokenise` does.
         """
         prefix = self.tokenise(instructions)
-        return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable)
+        return self.upper(self.lower(images, prefix), prefix, suffix, saliency=saliency, differentiable=differentiable,
+                          rows=rows)
 
     def lower(self, images: Tensor, prefix: Prefix, wrist: Tensor | None = None, *, features: Tensor | None = None,
               vision: bool = False) -> Seen:
@@ -147,7 +148,8 @@ class Backbone(nn.Module):
         return Seen(states, wrist_tokens, torch.cat(both, dim=1) if vision else None)
 
     def upper(self, seen: Seen, prefix: Prefix, suffix: Tensor | None = None, *, saliency: bool = True,
-              differentiable: bool = False, past: DynamicCache | None = None, every_layer: bool = False) -> Encoding:
+              differentiable: bool = False, rows: Rows = TEXT,
+              past: DynamicCache | None = None, every_layer: bool = False) -> Encoding:
         """From what `lower` gave to the end, with the suffix; arguments as in `encode`.
 
         past: keys and values are put here, for `extend`. every_layer: whether to give the states behind each layer.
@@ -157,15 +159,16 @@ class Backbone(nn.Module):
         if suffix is not None:
             states = torch.cat([states, suffix.to(states.dtype)], dim=1)  # (B, P + L + S, D)
             mask = torch.cat([mask, mask.new_ones(suffix.shape[:2])], dim=1)
-        tap = SaliencyTap(layers=self.tapped, image_tokens=P, text_tokens=L, differentiable=differentiable)
+        places, asked = rows.of(prefix, P)
+        tap = SaliencyTap(layers=self.tapped, image_tokens=P, rows=places, differentiable=differentiable)
         states_of: list[Tensor] | None = [] if every_layer else None
         with tap if saliency else nullcontext():
             states = self._run(states, mask, P + L, range(self.join, self.layers), past, states_of)
         states = self.vlm.model.language_model.norm(states)
-        attention = tap.attention if saliency else None  # (B, N, H, L, P)
-        return Encoding(patches=states[:, :P], text=states[:, P : P + L], instruction_mask=prefix.instruction,
+        attention = tap.attention if saliency else None  # (B, N, H, R, P)
+        return Encoding(patches=states[:, :P], text=states[:, P : P + L], asked=asked.instruction,
                         suffix=states[:, P + L :], attention=attention,
-                        saliency=self.aggregation(attention, prefix) if saliency else None,
+                        saliency=self.aggregation(attention, asked) if saliency else None,
                         layers=[*states_of[:-1], states] if states_of else (), vision=seen.vision)
 
     def drop_lower(self) -> None:

@@ -103,7 +103,7 @@ class ParallelHead(Head):
         return self._shaped(self._read(encoding.suffix[:, -self.tokens:]))
 
 
-@HEADS.register("autoregressive", "one token after another", losses=("cross_entropy",))
+@HEADS.register("autoregressive", "one token after another", losses=("cross_entropy",), queries=False)
 class AutoregressiveHead(Head):
     """K x 7 tokens in order, each one of 256 bins given all before it; in training all at once (teacher forcing)."""
 

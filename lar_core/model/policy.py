@@ -38,6 +38,7 @@ from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .paligemma import load_for, settle
 from .regularisers import Given
+from .saliency import Rows
 from .tiny import prepare_backbone, prepare_vae
 from .weights import check_trained_on, first_not_finite, reading
 
@@ -54,6 +55,9 @@ class Policy(nn.Module):
         backbone.aggregation = backbone.make_aggregation(condition.aggregation)
         self.head = make_head(condition, profile, Trunk(backbone.width, backbone.layers - backbone.join,
                                                         backbone.vision_width))
+        if condition.saliency_rows == "bos" and backbone.processor.tokenizer.bos_token is None:
+            raise LarError("saliency_rows is bos, but this backbone's tokenizer has no such token: choose text or action.")
+        self.rows = Rows(condition.saliency_rows, self.head.tokens)
         self.grid = ESSAY_GRID if condition.mask_grid == "essay" else round(backbone.patches**0.5)
         self.patch_size = ESSAY_PATCH if condition.mask_grid == "essay" else backbone.image_size // self.grid
         self.teacher: Teacher | None = None  # given by the trainer, where the condition asks for one
@@ -95,7 +99,7 @@ class Policy(nn.Module):
         seen, prefix = self.look(batch), self.prefix(batch)
         past = DynamicCache() if self.head.writes else None
         encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
-                                       every_layer=self.head.reads_layers)
+                                       every_layer=self.head.reads_layers, rows=self.rows)
         return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
@@ -118,7 +122,7 @@ class Policy(nn.Module):
         seen = seen or self.look(batch)
         suffix = self.head.suffix(seen.wrist_tokens, batch["proprio"], batch.get("actions"))  # (B, S, D)
         return self.backbone.upper(seen, self.prefix(batch, saliency), suffix, saliency=saliency,
-                                   differentiable=differentiable, every_layer=self.head.reads_layers)
+                                   differentiable=differentiable, every_layer=self.head.reads_layers, rows=self.rows)
 
     def saliency(self, batch: dict, encoding: Encoding) -> Tensor:
         """Where the instruction looks, (B, P): in the eyes of the policy itself, or of its teacher if it has one."""
@@ -175,14 +179,15 @@ class Policy(nn.Module):
         images = self.see(batch["images"], hidden)
         features = self.backbone.image_features(images)
         return [self.backbone.upper(self.backbone.lower(images, prefix, features=features), prefix, saliency=saliency,
-                                    differentiable=True) for prefix in prefixes]
+                                    differentiable=True, rows=self.rows) for prefix in prefixes]
 
     def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
         prefix = self.backbone.tokenise(batch["instructions"])
         if saliency and self.backbone.aggregation.relative:
             with torch.no_grad():  # where a prompt that names nothing looks
-                prefix.reference = self.backbone.encode(self.see(batch["images"]), [GENERIC] * len(prefix.ids)).saliency
+                prefix.reference = self.backbone.encode(self.see(batch["images"]), [GENERIC] * len(prefix.ids),
+                                                        rows=self.rows).saliency
         return prefix
 
     def target_pixels(self, images: Tensor) -> Tensor:
@@ -196,11 +201,11 @@ class Policy(nn.Module):
     @torch.no_grad()
     def choose_heads(self, batches: Iterable[dict]) -> list[tuple[int, int]]:
         """The heads that localise best in these frames: (layer, head), counted from the first tapped layer."""
-        attention = []  # (B, N, H, P) each, mean over the instruction's words
+        attention = []  # (B, N, H, P) each, mean over those who are asked
         for batch in batches:
-            encoding = self.backbone.upper(self.look(batch), self.backbone.tokenise(batch["instructions"]))
-            own = encoding.instruction_mask.float()
-            mean = torch.einsum("bnhlp,bl->bnhp", encoding.attention, own / own.sum(dim=1, keepdim=True))
+            encoding = self.encode(batch)
+            asked = encoding.asked.float()
+            mean = torch.einsum("bnhrp,br->bnhp", encoding.attention, asked / asked.sum(dim=1, keepdim=True))
             attention.append(mean.cpu().numpy())
         return localising_heads(np.concatenate(attention))
 

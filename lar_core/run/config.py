@@ -107,6 +107,8 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="sampled_mask", mask_source="sampled_attention"),
     Condition(name="motion_mask", mask_source="frame_difference"),
     Condition(name="teacher_mask", mask_source="teacher_attention"),
+    Condition(name="action_attention_mask", saliency_rows="action"),
+    Condition(name="bos_attention_mask", saliency_rows="bos"),
     Condition(name="growing_mask", mask_ratio_start=0.15, mask_ratio=0.75),
     Condition(name="sparse_attention", regularisers={"sparsity": 0.1}),
     Condition(name="consistent_attention", regularisers={"consistency": 1.0}),
@@ -277,6 +279,24 @@ def _impossible_saliency(condition: Condition, profile: Profile) -> Iterator[Ver
            f"aggregation than {condition.aggregation}.")
 
 
+def _impossible_rows(condition: Condition, _: Profile) -> Iterator[Verdict]:
+    rows, action = condition.saliency_rows, condition.saliency_rows == "action"
+    aggregation, about = AGGREGATIONS[condition.aggregation], [REGULARISERS.about(name) for name in condition.regularisers]
+    again = [one.name for one in about if one.on_map and one.passes]
+    yield (action and not HEADS.about(condition.head).queries,
+           f"saliency_rows=action asks the head's queries, and the {condition.head} head has none, it writes its tokens one "
+           "after another: choose another head, or saliency_rows=text or bos.")
+    yield (rows != "text" and aggregation.words,
+           f"aggregation {condition.aggregation!r} compares words, but saliency_rows={rows} reads none: choose another "
+           "aggregation, or saliency_rows=text.")
+    yield (action and aggregation.relative,
+           "Relative attention divides by the map of a generic prompt, which is run without the head's queries that "
+           "saliency_rows=action asks: choose another aggregation, or saliency_rows=text or bos.")
+    yield (action and again,
+           f"{', '.join(again)} compares maps of passes without the head's queries, which saliency_rows=action asks: set it "
+           "to 0, or saliency_rows to text or bos.")
+
+
 def _impossible_backbone(_: Condition, profile: Profile) -> Iterator[Verdict]:
     for name in ("image_size", "patch_size", "vision_width", "vision_layers", "text_width", "text_layers",
                  "attention_heads"):
@@ -287,4 +307,4 @@ def _impossible_backbone(_: Condition, profile: Profile) -> Iterator[Verdict]:
 
 
 _RULES = (_impossible_masks, _impossible_sizes, _impossible_tuning, _impossible_head, _impossible_saliency,
-          _impossible_backbone)  # the last one would hide what else is wrong with a size
+          _impossible_rows, _impossible_backbone)  # the last one would hide what else is wrong with a size

@@ -103,10 +103,12 @@ class AboutSource(About):
 
 @dataclass(frozen=True)
 class AboutHead(About):
-    """losses: the action losses that it can learn from, the usual one first; multiple: of what text_width must be one."""
+    """losses: the action losses that it can learn from, the usual one first; multiple: of what text_width must be one;
+    queries: whether its own tokens are queries, all there at once, so that it can be read where they look."""
 
     losses: tuple[str, ...] = ("cross_entropy", "l1")
     multiple: int = 1
+    queries: bool = True
 
 
 @dataclass(frozen=True)

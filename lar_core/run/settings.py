@@ -18,6 +18,7 @@ PLACEMENTS: tuple[str, ...] = get_args(Placement)
 INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/episode.py
 PAIRED = ("counterfactual", "near_counterfactual")  # where each scene comes twice, once for either bowl
 MINIATURES = ("scratch", "tabletop")
+SaliencyRows = Literal["text", "bos", "action"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -41,6 +42,7 @@ class Condition(Checked):
     recon_target: Literal["normalised", "raw", "latent"] = "normalised"  # MAE's (section 4.1), pixels, a VAE's latents
     matched_capacity: bool = False  # a denoiser as large as the profile's MAE decoder, instead of its own size
     saliency_layers: Count = 3  # the last so many layers of the language model
+    saliency_rows: SaliencyRows = "text"  # who looks: the instruction's words (the literal method), BOS, the head's queries
     aggregation: str = "mean"  # how layers, heads and words become one map; "mean" is the literal method
     regularisers: dict[str, float] = {}  # weights of those that are on; written, read and --set as sparsity=0.1
     blind: bool = False  # every image is replaced by grey: the control that cannot see
