@@ -42,7 +42,8 @@ STEPS: dict[str, tuple[str, str]] = {
               "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
     "saliency": ("score where the trained policy looks, on held-out demonstrations",
                  "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that "
-                 "never look at the image; action error beside the mean action; reconstruction beside interpolation."),
+                 "never look at the image, and layer by layer; action error beside the mean action; reconstruction beside "
+                 "interpolation."),
     "photographs": ("score where the trained policy looks on photographs with phrases",
                     "Reads RefCOCO-M, RefCOCO/+/g, Flickr30k Entities or Visual Genome as they are published "
                     "(data_manifest.yaml says where, the top of lar_core/data/phrases.py which files) and puts every "

@@ -66,7 +66,7 @@ def check() -> None:
     notebook = finished()
     results = json.loads((run / "results.json").read_text())
     empty = [part for part in ("training", "action", "shortcut", "reconstruction", "grounding", "aggregations",
-                                 "robustness", "rollouts", "latency", "training_cost")
+                                 "robustness", "layers", "rollouts", "latency", "training_cost")
              if not results[part]]
     assert not empty, f"the report lacks {empty}"
     assert (run / "report.html").stat().st_size > 100_000

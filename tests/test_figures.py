@@ -136,6 +136,20 @@ def test_grounding_bars_leave_out_what_is_null():
     assert [len(axis.patches) for axis in figure.axes] == [3, 3]
 
 
+def test_layer_lines_have_a_line_a_kind_of_rows_and_leave_out_what_is_not_there():
+    entry = {"mean": 0.6, "low": 0.5, "high": 0.7}
+    def row(layer, kind, auc):
+        return {"layer": layer, "rows": kind, "metrics": {"auc": auc, "target_minus_distractor": None}}
+    alone = entry | {"low": None, "high": None}
+    figure = figures.layer_lines([row(0, "text", entry), row(1, "text", entry), row(1, "action", alone),
+                                  row(0, "bos", None)])
+    assert draws(figure)
+    auc, difference = figure.axes
+    assert [text.get_text() for text in auc.get_legend().get_texts()] == ["words", "action queries"]
+    assert [list(line.get_xdata()) for line in auc.lines[1:]] == [[0, 1], [1]] and len(auc.collections) == 1
+    assert difference.get_legend() is None and len(difference.lines) == 1
+
+
 def test_figures_leave_the_global_settings_alone():
     before = dict(matplotlib.rcParams)
     figures.reconstruction_panels(rng.integers(0, 255, (1, 4, 16, 16, 3), dtype=np.uint8))

@@ -15,6 +15,8 @@ from lar_core.data.dataset import Stats, make_dataset
 from lar_core.data.phrases import Phrase, Place, phrases
 from lar_core.measure.maps import (
     aggregation_rows,
+    layer_maps,
+    layer_rows,
     localisation_heads,
     maps_in_batches,
     photograph_rows,
@@ -25,10 +27,12 @@ from lar_core.measure.maps import (
 )
 from lar_core.measure.results import gather_results
 from lar_core.measure.robustness import SPLITS
+from lar_core.measure.schema import SWEPT
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run
 from lar_core.run.registry import METRICS
+from lar_core.show.figures import LOOKERS
 from lar_core.show.report import write_report
 
 
@@ -67,6 +71,27 @@ def test_the_literal_row_is_what_the_policy_itself_sees(run, policy_of, dataset)
 def test_every_split_has_a_row_and_the_original_is_the_first(policy_of, dataset):
     rows = robustness_rows(policy_of().eval(), dataset, FRAMES)
     assert [entry["name"] for entry in rows] == list(SPLITS)
+
+
+def test_every_layer_is_read_for_everyone_who_looks_in_one_pass(policy_of, dataset, monkeypatch):
+    policy, passes = policy_of().eval(), []
+    upper = type(policy.backbone).upper
+    monkeypatch.setattr(type(policy.backbone), "upper", lambda self, *a, **k: passes.append(k) or upper(self, *a, **k))
+    maps = layer_maps(policy, dataset.batch(FRAMES))
+    assert len(passes) == 1 and list(maps) == [(layer, kind) for kind in LOOKERS for layer in range(3)]
+    for kind in LOOKERS:  # the mean over layers before it is normalised is what a policy of that kind sees
+        own = policy_of(saliency_rows=kind, saliency_layers=1).eval()
+        np.testing.assert_allclose(maps[2, kind], own.encode(dataset.batch(FRAMES)).saliency.detach(), atol=1e-6)
+
+
+def test_layers_have_no_action_rows_below_where_the_heads_tokens_join_or_without_queries(policy_of, dataset):
+    policy = policy_of(tune="full_top", top_layers=1, saliency_layers=1).eval()
+    rows = layer_rows(policy, dataset, FRAMES)
+    assert [(entry["rows"], entry["layer"]) for entry in rows] == [
+        ("text", 0), ("text", 1), ("text", 2), ("bos", 0), ("bos", 1), ("bos", 2), ("action", 2)]
+    assert all(set(entry["metrics"]) == set(SWEPT) and 0 <= entry["metrics"]["auc"]["mean"] <= 1 for entry in rows)
+    writer = layer_rows(policy_of("autoregressive_head").eval(), dataset, FRAMES)
+    assert {entry["rows"] for entry in writer} == {"text", "bos"} and len(writer) == 6
 
 
 def test_heads_are_chosen_once_and_kept_in_the_run_folder(run, policy_of, dataset):

@@ -88,6 +88,9 @@ def test_every_number_is_there_and_finite(trained, demos):
     assert result["grounding"]["nss"]["uniform"]["mean"] == 0
     assert {row["name"] for row in result["aggregations"]} >= {"mean", "relative", "multi_pass"}
     assert result["robustness"][0]["name"] == "original"
+    assert {(row["layer"], row["rows"]) for row in result["layers"]} == {
+        (layer, kind) for layer in range(3) for kind in ("text", "bos", "action")}
+    validate_results(minimal() | {"layers": result["layers"]})
     own = result["robustness"][0]["metrics"]["energy"]["mean"]
     assert own == pytest.approx(result["aggregations"][0]["metrics"]["energy"]["mean"])
 

@@ -15,7 +15,15 @@ from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run
 from lar_core.run.registry import METRICS
-from lar_core.show.report import beside_baselines, columns, saliency_cells, summary_table, write_report
+from lar_core.show.report import (
+    beside_baselines,
+    columns,
+    layer_cells,
+    layer_head,
+    saliency_cells,
+    summary_table,
+    write_report,
+)
 
 ROW = {"name": "content_words", "frames": 100, "metrics": dict.fromkeys(METRICS) | {"aos": interval(0.123)}}
 
@@ -125,6 +133,25 @@ def test_tasks_are_reported_one_by_one_and_then_together(run):
 def test_a_row_shows_its_name_its_numbers_and_what_could_not_be_measured():
     cells = saliency_cells([ROW])[0]
     assert cells[:3] == ("content words", "0.123\n0.113 to 0.133", "–")
+
+
+def layer(number: int, kind: str, auc: float) -> dict:
+    return {"layer": number, "rows": kind, "frames": 8,
+            "metrics": {"aos": None, "auc": interval(auc), "target_minus_distractor": interval(0.1)}}
+
+
+def test_layers_are_a_table_and_what_is_left_out_is_said(run):
+    rows = [layer(0, "text", 0.5), layer(1, "text", 0.6), layer(1, "action", 0.7)]
+    assert layer_cells(rows)[0] == ("0", "–", "–", "–", "0.5", "–", "–", "0.1", "–", "–")
+    assert layer_cells(rows)[1][4:7] == ("0.6", "–", "0.7") and len(layer_head()) == 10
+    save_results(run.results, full() | {"layers": rows})
+    assert "join at layer 1; below it" in (page := write_report(run).read_text()) and page.count("<img ") == 3
+    without = full() | {"layers": rows[:2]}
+    without["run"]["config"]["condition"]["head"] = "autoregressive"
+    save_results(run.results, without)
+    assert "The autoregressive head has no queries" in write_report(run).read_text()
+    with pytest.raises(LarError, match="layers"):
+        validate_results(full() | {"layers": [layer(0, "words", 0.5)]})
 
 
 def test_results_take_rows_and_name_a_wrong_one():

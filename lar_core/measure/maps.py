@@ -26,15 +26,16 @@ from ..model.aggregation import GENERIC
 from ..model.backbone import Encoding
 from ..model.masking import area_resample, count_masked, mask_top
 from ..model.policy import Policy
-from ..model.saliency import Prefix, mean_attention
+from ..model.saliency import Prefix, Rows, SaliencyTap, mean_attention
 from ..model.train import HEAD_FRAMES
 from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.folder import Run
-from ..run.registry import AGGREGATIONS, PASSES
+from ..run.registry import AGGREGATIONS, HEADS, METRICS, PASSES
 from ..run.runtime import Draws
 from .metrics import Truth, score
 from .robustness import SPLITS, Frames
+from .schema import SWEPT
 from .statistics import evenly, over_episodes
 
 FRAMES = 100  # at most: the aggregations together take some twenty passes
@@ -64,6 +65,41 @@ def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) ->
         moved = Truth(changed.named, truth.grid, changed.other, changed.objects)
         rows.append(row(name, saliency, moved, heldout.episode[frames]))
     return rows
+
+
+def layer_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> list[dict]:
+    """One row for each layer of the language model and kind of `Rows`, on up to FRAMES of `frames`: {"layer", "rows",
+    "frames", "metrics"}, with the metrics in SWEPT.
+    """
+    frames = frames[evenly(len(frames), FRAMES)]
+    parts = [layer_maps(policy, to_device(heldout.batch(frames[start : start + BATCH]), policy.device))
+             for start in range(0, len(frames), BATCH)]
+    truth, rows = truth_of(heldout, frames, policy), []
+    for layer, kind in parts[0]:
+        saliency = np.concatenate([part[layer, kind] for part in parts])
+        metrics = {name: over_episodes(METRICS[name](saliency, truth), heldout.episode[frames]) for name in SWEPT}
+        rows.append({"layer": layer, "rows": kind, "frames": len(frames), "metrics": metrics})
+    return rows
+
+
+@torch.no_grad()
+def layer_maps(policy: Policy, batch: dict) -> dict[tuple[int, str], np.ndarray]:
+    """Saliency (B, P) by layer and kind of rows, mean over heads and who is asked; one pass, with every layer tapped.
+
+    The head's queries, where it has any, are there from the layer on at which its tokens join.
+    """
+    backbone, prefix = policy.backbone, policy.prefix(batch, saliency=False)
+    with SaliencyTap(layers=range(backbone.layers), image_tokens=backbone.patches,
+                     rows=slice(backbone.patches, None)) as tap:
+        policy.encode(batch, saliency=False)
+    first = {"text": 0, "bos": 0} | ({"action": backbone.join} if HEADS.about(policy.condition.head).queries else {})
+    maps = {}
+    for kind in first:
+        places, asked = Rows(kind, policy.head.tokens).of(prefix, 0)  # counted from the first text token
+        for layer in range(first[kind], backbone.layers):
+            attention = tap.captured[layer][:, None, :, places]  # (B, 1, H, R, P)
+            maps[layer, kind] = mean_attention(attention, asked.instruction).cpu().numpy()
+    return maps
 
 
 def row(name: str, saliency: np.ndarray, truth: Truth, group: np.ndarray) -> dict:

@@ -29,7 +29,7 @@ from ..run.errors import LarError
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
 from ..run.runtime import Draws
-from .maps import aggregation_rows, robustness_rows, truth_of
+from .maps import aggregation_rows, layer_rows, robustness_rows, truth_of
 from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
 from .robustness import GREY
 from .statistics import evenly, over_episodes
@@ -147,15 +147,15 @@ def _mean_action(train: DemoDataset) -> Tensor:
 
 def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
               saliency: np.ndarray) -> dict:
-    """Where the instruction looks: beside baselines, by every aggregation, and on frames that were changed."""
+    """Where the instruction looks: beside baselines, by every aggregation, on changed frames, and layer by layer."""
     if heldout.segmentation is None or train.segmentation is None:
-        return dict.fromkeys(("grounding", "aggregations", "robustness"))
+        return dict.fromkeys(("grounding", "aggregations", "robustness", "layers"))
     truth = truth_of(heldout, frames, policy)
     places = train.batch(evenly(len(train), 500))["regions"][:, 0].numpy()
     prior = mean_map(patch_coverage(places, truth.grid))
     return {"grounding": _grounding(saliency, truth, prior, heldout.episode[frames]),
             "aggregations": aggregation_rows(run, policy, train, heldout, frames),
-            "robustness": robustness_rows(policy, heldout, frames)}
+            "robustness": robustness_rows(policy, heldout, frames), "layers": layer_rows(policy, heldout, frames)}
 
 
 def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: np.ndarray) -> dict:

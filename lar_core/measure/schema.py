@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.registry import place
-from ..run.settings import INSTRUCTIONS, Count, Placement, Share
+from ..run.settings import INSTRUCTIONS, Count, Placement, SaliencyRows, Share
 
 Size = Annotated[float, Field(ge=0)]
 Number = Annotated[int, Field(ge=0)]
@@ -157,6 +157,8 @@ Counted = {"frames": Count, "episodes": Count}
 Changed = section(loss=Estimate, l1=Estimate, increase=Estimate)
 ChangedImages = section(blank=Changed, shuffled=Changed)
 SaliencyRow = section(name=Word, frames=Count, metrics=Metrics, skipped=(Number, None))
+SWEPT = ("aos", "auc", "target_minus_distractor")  # what is measured of every layer
+LayerRow = section(layer=Number, rows=SaliencyRows, frames=Count, metrics=section(**dict.fromkeys(SWEPT, Estimate | None)))
 TrainingStep = section(parameters=Number, flops=Size | None, step_ms=Size, peak_bytes=Number | None)
 Results = section(
     schema_version=Literal[1], run=RunSection, provenance=optional(Provenance),
@@ -169,6 +171,7 @@ Results = section(
     reconstruction=optional(section(frames=Count, loss=Size, mean_patch=Size, neighbours=Size)),
     denoising=optional(section(**Counted, loss=Estimate, other_frame=Estimate, increase=Estimate)),
     grounding=optional(Grounding), aggregations=optional(list[SaliencyRow]), robustness=optional(list[SaliencyRow]),
+    layers=optional(list[LayerRow]),
     photographs=optional(dict[str, list[SaliencyRow]]), rollouts=optional(list[Rollouts]),
     latency=optional(section(device=Word, dtype=Word, n=Count, p50_ms=Size, p95_ms=Size, replans_per_s=Size,
                              actions_per_s=Size, chunk=Count, execute=Count)),

@@ -32,6 +32,7 @@ TARGET, OTHER = "#00e0ff", "#ffffff"  # outlines: the named object (solid), the 
 
 SERIES = {"model": "this policy", "uniform": "uniform map", "centre": "image centre",
           "mean_map": "where it was in training"}
+LOOKERS = {"text": "words", "bos": "BOS", "action": "action queries"}  # whose attention, by `saliency_rows`
 PANELS = ("original", "masked", "reconstructed", "pasted")
 
 INK, LINE = "#1c2127", "#c9ced4"
@@ -258,6 +259,36 @@ def grounding_bars(grounding: dict) -> Figure:
     for axis in list(figure.axes)[len(metrics):]:
         axis.set_axis_off()
     return figure
+
+
+@styled
+def layer_lines(rows: Sequence[dict]) -> Figure:
+    """What whose attention knows of the named object, layer by layer: AUC, and named minus other bowl; pale: intervals.
+
+    rows: the section `layers` of results.json.
+    """
+    figure = Figure(figsize=(9, 2.7), dpi=180, layout="constrained")
+    for axis, metric in zip(figure.subplots(1, 2), ("auc", "target_minus_distractor")):
+        about = METRICS.about(metric)
+        axis.set(title=about.title, xlabel="layer of the language model")
+        axis.axhline(about.chance or 0, color=GREY, linewidth=0.8)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for kind, colour in zip(LOOKERS, (MODEL, GREY, CHANGED)):
+            if points := {row["layer"]: row["metrics"][metric] for row in rows
+                          if row["rows"] == kind and row["metrics"][metric]}:
+                _layer_line(axis, points, colour, LOOKERS[kind])
+        axis.grid(axis="y", alpha=0.6)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _layer_line(axis: Axes, points: dict[int, dict], colour: str, label: str) -> None:
+    """points: intervals by layer; those of a single episode have no ends."""
+    axis.plot(points.keys(), [entry["mean"] for entry in points.values()], color=colour, marker="o", markersize=3,
+              label=label)
+    if ends := [(layer, entry["low"], entry["high"]) for layer, entry in points.items() if entry["low"] is not None]:
+        axis.fill_between(*zip(*ends), color=colour, alpha=0.15, linewidth=0)
 
 
 @styled

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from ..data.hub import Entry, entry
 from ..measure.results import BLIND, Spread, beside_kept, gather_results, load_results, read_episodes
+from ..measure.schema import SWEPT
 from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
 from ..run.config import RunConfig
 from ..run.files import read_jsonl, write_text
@@ -47,7 +48,8 @@ def write_report(run: Run) -> Path:
         reconstructor=findings.reconstructor(results), placements=rates.placements(results), bars=success_bars(results),
         success=rates.success_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
         spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics), columns=columns(),
-        metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells)
+        metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells, layer_head=layer_head,
+        layer_cells=layer_cells, layers_note=layers_note(results))
 
 
 def filmed(run: Run) -> list[dict]:
@@ -209,6 +211,28 @@ def saliency_cells(rows: Iterable[dict]) -> list[tuple[str, ...]]:
         return "–" if interval is None else f"{interval['mean']:.3g}\n{bounds(interval)}"
     return [(row["name"].replace("_", " "), *(cell(row["metrics"].get(about.name)) for about in columns()))
             for row in rows]
+
+
+def layer_head() -> list[str]:
+    """The columns of `layer_cells`."""
+    return ["layer", *(f"{METRICS.about(name).label}, {looker}" for name in SWEPT for looker in figures.LOOKERS.values())]
+
+
+def layer_cells(rows: Sequence[dict]) -> list[tuple[str, ...]]:
+    """The section `layers` of results.json with a line a layer: the mean of every metric, for everyone who looks."""
+    found = {(row["layer"], row["rows"], name): f"{entry['mean']:.3g}" for row in rows
+             for name, entry in row["metrics"].items() if entry}
+    return [(str(layer), *(found.get((layer, kind, name), "–") for name in SWEPT for kind in figures.LOOKERS))
+            for layer in sorted({row["layer"] for row in rows})]
+
+
+def layers_note(results: dict) -> str:
+    """Which rows are left out of `layers`, and why."""
+    first = min((row["layer"] for row in results.get("layers") or [] if row["rows"] == "action"), default=None)
+    head = results["run"]["config"]["condition"].get("head", "parallel")
+    if first is None:
+        return f"The {head} head has no queries that could be asked."
+    return f"The action queries join at layer {first}; below it there are none." if first else ""
 
 
 def beside_baselines(grounding: dict) -> list[tuple[str, ...]]:
