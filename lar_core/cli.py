@@ -39,7 +39,8 @@ STEPS: dict[str, tuple[str, str]] = {
                  "that bowls are and where it looks. Any condition takes the result: --set backbone=RUN_DIR/pretrained."),
     "train": ("train one condition",
               "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses "
-              "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images."),
+              "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images, "
+              "`deaf` the one that is told nothing."),
     "saliency": ("score where the trained policy looks, on held-out demonstrations",
                  "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that "
                  "never look at the image, and layer by layer; action error beside the mean action; reconstruction beside "

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .measure.study import BLIND, Study, compare_arms
+from .measure.study import Study, compare_arms
 from .run.errors import LarError
 from .run.folder import DATA, RUNS, Run
 from .run.processes import STOPS, cores, end_with_parent, interrupt, on_stop, processes, stop
@@ -44,8 +44,8 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
     folder = folder or RUNS / study.name
     runs = {arm: Run.open(config, folder / config.name) for arm, config in study.configs().items()}
     make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
-    controls = [run for (condition, _), run in runs.items() if condition == BLIND]
-    others = [run for (condition, _), run in runs.items() if condition != BLIND]
+    controls = [run for run in runs.values() if run.config.condition.blind]
+    others = [run for run in runs.values() if not run.config.condition.blind]
     job = partial(make_arm, placements=study.placement, data=data)
     with (_workers(workers or _default_workers(len(others))) as each,
           tqdm(total=len(runs), unit="run", desc=study.name) as bar):

@@ -43,6 +43,13 @@ def test_every_layer_is_read_whatever_the_policy_itself_taps(policy, images):
     assert (att.image_share(attention) <= 1 + 1e-6).all() and (att.image_share(attention) > 0).all()
 
 
+def test_whatever_is_said_a_deaf_policy_looks_as_at_a_full_stop(policy_of, images):
+    reader = AttentionReader(policy_of("deaf").eval())
+    one, other = (reader.read(images[0], sentence) for sentence in (SENTENCE, "move it"))
+    assert np.array_equal(one.values, other.values) and [one.words[i] for i in one.own_words] == ["."]
+    assert np.array_equal(*(reader.aggregated(images[0], sentence, "mean") for sentence in (SENTENCE, "move it")))
+
+
 def test_words_are_the_sentence_between_bos_and_newline(policy, images):
     attention = AttentionReader(policy).read(images[0], SENTENCE)
     assert [attention.words[i] for i in attention.own_words] == SENTENCE.split()

@@ -153,6 +153,21 @@ def test_a_blind_policy_needs_no_disk_and_trains_as_without_a_cache(losses_of, t
     assert cached == plain and not (tmp_path / "data" / "features").exists()
 
 
+def test_a_deaf_policys_features_are_those_of_the_blank_sentence_and_lie_apart(losses_of, tmp_path):
+    from safetensors.torch import load_file
+    deaf, plain, hearing = (losses_of(name, "attention_mask", deaf=name != "hearing", tune="full_top", cache=name != "plain")
+                            for name in ("deaf", "plain", "hearing"))
+    assert deaf == plain != hearing
+    tokens = {folder: {load_file(path)["states"].shape[1] for path in folder.glob("*.safetensors")}
+              for folder in (tmp_path / "data" / "features").iterdir()}
+    assert sorted(tokens.values(), key=len) == [{16 + 3}, {16 + 4, 16 + 16}]  # BOS, the full stop, newline; own sentences
+
+
+def test_a_blind_and_deaf_policy_trains_as_without_a_cache(losses_of):
+    cached, plain = (losses_of(name, "blind_deaf", tune="full_top", cache=name == "cached") for name in ("cached", "plain"))
+    assert cached == plain
+
+
 def test_files_hold_fp32_for_fp32_models_and_fp16_for_the_others(losses_of, tmp_path):
     from safetensors.torch import load_file
     losses_of("int8", tune="full_top", precision="int8", cache=True)

@@ -49,6 +49,17 @@ def test_success_against_blind_without_shared_episodes(own, blind, verdict):
     assert "unpaired" in finding(results, "seeing").sentence
 
 
+def test_a_deaf_policy_is_compared_with_a_deaf_blind_one_and_not_asked_whether_it_listens():
+    rows = [rollout("deaf", "right", 19), rollout("blind_deaf", "right", 2), rollout("blind", "right", 19)]
+    results = minimal("deaf") | {"rollouts": rows}
+    assert finding(results, "seeing").verdict == DETECTED and "19/20 against 2/20" in finding(results, "seeing").sentence
+    found = findings.findings(results)
+    assert not [one for one in found if "instruction" in one.topic]
+    assert "the control that cannot see solved 2 of 20" in findings.headline(results, found)[0]
+    alone = findings.findings(minimal("blind_deaf") | {"rollouts": rows[1:2]})
+    assert not [one for one in alone if "seeing" in one.topic or "images" in one.topic]
+
+
 def test_paired_rollouts_detect_what_unpaired_ones_miss():
     own, blind = "1" * 14 + "0" * 6, "0" * 7 + "1" * 7 + "0" * 6  # seven init states lost, none won
     results = minimal() | {"rollouts": [rollout("attention_mask", "right", 14), rollout("blind", "right", 7)]}

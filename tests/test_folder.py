@@ -10,7 +10,7 @@ from lar_core.data.hub import load_manifest
 from lar_core.run import versions
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
-from lar_core.run.folder import Run
+from lar_core.run.folder import Run, blind_twin
 
 
 def test_a_run_folder_refuses_another_configuration(tmp_path):
@@ -29,6 +29,16 @@ def test_a_foreign_config_file_is_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("a: 1")
     with pytest.raises(LarError, match="not a run configuration"):
         Run.open(make_config(), tmp_path)
+
+
+@pytest.mark.parametrize("condition, control", [("attention_mask", "blind"), ("blind", "blind"), ("deaf", "blind_deaf"),
+                                                ("blind_deaf", "blind_deaf")])
+def test_the_blind_control_is_as_deaf_as_the_policy(tmp_path, condition, control):
+    twin = blind_twin(make_config(condition, "micro"))
+    assert twin == make_config(control, "micro") == blind_twin(twin)
+    Run.open(twin, tmp_path / twin.name)
+    run = Run.open(make_config(condition, "micro"), tmp_path / "run")
+    assert run.control == (run.path / "control" if condition == control else tmp_path / twin.name)
 
 
 @pytest.mark.parametrize("name, found, wrong", [

@@ -46,6 +46,22 @@ def test_a_blind_policy_does_not_see(policy_of, batch):
     assert not torch.equal(seeing.act(batch)[0], seeing.act(other)[0])
 
 
+def test_a_deaf_policy_does_not_hear(policy_of, batch):
+    other = {**batch, "instructions": ["pick up the black bowl on the stove and place it on the plate", "stop"]}
+    deaf, hearing = policy_of("deaf"), policy_of("action_only")
+    assert torch.equal(deaf.act(batch)[0], deaf.act(other)[0]) and torch.equal(deaf.act(batch)[1], deaf.act(other)[1])
+    assert not torch.equal(hearing.act(batch)[0], hearing.act(other)[0])
+    masked = policy_of(deaf=True, consistency=1.0)  # and learns nothing of it
+    assert all(torch.equal(value, masked(other, Draws(0))[name]) for name, value in masked(batch, Draws(0)).items())
+
+
+def test_a_blind_and_deaf_policy_feels_its_own_state_alone(policy_of, batch):
+    policy = policy_of("blind_deaf")
+    other = {**batch, "images": 255 - batch["images"], "wrist": 255 - batch["wrist"], "instructions": ["stop", "go on"]}
+    assert torch.equal(policy.act(batch)[0], policy.act(other)[0])
+    assert not torch.equal(policy.act(batch)[0], policy.act({**other, "proprio": batch["proprio"] + 1})[0])
+
+
 @pytest.mark.parametrize("key, change", [("wrist", {"wrist_size": 0}), ("proprio", {"proprio": False})])
 def test_wrist_and_proprioception_are_switches(policy_of, batch, key, change):
     other = {**batch, key: batch[key].flip(0)}

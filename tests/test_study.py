@@ -48,6 +48,14 @@ def test_every_condition_runs_with_every_seed_and_one_blind_control_each(tmp_pat
     assert (profile.samples, profile.execute, profile.tasks) == (80, 4, (2,)) and configs["gaze_mask", 4].seed == 4
 
 
+def test_a_deaf_condition_brings_its_own_blind_control(tmp_path):
+    study = load(tmp_path, "conditions: [action_only, deaf, blind]")
+    assert study.arms == ("action_only", "deaf", "blind", "blind_deaf")
+    configs = study.configs()
+    assert configs["blind_deaf", 0] == blind_twin(configs["deaf", 0]) and configs["blind", 0].condition.deaf is False
+    assert load(tmp_path, "conditions: [deaf, blind_deaf]").arms == ("deaf", "blind_deaf")
+
+
 def test_demonstrations_stand_at_the_first_placement(tmp_path):
     study = load(tmp_path, "conditions: [action_only]\nplacement: [wide, official]")
     assert study.placement == ("wide", "official") and study.configs()["blind", 0].profile.placement == "wide"
@@ -57,6 +65,7 @@ def test_demonstrations_stand_at_the_first_placement(tmp_path):
     ("seeds: [0]", "names no conditions"),
     ("conditions: [atention_mask]", "did you mean 'attention_mask'"),
     ("conditions: [blind]", "at least one condition besides it"),
+    ("conditions: [blind_deaf]", "at least one condition besides it"),
     ("conditions: attention_mask", "must be a list"),
     ("conditions: 5", "conditions is 5, but must be a list"),
     ("conditions: []", "must name something"),

@@ -138,7 +138,7 @@ class AttentionReader:
     def _run(self, images: np.ndarray, instruction: str) -> list[Attention]:
         backbone = self.policy.backbone
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.policy.device)
-        prefix = backbone.tokenise([instruction] * len(images))
+        prefix = backbone.tokenise(self.policy.hear([instruction] * len(images)))
         with SaliencyTap(layers=range(backbone.layers), image_tokens=backbone.patches,
                          rows=TEXT.of(prefix, backbone.patches)[0]) as tap:
             backbone.upper(backbone.lower(self.policy.see(pixels), prefix), prefix, saliency=False)

@@ -170,6 +170,7 @@ def saliency_maps(policy: Policy, images: Tensor, instructions: Sequence[str], n
     heads: what `localisation_heads` is to take, (layer, head) counted from the first tapped layer. An aggregation that
     the policy has itself is used as the policy has learned or chosen it.
     """
+    instructions = policy.hear(instructions)
     encoding, prefix = read(policy, images, instructions)
     if any(name in AGGREGATIONS and AGGREGATIONS[name].relative for name in names):
         prefix.reference = plain_map(policy, images, [GENERIC] * len(images))

@@ -22,7 +22,7 @@ from ..scene.placements import OTHER_SENTENCE, RELATIONS
 from .schema import Document, Results
 from .statistics import describe_difference, wilson
 
-BLIND = "blind"  # the condition that is trained without images
+CONTROLS = ("blind", "blind_deaf")  # the conditions that are trained without images
 
 
 def _modern(results: dict) -> dict:
@@ -32,6 +32,11 @@ def _modern(results: dict) -> dict:
 
 RESULTS = Document(Results, "results", "lar reproduce", _modern)
 validate_results, load_results, save_results = RESULTS.validate, RESULTS.load, RESULTS.save
+
+
+def control_of(results: dict) -> str:
+    """The condition of a run's blind control, which is told nothing where the policy itself is not."""
+    return CONTROLS[bool(measured(results, ("run", "config", "condition", "deaf")))]
 
 
 # Put what the steps left in a run folder together into results.json.
@@ -210,6 +215,11 @@ class Result:
         """Its name."""
         return self.results["run"]["condition"]
 
+    @property
+    def control(self) -> str:
+        """Its blind control's."""
+        return control_of(self.results)
+
     def entries(self, policy: str) -> list[dict]:
         """The pooled rows of results.json for a policy and the right instruction, one a placement."""
         return [row for row in self.results.get("rollouts") or [] if row["task"] is None
@@ -249,8 +259,9 @@ def bars(found: Sequence[Result]) -> list[tuple]:
     """Success of every run and of its blind control, as `figures.success_bars` takes it."""
     made = [(f"{row['placement']} placements, {result.results['run']['profile']}", label, kind, row["successes"],
              row["episodes"], row["low"], row["high"])
-            for result in found if result.condition != BLIND
-            for policy, label, kind in ((result.condition, result.name, "model"), (BLIND, "its blind control", "control"))
+            for result in found if result.condition not in CONTROLS
+            for policy, label, kind in ((result.condition, result.name, "model"),
+                                        (result.control, "its blind control", "control"))
             for row in result.entries(policy)]
     return sorted(made, key=lambda bar: bar[0])  # groups together, the order within a group as it was
 
@@ -263,7 +274,7 @@ def summary(found: Sequence[Result]) -> list[tuple]:
     def number(result: Result, *path: str, unit: float = 1) -> float | str:
         found = measured(result.results, path)
         return "not run" if found is None else found / unit
-    return [(one.name, count(one, one.condition), count(one, BLIND), number(one, "grounding", "aos", "model", "mean"),
+    return [(one.name, count(one, one.condition), count(one, one.control), number(one, "grounding", "aos", "model", "mean"),
              number(one, "grounding", "target_minus_distractor", "model", "mean"), number(one, "action", "l1", "mean"),
              number(one, "training", "seconds", unit=60)) for one in found]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..scene.episode import BLANK
+from ..run.settings import BLANK
 from .metrics import box_of
 
 GREY = 128

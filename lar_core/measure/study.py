@@ -21,7 +21,7 @@ from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
 from ..run.settings import Count, Placement, Share
 from . import statistics
-from .results import BLIND, Result, episodes_of, load_results, measured, modern_rows, outcomes, scenes, summarise
+from .results import CONTROLS, Result, episodes_of, load_results, measured, modern_rows, outcomes, scenes, summarise
 from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section
 from .statistics import ALPHA, Interval
 
@@ -65,14 +65,13 @@ class Study(Checked):
             for name in names:
                 if name not in choices:
                     raise unknown(kind, name, choices)
-        if {*self.conditions} <= {BLIND}:
+        if {*self.conditions} <= {*CONTROLS}:
             raise LarError("The blind control is part of every study: name at least one condition besides it.")
-        if self.reference not in self.arms:
-            raise unknown("reference", self.reference, self.arms)
         for name in self.set:
             if name in OWN_LINE:
                 raise LarError(f"{name} stands under set, but has a line of its own in a study: see docs/study.md.")
-        self.configs()
+        if self.reference not in self.arms:
+            raise unknown("reference", self.reference, self.arms)
         return self
 
     @classmethod
@@ -82,8 +81,8 @@ class Study(Checked):
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """The conditions, and the blind control."""
-        return tuple(dict.fromkeys((*self.conditions, BLIND)))
+        """The conditions, and their blind control (of deaf ones a deaf one)."""
+        return tuple(dict.fromkeys((*self.conditions, *(condition for condition, _ in self.configs()))))
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -94,9 +93,9 @@ class Study(Checked):
         """The run of every (condition, seed), the blind controls first, because the others need them."""
         changes = {"placement": self.placement[0], **self.changes}
         own = {(condition, seed): make_config(condition, self.profile, seed, **changes)
-               for condition in self.conditions if condition != BLIND for seed in self.seeds}
-        blind = {(BLIND, seed): blind_twin(config) for (_, seed), config in own.items()}
-        return blind | own
+               for condition in self.conditions for seed in self.seeds}
+        blind = {(twin.condition.name, twin.seed): twin for twin in map(blind_twin, own.values())}
+        return blind | {arm: config for arm, config in own.items() if arm not in blind}
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..run.errors import LarError
 from ..run.folder import Run
 from ..run.registry import HEADS, RECONSTRUCTORS, REGULARISERS
 from ..run.runtime import Draws, act_precision
-from ..run.settings import Condition, Profile
+from ..run.settings import BLANK, Condition, Profile
 from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoising, DiffusionDecoder, densest_boxes, object_boxes
@@ -110,7 +110,7 @@ class Policy(nn.Module):
         if "states" in batch:
             return Seen(batch["states"], batch.get("wrist_tokens"), batch.get("vision"))
         wrist = self.see(batch["wrist"]) if "wrist" in batch else None
-        return self.backbone.lower(self.see(batch["images"], hidden), self.backbone.tokenise(batch["instructions"]), wrist,
+        return self.backbone.lower(self.see(batch["images"], hidden), self.prefix(batch, saliency=False), wrist,
                                    vision=self.head.reads_vision)
 
     def encode(self, batch: dict, seen: Seen | None = None, *, saliency: bool = True,
@@ -162,6 +162,7 @@ class Policy(nn.Module):
 
     def regularise(self, batch: dict, encoding: Encoding, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:
         """The regularisers that are on, by name."""
+        batch = batch | {"instructions": self.hear(batch["instructions"])}
         given = Given(self.backbone, batch, encoding.saliency, self.ratio(batch),
                       mask if self.condition.mask_input else None, draws, partial(self.see_again, batch))
         return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
@@ -173,6 +174,10 @@ class Policy(nn.Module):
             images = images.masked_fill(pixel_mask(hidden, images.shape[-1]), 0.0)
         return torch.zeros_like(images) if self.condition.blind else images
 
+    def hear(self, sentences: Sequence[str]) -> list[str]:
+        """The sentences as they are; a deaf policy gets BLANK in the place of each."""
+        return [BLANK] * len(sentences) if self.condition.deaf else list(sentences)
+
     def see_again(self, batch: dict, prefixes: Sequence[Prefix], *, hidden: Tensor | None = None,
                   saliency: bool = True) -> list[Encoding]:
         """One more pass over the batch's images for each of `prefixes`, as `regularisers.Given` has it."""
@@ -183,7 +188,7 @@ class Policy(nn.Module):
 
     def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""
-        prefix = self.backbone.tokenise(batch["instructions"])
+        prefix = self.backbone.tokenise(self.hear(batch["instructions"]))
         if saliency and self.backbone.aggregation.relative:
             with torch.no_grad():  # where a prompt that names nothing looks
                 prefix.reference = self.backbone.encode(self.see(batch["images"]), [GENERIC] * len(prefix.ids),

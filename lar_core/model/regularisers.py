@@ -85,7 +85,7 @@ def consistency(given: Given) -> Tensor:
 
 
 @REGULARISERS.register("contrastive", "The same map in other words, another one for the other bowl's sentence",
-                       passes=2, needs_others=True, colour="#d55e00")
+                       passes=2, needs_others=True, of_words=True, colour="#d55e00")
 def contrastive(given: Given) -> Tensor:
     """InfoNCE with one hard negative: the map is nearer to that of the same sentence without its filling words than to
     that of the sentence that names the other bowl, in the same picture.
@@ -104,7 +104,8 @@ def contrastive(given: Given) -> Tensor:
     return (F.softplus((nearer[1] - nearer[0]) / TEMPERATURE) * exists).mean()
 
 
-@REGULARISERS.register("relational", "Another map than without the words of relation", passes=1, colour="#56b4e9")
+@REGULARISERS.register("relational", "Another map than without the words of relation", passes=1, of_words=True,
+                       colour="#56b4e9")
 def relational(given: Given) -> Tensor:
     """How much more than HALF the map is like that of the sentence whose relation words are hidden.
 
@@ -117,7 +118,8 @@ def relational(given: Given) -> Tensor:
     return (excess * hidden.any(dim=1)).mean()
 
 
-@REGULARISERS.register("language", "Hidden words told from the rest and the image", passes=1, on_map=False, colour="#b8a800")
+@REGULARISERS.register("language", "Hidden words told from the rest and the image", passes=1, on_map=False, of_words=True,
+                       colour="#b8a800")
 def language(given: Given) -> Tensor:
     """`word_loss`, in nats, of words told without the patches that the reconstruction hides."""
     cut, hidden = hide_words(given.backbone, given.whole, given.draws)

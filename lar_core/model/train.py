@@ -315,6 +315,7 @@ class Trainer:
         identity = {"weights": policy.backbone.identity, "precision": profile.precision,
                     "floats": str(float_dtype(profile.precision, on)), "layer": policy.backbone.join}
         identity |= {"vision": True} if policy.head.reads_vision else {}
+        identity |= {"deaf": True} if self.config.condition.deaf else {}
         kept = torch.float32 if profile.precision == "fp32" else torch.float16
         features = FeatureCache(data / "features", identity, self.dataset, kept)
         with self.accelerator.main_process_first():

@@ -120,6 +120,8 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     _UNMASKED.replace(name="bridge_head", head="bridge", action_loss="l1"),
     _UNMASKED.replace(name="focus_head", head="focus", action_loss="l1"),
     _UNMASKED.replace(name="blind", blind=True),
+    _UNMASKED.replace(name="deaf", deaf=True),
+    _UNMASKED.replace(name="blind_deaf", blind=True, deaf=True),
 )}
 
 _BASE = Profile()
@@ -267,6 +269,9 @@ def _impossible_saliency(condition: Condition, profile: Profile) -> Iterator[Ver
     compared = [about.name for about in on if about.on_map and about.passes]
     yield (condition.blind and on,
            f"A blind policy looks at nothing that {', '.join(condition.regularisers)} could change: set it to 0.")
+    wordy = [about.name for about in on if about.of_words]
+    yield (condition.deaf and wordy,
+           f"A deaf policy is told nothing, and {', '.join(wordy)} works on the words of the instruction: set it to 0.")
     yield (aggregation.relative and compared,
            f"{', '.join(compared)} compares maps of other words or pixels, for which relative attention would need a "
            "generic prompt's map each: choose another aggregation.")

@@ -98,9 +98,10 @@ class Run:
 
 
 def blind_twin(config: RunConfig) -> RunConfig:
-    """The blind control's configuration: the same recipe and seed, trained without images."""
+    """The blind control's configuration: the same recipe and seed, trained without images; as deaf as the policy is."""
     layers = config.condition.saliency_layers  # what the profile allows
-    return config.replace(condition=CONDITIONS["blind"].replace(saliency_layers=layers))
+    control = CONDITIONS["blind_deaf" if config.condition.deaf else "blind"]
+    return config.replace(condition=control.replace(saliency_layers=layers))
 
 
 def provenance() -> dict[str, str]:

@@ -114,12 +114,14 @@ class AboutHead(About):
 @dataclass(frozen=True)
 class AboutRegulariser(About):
     """passes: how often more it runs the backbone, on other words or pixels, at every step; on_map: whether its loss is
-    one on the saliency map; needs_others: whether it asks for the sentence that names the other bowl; colour: of curves.
+    one on the saliency map; needs_others: whether it asks for the sentence that names the other bowl; of_words: whether it
+    hides or changes words of the instruction; colour: of curves.
     """
 
     passes: int = 0
     on_map: bool = True
     needs_others: bool = False
+    of_words: bool = False
     colour: str = "#737b84"
 
 

@@ -16,6 +16,7 @@ from .registry import REGULARISERS, Checked, number
 Placement = Literal["official", "wide", "counterfactual", "near", "near_counterfactual"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
 INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/episode.py
+BLANK = "."  # the shortest sentence that is not empty: what says nothing
 PAIRED = ("counterfactual", "near_counterfactual")  # where each scene comes twice, once for either bowl
 MINIATURES = ("scratch", "tabletop")
 SaliencyRows = Literal["text", "bos", "action"]
@@ -46,6 +47,7 @@ class Condition(Checked):
     aggregation: str = "mean"  # how layers, heads and words become one map; "mean" is the literal method
     regularisers: dict[str, float] = {}  # weights of those that are on; written, read and --set as sparsity=0.1
     blind: bool = False  # every image is replaced by grey: the control that cannot see
+    deaf: bool = False  # every sentence is replaced by BLANK: the control that is told nothing
 
     @model_validator(mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..run.errors import LarError
 from ..run.processes import ignore_stops
-from ..run.settings import INSTRUCTIONS, Profile
+from ..run.settings import BLANK, INSTRUCTIONS, Profile
 from .env import SpatialEnv, instruction
 from .placements import OTHER_SENTENCE, RELATIONS, Scene, evaluation_scenes, success
 from .reference import scene_record
@@ -58,8 +58,6 @@ class EpisodeEnv(gymnasium.Wrapper):
 
 
 # What a policy is told in a rollout, and which bowl then counts: one kind of instruction at a time.
-
-BLANK = "."  # the shortest sentence that is not empty
 
 
 def told(kind: str, scene: Scene, tasks: Sequence[int]) -> str:

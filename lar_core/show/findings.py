@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..measure import statistics
-from ..measure.results import BLIND, outcomes
+from ..measure.results import CONTROLS, control_of, outcomes
 from ..run.config import CONDITIONS, PROFILES
 from ..run.registry import REGULARISERS
 from ..run.settings import MINIATURES, PAIRED
@@ -89,11 +89,12 @@ _BASELINES = {"uniform": "a uniform map", "centre": "the image's centre",
 def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
     """All questions in the order of the report; every one is answered, if only by the command that would answer it."""
     rollouts, found = list(rollouts), []
-    sees, decoder = results["run"]["condition"] != BLIND, reconstructor(results)
+    sees, decoder = results["run"]["condition"] not in CONTROLS, reconstructor(results)
+    hears = not results["run"]["config"]["condition"].get("deaf")
     for placement in placements(results):
         found += [_seeing(results, rollouts, placement)] if sees else []
         found += [_obedience(results, placement) if change == "other_bowl" else
-                  _language(results, rollouts, placement, change) for change in changes(results, placement)]
+                  _language(results, rollouts, placement, change) for change in changes(results, placement) if hears]
     found += [_grounding(results, *about) for about in MAPS]
     asked = {"action": True, "shortcut": sees, "denoising": decoder == "diffusion"}
     found += [_interval(results, section) for section in QUESTIONS if asked[section]]
@@ -152,10 +153,10 @@ def _changes(config: dict) -> list[tuple[str, object]]:
 
 def _success(results: dict, placement: str) -> str:
     policy = results["run"]["condition"]
-    own, blind = pooled(results, policy, "right", placement), pooled(results, BLIND, "right", placement)
+    own, blind = (pooled(results, name, "right", placement) for name in (policy, control_of(results)))
     if own is None:
         return ""
-    control = f"; the control that cannot see solved {rate(*blind)}" if blind and policy != BLIND else ""
+    control = f"; the control that cannot see solved {rate(*blind)}" if blind and policy not in CONTROLS else ""
     return f"{policy} solved {rate(*own)} on {placement} placements{control}."
 
 
@@ -178,7 +179,7 @@ def _rolled(results: dict, rollouts: list[dict], placement: str, name: str, poli
 def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
     topic = f"seeing raises success ({placement} placements)"
     own = _rolled(results, rollouts, placement, "the policy", results["run"]["condition"])
-    blind = _rolled(results, rollouts, placement, "its blind control", BLIND)
+    blind = _rolled(results, rollouts, placement, "its blind control", control_of(results))
     if own.counts is None:
         return Finding(topic, NOT_RUN, missing(results, "rollouts", placement))
     if blind.counts is None:

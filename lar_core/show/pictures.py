@@ -31,8 +31,7 @@ from ..run.files import atomic_path
 from ..run.folder import Run
 from ..run.registry import MASK_SOURCES
 from ..run.runtime import Draws
-from ..run.settings import Condition, Profile
-from ..scene.episode import BLANK
+from ..run.settings import BLANK, Condition, Profile
 from . import figures
 from .figures import INK, OTHER, TARGET, covered, encoded, overlay
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..measure.results import BLIND, Spread
+from ..measure.results import CONTROLS, Spread
 from ..measure.statistics import wilson
 from ..scene.episode import kinds_of
 
@@ -88,7 +88,7 @@ def bars_and_tasks(results: dict) -> list[tuple[tuple, str]]:
     kinds = [(policy, "right", policy, "model", "successes"),
              *((policy, change, words, "changed", "successes") for change, words in CHANGES.items()),
              (policy, "other_bowl", "did not listen: its own bowl instead", "ignored", "did_not_listen"),
-             *((other, "right", "blind control" if other == BLIND else other, "control", "successes")
+             *((other, "right", "blind control" if other in CONTROLS else other, "control", "successes")
                for other in others)]
     return [(bar(placement, label, kind, *counts),
              by_task(results, rows_of(results, name, instruction, placement), count))

@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..data.hub import Entry, entry
-from ..measure.results import BLIND, Spread, beside_kept, gather_results, load_results, read_episodes
+from ..measure.results import CONTROLS, Spread, beside_kept, gather_results, load_results, read_episodes
 from ..measure.schema import SWEPT
 from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
 from ..run.config import RunConfig
@@ -98,7 +98,7 @@ def study_table(study: dict) -> str:
 
 def study_bars(study: dict) -> list[tuple]:
     """Success of every arm under the right instruction, all seeds and tasks, as `figures.success_bars` takes it."""
-    return [rates.bar(placement, arm["condition"], "control" if arm["condition"] == BLIND else "model",
+    return [rates.bar(placement, arm["condition"], "control" if arm["condition"] in CONTROLS else "model",
                       row["successes"], row["episodes"])
             for placement in study["study"]["placements"] for arm in study["arms"] for row in arm["success"]
             if (row["placement"], row["instruction"], row["task"]) == (placement, "right", None)]

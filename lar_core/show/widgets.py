@@ -26,8 +26,8 @@ from ..model.policy import Policy
 from ..run.errors import LarError
 from ..run.files import append_jsonl, read_jsonl
 from ..run.folder import Run
+from ..run.settings import BLANK
 from ..scene.env import instruction
-from ..scene.episode import BLANK
 from ..scene.placements import BOWLS, OTHER_SENTENCE
 from .figures import CHANGED, GREY, MODEL, rasterised, styled
 from .pictures import enlarge, grid, heat, hidden, outlined, png, side_by_side
