@@ -154,6 +154,14 @@ def test_layers_are_a_table_and_what_is_left_out_is_said(run):
         validate_results(full() | {"layers": [layer(0, "words", 0.5)]})
 
 
+def test_the_page_says_whose_attention_it_shows_unless_it_is_the_words(run):
+    pages = []
+    for rows in ("text", "action"):
+        save_results(run.results, change(full(), "run/config/condition/saliency_rows", rows))
+        pages.append("(saliency_rows=action)" in write_report(run).read_text())
+    assert pages == [False, True]
+
+
 def test_results_take_rows_and_name_a_wrong_one():
     validate_results(full() | {"aggregations": [ROW], "robustness": [ROW | {"name": "occlusion"}]})
     with pytest.raises(LarError, match="metrics"):
