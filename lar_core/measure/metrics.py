@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt, find_objects, label
 from scipy.stats import entropy, hypergeom, rankdata, spearmanr
-from sklearn.metrics import roc_auc_score
 
 from ..model.masking import count_masked, mask_top, overlap
 from ..run.registry import METRICS
@@ -173,6 +172,7 @@ def target_minus_distractor(saliency: np.ndarray, truth: Truth) -> np.ndarray:
                   title="Ranking of patches\n(AUC, 0.5 = chance)")
 def auc(saliency: np.ndarray, truth: Truth) -> np.ndarray:
     """Area under the ROC curve of saliency as a detector of the object's patches."""
+    from sklearn.metrics import roc_auc_score  # here, because whoever only looks need not wait for this import
     return np.array([roc_auc_score(own, one) if 0 < own.sum() < len(own) else np.nan
                      for own, one in zip(truth.own, saliency)])
 
@@ -255,6 +255,7 @@ def shuffled_auc(saliency: np.ndarray, truth: Truth) -> np.ndarray:
 def _shuffled(saliency: np.ndarray, own: np.ndarray, elsewhere: np.ndarray) -> float:
     if not own.any() or not elsewhere.any():
         return np.nan
+    from sklearn.metrics import roc_auc_score
     hits, others = saliency[own], saliency[elsewhere > 0]
     truth = np.repeat([1, 0], [len(hits), len(others)])
     weight = np.concatenate([np.ones(len(hits)), elsewhere[elsewhere > 0]])

@@ -145,7 +145,8 @@ def _build(folder: Path, config: PaliGemmaConfig, weights: dict[str, Tensor], pr
         None, config=config, state_dict=weights, dtype=dtype, quantization_config=quantised, **placed,
         attn_implementation={"text_config": ATTENTION, "vision_config": "sdpa"}, ignore_mismatched_sizes=True,
         output_loading_info=True)
-    found["mismatched_keys"] |= _other_shapes(vlm)
+    if quantised is not None:  # bitsandbytes takes more than a second to import
+        found["mismatched_keys"] |= _other_shapes(vlm)
     check_loaded(found, folder, len(list(vlm.parameters())))
     return vlm
 

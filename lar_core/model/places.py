@@ -98,8 +98,8 @@ class Answers:
     @cached_property
     def bins(self) -> Tensor:
         """The location token in the middle of each pixel (size,)."""
-        step = LOCS // self.backbone.image_size
-        return torch.arange(self.backbone.image_size) * step + step // 2
+        size = self.backbone.image_size
+        return ((torch.arange(size) + 0.5) * LOCS / size).long()
 
     def __call__(self, said: Sequence[Said], boxes: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens (B, S), -1 behind the end, and what should be said at each place (B, S, V), summing to 1."""
@@ -146,6 +146,15 @@ def boxes_of(backbone: Backbone, images: Tensor, sentences: list[str]) -> Tensor
         token = backbone.vlm.get_input_embeddings()(bins[edges[-1]])[:, None]
         state = backbone.extend(token, prefix, past)[:, 0]
     return torch.stack(edges, dim=1) + 0.5
+
+
+@torch.no_grad()
+def answers_places(backbone: Backbone, images: Tensor, sentences: list[str]) -> Tensor:
+    """Whether the backbone, free to say any token, begins its answer with a location (B,): an untrained one does not."""
+    prefix, first = backbone.tokenise(sentences), Answers(backbone).first
+    encoding = backbone.upper(backbone.lower(images, prefix), prefix, saliency=False)
+    said = backbone.vlm.lm_head(at_newline(encoding.text, prefix)).argmax(dim=-1)
+    return (first <= said) & (said < first + LOCS)
 
 
 def at_newline(text: Tensor, prefix: Prefix) -> Tensor:
