@@ -23,6 +23,12 @@ STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",
                   "Records demonstrations, trains the condition and its blind control, scores saliency, rolls out, "
                   "times the policy and writes the report. Stop it at any moment and run it again: it goes on."),
+    "look": ("show what sentences look at in one picture, in seconds and before anything is trained",
+             "Draws the text→image attention of the last 3 layers under every sentence, side by side, and a box where the "
+             "backbone answers `detect` with one. It looks at a stored scene of the benchmark, that of the task whose "
+             "instruction begins with the first sentence, or at a picture of yours. Without --run-dir the shipped miniature "
+             "looks, which knows this table and the words of lar_core/scene/sentences.py only; with "
+             "--backbone google/paligemma-3b-pt-224 PaliGemma does."),
     "demos": ("record demonstrations with the scripted expert",
               "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed "
               "attempt is never saved."),
@@ -116,11 +122,8 @@ def build_parser() -> argparse.ArgumentParser:
     for name, (short, long) in STEPS.items():
         step = steps.add_parser(name, help=short, description=f"{short[0].upper()}{short[1:]}. {long}",
                                 epilog="Fields for --set, with their meaning, are in lar_core/run/config.py.")
-        if name == "study":
-            _add_study_options(step)
-            continue
-        if name == "check-demos":
-            _add_check_options(step)
+        if name in _OWN_OPTIONS:
+            _OWN_OPTIONS[name](step)
             continue
         _add_run_options(step)
         if name == "doctor":
@@ -152,7 +155,7 @@ class _Step(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         """argparse's help, and the glossary."""
-        return super().format_help() + ("" if self.prog.endswith((" study", " check-demos")) else _glossary())
+        return super().format_help() + ("" if self.prog.split()[-1] in _OWN_OPTIONS else _glossary())
 
 
 def _glossary() -> str:
@@ -180,6 +183,23 @@ def _add_check_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="changes",
                       help="demos_conventions=NAME=VALUE,...: what the demonstrations do not show")
     step.add_argument("--picture-dir", type=Path, default=Path("."), metavar="FOLDER", help="where the picture goes")
+
+
+def _add_look_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("sentences", nargs="*", metavar="SENTENCE", help='"pick up the black bowl next to the plate", or more')
+    step.add_argument("--picture", type=Path, metavar="FILE", help="look at this instead of a scene; resized to a square")
+    step.add_argument("--task", type=int, metavar="N", help="0 to 9 (default: that of the first sentence, or 5)")
+    step.add_argument("--placement", metavar="NAME",
+                      help=f"{', '.join(PLACEMENTS)} (default: counterfactual; wide for task 0, which has none)")
+    step.add_argument("--scene", type=int, metavar="K", help="number of the stored evaluation scene (default: 0)")
+    step.epilog = 'Example: lar look "pick up the black bowl next to the plate" "pick up the black bowl next to the ramekin"'
+    eyes = step.add_mutually_exclusive_group()
+    eyes.add_argument("--run-dir", type=Path, metavar="DIR", help="the trained policy of this run folder looks")
+    eyes.add_argument("--backbone", default="tabletop", metavar="NAME", help="tabletop (default), a hub id or a folder")
+    step.add_argument("--out", type=Path, default=Path("look.png"), metavar="FILE.png", help="(default: look.png)")
+
+
+_OWN_OPTIONS = {"study": _add_study_options, "check-demos": _add_check_options, "look": _add_look_options}
 
 
 def _add_run_options(step: argparse.ArgumentParser) -> None:
@@ -248,6 +268,12 @@ def _brings_settings(arguments: argparse.Namespace) -> bool:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from . import steps
     _print_report(steps.reproduce(_run_of(arguments), arguments.data_dir, arguments.workers))
+
+
+def _look(arguments: argparse.Namespace) -> None:
+    from .show.look import look, write_look
+    asked = {name: value for name, value in vars(arguments).items() if name not in ("step", "out")}
+    print(write_look(arguments.out, look(**asked)))
 
 
 def _demos(arguments: argparse.Namespace) -> None:
@@ -355,8 +381,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "reproduce": _reproduce, "demos": _demos, "check-demos": _check_demos, "pretrain": _pretrain, "train": _train,
-    "study": _study, "push": _push, "doctor": _doctor,
+    "reproduce": _reproduce, "look": _look, "demos": _demos, "check-demos": _check_demos, "pretrain": _pretrain,
+    "train": _train, "study": _study, "push": _push, "doctor": _doctor,
     **dict.fromkeys(("saliency", "photographs", "rollout", "latency", "report"), _measure),
 }
 

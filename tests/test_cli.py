@@ -16,9 +16,10 @@ def test_every_step_teaches(step, capsys):
         cli.main([step, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert len(text) > 200 and (all(option in text for option in (
-        ("--run-dir", "--workers") if step == "study" else ("--set", "PATH") if step == "check-demos"
-        else ("--condition", "--profile", "--seed", "--run-dir"))))
+    own = {"study": ("--run-dir", "--workers"), "check-demos": ("--set", "PATH"),
+           "look": ("SENTENCE", "--picture", "--scene", "--run-dir", "--backbone", "--out")}
+    options = own.get(step, ("--condition", "--profile", "--seed", "--run-dir"))
+    assert len(text) > 200 and all(option in text for option in options)
     assert ("--workers" in text) == (step in ("study", *cli.WORKING))
 
 
@@ -41,6 +42,11 @@ def test_every_step_teaches(step, capsys):
     (["check-demos", "nowhere", "--set", "demos_conventions"], "FIELD=VALUE"),
     (["doctor", "--full-size", "--profile", "full"], "leave --profile out"),
     (["rollout", "--placement", "offical"], "did you mean 'official'"),
+    (["look"], "There is no sentence to look with"),
+    (["look", "a bowl", "--picture", "a.png", "--scene", "3"], "has no task, placement or scene"),
+    (["look", "a bowl", "--run-dir", "nowhere"], "There is no run in nowhere"),
+    (["look", "a bowl", "--backbone", "tabeltop"], "did you mean 'tabletop'"),
+    (["look", "a bowl", "--backbone", "scratch"], "looks nowhere in particular"),
     (["rollout"], "no finished training"),
     (["saliency"], "no finished training"),
     (["photographs", "refcoco", "nowhere"], "no finished training"),

@@ -20,7 +20,7 @@ from ..run.errors import LarError, reading
 from ..run.files import atomic_path
 
 FPS = 20  # LIBERO's control frequency
-ROUNDS = 6  # of smoothing within patches
+ROUNDS = 6  # of smoothing within patches of 16 pixels
 HEAT = (matplotlib.colormaps["inferno"](np.linspace(0.25, 1.0, 256))[:, :3] * 255).astype(np.float32)
 FULL_COLOUR = 4.0  # times a uniform map's share
 
@@ -66,12 +66,12 @@ class Film:
         return film
 
 
-def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85) -> np.ndarray:
+def overlay(image: np.ndarray, saliency: np.ndarray, strength: float = 0.85, rounds: int = ROUNDS) -> np.ndarray:
     """Colour image (H, H, 3) uint8 by saliency (P,), P a square number, summing to 1; returns (H, H, 3) uint8.
 
     Smoothly, but no patch's saliency leaks onto its neighbours: see `upsample`.
     """
-    density = upsample(saliency, len(image), ROUNDS) * len(image) ** 2  # 1 = what a uniform map would give
+    density = upsample(saliency, len(image), rounds) * len(image) ** 2  # 1 = what a uniform map would give
     heat = np.clip((density - 1) / (FULL_COLOUR - 1), 0, 1)
     grey = image.mean(axis=2, keepdims=True, dtype=np.float32)
     ground = 0.35 * image + 0.65 * grey  # half without colour, so that the heat is not mistaken for an object's own

@@ -13,6 +13,7 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
+    PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
 )
@@ -25,6 +26,7 @@ from ..run.folder import Run
 from ..run.settings import MINIATURES, Profile
 from ..scene.sentences import vocabulary
 
+VOCABULARY = 640  # entries of the small tokenizer: words of the grammar, bytes, and pieces
 TABLETOP = Path(__file__).parent / "tabletop"  # shipped: see its README.md
 
 
@@ -105,13 +107,20 @@ def _small_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=640, min_frequency=1, show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, min_frequency=1, show_progress=False,
                                   special_tokens=["<pad>", "<eos>", "<bos>", "<unk>"],
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     sentences = vocabulary()
     tokenizer.train_from_iterator(sentences + [" " + sentence for sentence in sentences], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>",
                                    unk_token="<unk>", padding_side="right")
+
+
+def unheard_words(tokenizer: PreTrainedTokenizerBase, sentence: str) -> list[str]:
+    """The words that no sentence of the grammar has, where the tokenizer knows nothing else: it spells them in bytes."""
+    heard = {word for known in vocabulary() for word in known.split()}
+    small = tokenizer.vocab_size <= VOCABULARY
+    return [word for word in sentence.split() if small and word not in heard]
 
 
 # Where a run's untrained backbone comes from: built once, given as a folder, or downloaded at its pinned revision.

@@ -7,6 +7,7 @@ first in every list. Some forms are kept for measuring: training never sees them
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,8 @@ _WORDINGS = {"next_to": ("next to the {}", "beside the {}", "near the {}"), "on"
              "drawer": ("in the top drawer of the wooden cabinet", "inside the top drawer of the wooden cabinet")}
 _ORDERS = ("pick up {} and place it on {}", "take {} and put it on {}", "move {} onto {}")
 _UNHEARD = ("take {} and place it onto {}", "pick up {} , then put it on {}")  # kept for measuring
+# What the instructions above, and `detect`, say of the first thing.
+_ASKED = re.compile(r"(?:pick up|take|move|detect) (.+?)(?: (?:and place|and put|, then put|onto|;) .*)?")
 DESTINATIONS = {4: 0.7, 3: 0.1, 2: 0.1, 6: 0.05, 5: 0.05}  # index in THINGS: how often a bowl is to be put there
 
 
@@ -91,6 +94,12 @@ def question(facts: Facts, bowl: int, rng: np.random.Generator) -> Said:
 def nameable(facts: Facts) -> list[int]:
     """The bowls that words can tell from the other one."""
     return [bowl for bowl in (0, 1) if _different(facts) or facts.relations[bowl] != FREE]
+
+
+def asked_for(sentence: str) -> str | None:
+    """What an instruction wants to be picked up: "the black bowl next to the plate"; None where it is of another form."""
+    found = _ASKED.fullmatch(sentence)
+    return found and found[1]
 
 
 def vocabulary() -> list[str]:

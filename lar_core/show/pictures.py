@@ -36,7 +36,7 @@ from . import figures
 from .figures import INK, OTHER, TARGET, covered, encoded, overlay
 
 SIDE, MIDDLE, SMALL = 288, 230, 180  # pixels of a panel: in a widget, one of a few, one of many
-GAP, TITLE = 10, 24  # pixels between panels and above them
+GAP, TITLE, LINE = 10, 24, 17  # pixels between panels, above them, and for each further line of a title
 PAPER, HIDDEN = "#ffffff", np.array([128, 128, 128], np.uint8)
 _DASH = 5  # pixels
 
@@ -71,14 +71,15 @@ def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str]) -> np.ndar
 
 
 def grid(panels: Sequence[np.ndarray], titles: Sequence[str], columns: int) -> np.ndarray:
-    """Panels (h, w, 3) of one size, row by row, each under its title, on white."""
-    height, width = panels[0].shape[0] + TITLE, panels[0].shape[1] + GAP
+    """Panels (h, w, 3) of one size, row by row, each under its title of one line or more, on white."""
+    above = TITLE + LINE * max(title.count("\n") for title in titles)
+    height, width = panels[0].shape[0] + above, panels[0].shape[1] + GAP
     canvas = Image.new("RGB", (columns * width - GAP, -(-len(panels) // columns) * height), PAPER)
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
     for place, (panel, title) in enumerate(zip(panels, titles)):
         left, top = place % columns * width, place // columns * height
-        canvas.paste(Image.fromarray(panel), (left, top + TITLE))
-        draw.text((left + 2, top + TITLE // 2 - 1), title, font=font, fill=INK, anchor="lm")
+        canvas.paste(Image.fromarray(panel), (left, top + above))
+        draw.text((left + 2, top + above // 2 - 1), title, font=font, fill=INK, anchor="lm")
     return np.asarray(canvas)
 
 
