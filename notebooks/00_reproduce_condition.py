@@ -46,6 +46,17 @@ profile = notebook.choose_profile(PROFILE)
 run = notebook.open_run(CONDITION, profile, drive=DRIVE)
 
 # %% [markdown]
+# ## Before anything is trained
+#
+# One table, two identical bowls. What do two sentences look at, in a miniature of PaliGemma that was pre-trained on rendered
+# scenes? The box is its answer to `detect the black bowl …`. Write sentences of your own.
+
+# %%
+from lar_core.show.look import look
+
+show(look(["pick up the black bowl next to the plate", "pick up the black bowl next to the ramekin"]))
+
+# %% [markdown]
 # ## What it will cost
 #
 # Estimates for this machine, of what is still to be done. Each step repeats its own line when it begins, and says what
