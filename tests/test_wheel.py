@@ -47,6 +47,15 @@ def wheel(tmp_path_factory):
     return build(tmp_path_factory.mktemp("wheel"), "wheel")
 
 
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The environment of a process that finds the installed package, and nothing of this checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", folder,
+                    wheel], check=True, capture_output=True)
+    return {"PYTHONPATH": str(folder), "PATH": "/usr/bin:/bin", "HOME": str(folder.parent), "HF_HUB_OFFLINE": "1"}
+
+
 def test_the_wheel_holds_every_file_of_the_package_and_the_manifest_as_it_is(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -63,20 +72,23 @@ def test_a_source_archive_has_what_the_wheel_is_made_of(tmp_path):
     assert {"data_manifest.yaml", "setup.py", "lar_core/scene/reference.json"} <= names
 
 
-def test_installed_without_a_checkout_it_loads_a_policy(wheel, tmp_path):
+def test_installed_without_a_checkout_it_loads_a_policy(installed, tmp_path):
     run = Run.open(make_config("attention_mask", "micro", samples=4, batch_size=4), tmp_path / "run")
     policy = make_policy(run.config, prepare_backbone(run))
     run.final_checkpoint.mkdir(parents=True)
     policy.save(run.final_checkpoint / "model.safetensors")
     Stats((-0.5,) * 7, (0.5,) * 7, (0.0,) * 8, (1.0,) * 8).save(run.stats)
     shared = export(run, tmp_path / "shared")
-    installed = tmp_path / "installed"
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--target", installed,
-                    wheel], check=True, capture_output=True)
-    environment = {"PYTHONPATH": str(installed), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-P", "-c", LOAD, str(shared)], cwd=tmp_path, env=environment,
+    done = subprocess.run([sys.executable, "-P", "-c", LOAD, str(shared)], cwd=tmp_path, env=installed,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     place, entries, total, low = done.stdout.split()
-    assert Path(place).is_relative_to(installed) and int(entries) > 5 and float(low) == -0.5
+    assert Path(place).is_relative_to(installed["PYTHONPATH"]) and int(entries) > 5 and float(low) == -0.5
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in policy.parameters()))
+
+
+def test_installed_without_a_checkout_it_looks(installed, tmp_path):
+    done = subprocess.run([sys.executable, "-P", "-m", "lar_core", "look", "pick up the black bowl next to the plate"],
+                          cwd=tmp_path, env=installed, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert list(tmp_path.iterdir()) == [Path(done.stdout.splitlines()[-1])] == [tmp_path / "look.png"]
