@@ -35,8 +35,8 @@ if importlib.util.find_spec("lar_core") is None:
 
 # %% [markdown]
 # Where are we, and how big shall it be? With a GPU and a token it is PaliGemma-3B in 8 bit; without them a small model
-# of the same architecture, from a shipped backbone that was pre-trained on rendered scenes. The run folder keeps everything that is made below; on Colab it is
-# copied to your Drive, so that a disconnect costs a minute of work at most.
+# of the same architecture, from a shipped backbone that was pre-trained on rendered scenes. The run folder keeps everything
+# that is made below; on Colab it is copied to your Drive, so that a disconnect costs a minute of work at most.
 
 # %%
 from lar_core import estimate, notebook, steps
