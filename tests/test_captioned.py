@@ -1,7 +1,13 @@
 """Random scenes: what is written down of them is what their pictures show."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from conftest import wait_until
 
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
@@ -94,7 +100,7 @@ def test_metres_are_those_of_the_camera(studio):
     np.testing.assert_allclose(back, [0.01, -0.02], atol=1e-3)
 
 
-def test_scenes_are_rendered_once_and_read_row_by_row(tmp_path, monkeypatch, studio, shots):
+def test_scenes_are_rendered_once_and_read_row_by_row(tmp_path, monkeypatch, studio, shots, capsys):
     monkeypatch.setattr(captioned, "SHARD", 3)
     monkeypatch.setattr(captioned, "SETTLED", 1)
     monkeypatch.setattr(captioned, "_studio", lambda *_: studio)
@@ -123,13 +129,26 @@ def test_scenes_are_rendered_once_and_read_row_by_row(tmp_path, monkeypatch, stu
     assert scenes.facts(4).relations == tuple(shots[4]["relations"])
     settled = settled_scenes(paths[-1])
     assert settled["asked"].shape == (19, 3)  # ten wide scenes, nine tasks that have a pair
+    assert f"3 shards of 3 scenes are missing: 0.0 GB in {paths[0].parent}" in capsys.readouterr().out
     before = [path.stat().st_mtime_ns for path in paths]
     render_scenes(config, tmp_path, 5)
-    assert [path.stat().st_mtime_ns for path in paths] == before
+    assert [path.stat().st_mtime_ns for path in paths] == before and "missing" not in capsys.readouterr().out
 
     paths[0].write_bytes(paths[0].read_bytes()[:-100])
     with pytest.raises(LarError, match="cannot be read .*: delete this file, it will be rendered again"):
         Scenes(paths[:-1])
+
+
+def test_a_kill_while_rendering_leaves_whole_shards_only(tmp_path):
+    words = [sys.executable, "-m", "lar_core", "pretrain", "--profile", "micro", "--workers", "1", "--data-dir",
+             str(tmp_path / "killed"), "--run-dir", str(tmp_path / "run"), "--set", "scenes=1000", "samples=8"]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_until(lambda: list((tmp_path / "killed").rglob("*shard_0000*")))  # being written, or just done
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    whole = [path for path in (tmp_path / "killed").rglob("*.safetensors") if not path.name.startswith(".")]
+    assert all(len(Scenes([path])) == captioned.SHARD for path in whole)
+    assert len(whole) < 3  # of two shards and the settled ones
 
 
 def test_the_path_says_sizes_and_seed(tmp_path):

@@ -1,6 +1,7 @@
 """The shipped backbone, measured anew on stored scenes that came to rest: the gate that it was shipped by."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 from lar_core.measure.sight import Stored, centre, grounding, located, look
 from lar_core.model.paligemma import load_backbone
 from lar_core.model.tiny import TABLETOP
-from lar_core.run.config import make_config
+from lar_core.model.train import _say_other_look
+from lar_core.run.config import PROFILES, make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import file_sha256
 from lar_core.scene.captioned import Studio
@@ -72,3 +74,12 @@ def test_its_card_is_about_these_weights():
 def test_other_sizes_than_its_own_are_refused_in_a_sentence(changes):
     with pytest.raises(LarError, match="tabletop .* is of another size.*backbone=scratch"):
         make_config("action_only", "tiny", backbone="tabletop", **changes)
+
+
+@pytest.mark.parametrize("backbone, name, said", [("tabletop", "official", True), ("tabletop", "standin", False),
+                                                   ("scratch", "official", False)])
+def test_demonstrations_that_show_other_objects_than_it_has_seen_are_spoken_of(monkeypatch, capsys, backbone, name, said):
+    monkeypatch.delenv("LAR_SAID", raising=False)
+    episode = SimpleNamespace(provenance={"assets": {"name": name}})
+    _say_other_look(PROFILES["tiny"].replace(backbone=backbone), [episode])
+    assert (f"these demonstrations show others ({name})" in capsys.readouterr().err) == said

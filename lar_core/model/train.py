@@ -24,7 +24,7 @@ from tqdm import tqdm
 from ..data.dataset import DemoDataset, FrameSampler, Stats, load_split, make_dataset, shift_images, source_needs, to_device
 from ..data.demos import Episode
 from ..data.features import BlindFeatures, FeatureCache
-from ..run.errors import LarError
+from ..run.errors import LarError, say_once
 from ..run.files import append_jsonl, atomic_path, read_jsonl, write_json, write_jsonl
 from ..run.folder import DATA, Run
 from ..run.processes import Stopped, on_stop
@@ -56,6 +56,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     if run.trained:
         return
     episodes, _ = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
+    _say_other_look(run.config.profile, episodes)
     stats = Stats.of(episodes)
     if group().is_main_process:
         stats.save(run.stats)
@@ -65,6 +66,16 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
         raise LarError(f"No sentence names the other bowl of these demonstrations' scenes, which {asking} compares with: "
                        f"choose tasks from 1 to 9 and demonstrations that say their task, or set {asking}=0.")
     Trainer(run, dataset, data).finish(line)
+
+
+def _say_other_look(profile: Profile, episodes: list[Episode]) -> None:
+    """`tabletop` has seen the stand-in objects alone: say so where demonstrations show others."""
+    shown = {episode.provenance.get("assets", {}).get("name", "recorded elsewhere") for episode in episodes
+             if episode.provenance} - {"standin"}
+    if profile.backbone == "tabletop" and shown:
+        say_once(f"The backbone tabletop was pre-trained on the stand-in objects, but these demonstrations show others "
+                 f"({', '.join(sorted(shown))}): it may not find them. `lar pretrain` with the same assets makes one that "
+                 "does: --set backbone=RUN_DIR/pretrained.")
 
 
 def _other_sentence(episode: Episode) -> str | None:
