@@ -25,7 +25,9 @@ from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run
 from lar_core.run.processes import STOPS, Stopped, stop
 from lar_core.scene.episode import EpisodeEnv
-from lar_core.scene.placements import BOWLS, PLATE, evaluation_scenes
+from lar_core.scene.expert import IDLE, Expert
+from lar_core.scene.placements import BOWLS, PLATE, X_ADDRESS, evaluation_scenes
+from lar_core.scene.watch import HAPPENED
 
 MICRO = PROFILES["micro"]
 
@@ -140,6 +142,68 @@ def env_8():
     env = EpisodeEnv(8, "official", MICRO)
     yield env
     env.close()
+
+
+# What happened, not only whether it succeeded.
+
+def solve(env: EpisodeEnv, scene) -> list[dict]:
+    """Let the scripted expert bring the bowl of `scene`; what had happened after each step."""
+    expert, happened = Expert(env.env, scene), []
+    while not expert.done and not env.done:
+        env.step(expert.act())
+        happened.append(env.happened)
+    return happened
+
+
+@pytest.mark.parametrize("other_bowl", [False, True])
+def test_who_brings_the_named_bowl_touched_it_first_grasped_lifted_and_placed_it(env_8, other_bowl):
+    env_8.reset(seed=0, options={"other_bowl": other_bowl})
+    happened = solve(env_8, env_8.asked)
+    assert happened[0] == {"first_touched": "none", "progress": "none", "on_plate": "none"}
+    assert happened[-1] == {"first_touched": "named", "progress": "placed", "on_plate": "named"}
+    stages = list(dict.fromkeys(moment["progress"] for moment in happened))
+    assert stages == sorted(stages, key=HAPPENED["progress"].index) and {"grasped", "lifted"} <= {*stages}
+
+
+def test_who_brings_the_other_bowl_came_nowhere_with_the_named_one(env_8):
+    env_8.reset(seed=0)
+    happened = solve(env_8, env_8.scene.of_other_bowl())
+    assert happened[-1] == {"first_touched": "other", "progress": "none", "on_plate": "other"}
+
+
+def test_who_does_not_move_touches_nothing(env_8):
+    env_8.reset(seed=0)
+    for _ in range(20):
+        env_8.step(IDLE)
+    assert env_8.happened == {"first_touched": "none", "progress": "none", "on_plate": "none"}
+
+
+@pytest.mark.parametrize("met, first, progress", [
+    ([(PLATE, 0.06)], "else", "none"), ([(BOWLS[1], 0.06)], "other", "none"), ([(BOWLS[0], 0.06)], "named", "touched"),
+    ([(PLATE, 0.06), (BOWLS[0], 0.06)], "else", "touched"), ([(BOWLS[0], 0), (BOWLS[1], 0)], "named", "lifted")])
+def test_what_the_hand_meets_first_stays_the_first(env_8, met, first, progress):
+    env_8.reset(seed=0)
+    before = env_8.env.state()
+    for name, height in met:  # metres above the middle of the fingers, with both of which a bowl at 0 collides
+        state = before.copy()
+        state[X_ADDRESS[name] : X_ADDRESS[name] + 3] = env_8.last["ee_pos"] + (0, 0, height)
+        env_8.env.set_state(state)
+        env_8.watch.look()
+    assert (env_8.happened["first_touched"], env_8.happened["progress"]) == (first, progress)
+
+
+def test_watching_changes_no_state(env_8):
+    env_8.reset(seed=0)
+    expert, watched = Expert(env_8.env, env_8.scene), []
+    for _ in range(80):
+        action = expert.act()
+        env_8.step(action)
+        watched.append((action, env_8.env.state()))
+    assert env_8.happened["progress"] == "lifted"
+    env_8.reset(seed=0)
+    for action, state in watched:
+        env_8.env.step(action)
+        assert (env_8.env.state() == state).all()
 
 
 def test_an_exception_in_an_environment_is_not_a_failed_episode():

@@ -184,9 +184,10 @@ def _run_wave(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: 
         if finished[: len(wave)].all():
             break
     seconds = (time.perf_counter() - began) / len(wave)
+    happened = envs.get_attr("happened")
     return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(solved[i]),
              **({"did_not_listen": bool(finished[i] & ~solved[i])} if trial.instruction == "other_bowl" else {}),
-             "steps": int(steps[i]), "seconds": round(seconds, 2), "sentence": sentences[i], **made[i],
+             "steps": int(steps[i]), **happened[i], "seconds": round(seconds, 2), "sentence": sentences[i], **made[i],
              "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]
 
 

@@ -185,7 +185,16 @@ class SpatialEnv(gymnasium.Env):
         geoms = self._paint(size).geoms(self.stock.sim.data._data, camera, size)
         if not self.fast:
             self.stock.sim._render_context_offscreen.gl_ctx.make_current()
-        return np.ascontiguousarray(self._geom_labels()[geoms][::-1, ::-1])
+        return np.ascontiguousarray(self.geom_labels()[geoms][::-1, ::-1])
+
+    def geom_labels(self) -> np.ndarray:
+        """uint8 (geoms + 1,): geom id to label; the last entry, reached by id -1, is 0."""
+        model = self.stock.sim.model
+        labels = np.zeros(model.ngeom + 1, dtype=np.uint8)
+        for geom, body in enumerate(model.geom_bodyid):
+            name = model.body_id2name(body) or ""
+            labels[geom] = next((i + 1 for i, owner in enumerate(self.objects) if name.startswith(f"{owner}_")), 0)
+        return labels
 
     # --- the two ways to run -----------------------------------------------------------------------------------------
 
@@ -251,15 +260,6 @@ class SpatialEnv(gymnasium.Env):
                 self._painter.close()
             self._painter = Painter(model, max(size, self.image_size))
         return self._painter
-
-    def _geom_labels(self) -> np.ndarray:
-        """uint8 (geoms + 1,): geom id to label; the last entry, reached by id -1, is 0."""
-        model = self.stock.sim.model
-        labels = np.zeros(model.ngeom + 1, dtype=np.uint8)
-        for geom, body in enumerate(model.geom_bodyid):
-            name = model.body_id2name(body) or ""
-            labels[geom] = next((i + 1 for i, owner in enumerate(self.objects) if name.startswith(f"{owner}_")), 0)
-        return labels
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from ..run.settings import BLANK, INSTRUCTIONS, Profile
 from .env import SpatialEnv, instruction
 from .placements import OTHER_SENTENCE, RELATIONS, Scene, evaluation_scenes, success
 from .reference import scene_record
+from .watch import Watch
 
 
 def episode_env(task: int, placement: str, profile: Profile) -> EpisodeEnv:
@@ -31,6 +32,7 @@ class EpisodeEnv(gymnasium.Wrapper):
 
     With the option "other_bowl" success is the scene's other bowl on the plate, and its own bowl there ends the episode
     without success. At its end the scene stands still, so that the environments beside it can finish their episodes.
+    `happened` is what it came to beside success (`watch.HAPPENED`).
     """
 
     def __init__(self, task: int, placement: str, profile: Profile):
@@ -46,15 +48,22 @@ class EpisodeEnv(gymnasium.Wrapper):
         self.reward, self.done = 0.0, False
         self.last, info = self.env.reset(seed=self.scene.seed, options={"init_state": self.scene.init_state,
                                                                        "wait_steps": self.wait_steps})
+        self.watch = Watch(self.env, self.asked)
         return self.last, info
 
     def step(self, action: np.ndarray):
         """Move until a bowl that counts is on the plate, then stand still."""
         if not self.done:
             self.last, *_ = self.env.step(action)
+            self.watch.look()
             self.reward = float(success(self.env, self.asked))
             self.done = bool(self.reward) or (self.asked is not self.scene and self.env.satisfied(self.scene.goal))
         return self.last, self.reward, self.done, False, {}
+
+    @property
+    def happened(self) -> dict[str, str]:
+        """What happened in the episode up to now."""
+        return self.watch.happened
 
 
 # What a policy is told in a rollout, and which bowl then counts: one kind of instruction at a time.
