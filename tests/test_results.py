@@ -233,6 +233,52 @@ def test_one_episode_whose_success_was_not_watched_leaves_the_rate_unknown_not_l
     assert table[5]["rate"] == 1
 
 
+# What happened is counted word by word, pooled over tasks, and unknown where one episode does not know it.
+
+
+def watched(task: int, first: str, progress: str, on_plate: str, instruction: str = "right") -> dict:
+    return episode(instruction, task, progress == "placed", first_touched=first, progress=progress, on_plate=on_plate)
+
+
+WATCHED = [watched(2, "named", "placed", "named"), watched(2, "named", "lifted", "none"),
+           watched(5, "other", "none", "other"), watched(5, "else", "touched", "none")]
+
+
+def test_what_happened_is_counted_per_task_and_pooled():
+    table = {row["task"]: row["happened"] for row in summarise(WATCHED)}
+    assert table[2]["first_touched"] == {"named": 2, "other": 0, "else": 0, "none": 0}
+    assert table[None]["first_touched"] == {"named": 2, "other": 1, "else": 1, "none": 0}
+    assert table[None]["progress"] == {"none": 1, "touched": 1, "grasped": 0, "lifted": 1, "placed": 1}
+    assert table[None]["on_plate"] == {"named": 1, "other": 1, "both": 0, "none": 2}
+    assert table[5]["followed"]["mean"] == 0 and table[None]["followed"]["mean"] == 0.5
+    assert table[None]["followed"]["low"] == pytest.approx(0.1500, abs=1e-4)  # 1/2 - 1.96 / 2 / √(4 + 1.96²)
+    validate_results(minimal(tasks=(2, 5)) | {"rollouts": summarise(WATCHED)})
+
+
+def test_a_sentence_that_names_no_bowl_of_the_scene_cannot_be_followed():
+    rows = [watched(5, "named", "touched", "none", kind) for kind in ("blank", "other_task")]
+    assert all(row["happened"]["followed"] is None for row in summarise(rows))
+
+
+def test_episodes_of_earlier_versions_leave_what_happened_unknown():
+    table = {row["task"]: row for row in summarise([*WATCHED, episode("right", 5, True)])}
+    assert "happened" in table[2] and "happened" not in table[5] and "happened" not in table[None]
+    validate_results(minimal(tasks=(2, 5)) | {"rollouts": [*table.values()]})
+
+
+@pytest.mark.parametrize("path, words", [("first_touched/named", "first_touched is counted in 5 of 2 episodes"),
+                                         ("first_touched/whole", "'whole' stands there, which it does not have")])
+def test_what_happened_must_add_up(path, words):
+    with pytest.raises(LarError, match=words):
+        validate_results(change(minimal() | {"rollouts": summarise(WATCHED)}, f"rollouts/0/happened/{path}", 5))
+
+
+def test_a_placed_bowl_is_a_success():
+    with pytest.raises(LarError, match="1 successes, but 2 bowls placed"):
+        counts = {"touched": 0, "none": 0, "grasped": 0, "lifted": 0, "placed": 2}
+        validate_results(change(minimal() | {"rollouts": summarise(WATCHED)}, "rollouts/0/happened/progress", counts))
+
+
 @pytest.mark.parametrize("row, words", [
     (success_row("p", "other_bowl", "official", 8, 20, 12, 9), "12 successes and 9 that did not listen in 20"),
     (success_row("p", "right", "official", 8, 20, None), "all null"),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,6 +20,7 @@ from ..run.folder import Run, provenance
 from ..run.runtime import device_name
 from ..run.settings import Condition, Profile
 from ..scene.placements import OTHER_SENTENCE, RELATIONS
+from ..scene.watch import HAPPENED
 from .schema import Document, Results
 from .statistics import describe_difference, wilson
 
@@ -42,6 +44,7 @@ def control_of(results: dict) -> str:
 # Put what the steps left in a run folder together into results.json.
 
 _ARM = ("policy", "instruction", "placement")
+NAMING = ("right", "other_bowl")  # the kinds of instruction that name a bowl of the scene
 SCENE = ("assets", "gl", "versions", "picture")  # of a row of rollouts.jsonl: see `scene.reference.scene_record`
 
 
@@ -111,7 +114,7 @@ def _read(path: Path) -> dict | None:
 
 def summarise(episodes: Sequence[dict]) -> list[dict]:
     """Rows of rollouts.jsonl -> success rates with Wilson's intervals, per task and then pooled (task None)."""
-    return with_pools([success_row(*key, len(rows), _total(rows, "success"), _total(rows, "did_not_listen"))
+    return with_pools([success_row(*key, len(rows), _total(rows, "success"), _total(rows, "did_not_listen"), _tally(rows))
                        for key, rows in _grouped(episodes, (*_ARM, "task")).items()])
 
 
@@ -120,18 +123,37 @@ def with_pools(rows: Sequence[dict], pools: Sequence[dict] = ()) -> list[dict]:
     known, made = {key: same[-1] for key, same in _grouped(pools, _ARM).items()}, []
     for key, group in _grouped(rows, _ARM).items():
         counts = (_total(group, name) for name in ("episodes", "successes", "did_not_listen"))
-        made += [*group, known.pop(key, None) or success_row(*key, None, *counts)]
+        happened = _tally([row.get("happened") or {} for row in group])
+        made += [*group, known.pop(key, None) or success_row(*key, None, *counts, happened)]
     return made + list(known.values())
 
 
 def success_row(policy: str, instruction: str, placement: str, task: int | None, episodes: int, successes: int | None,
-                did_not_listen: int | None = None) -> dict:
-    """One row of `rollouts` in results.json."""
+                did_not_listen: int | None = None, happened: dict[str, dict[str, int]] | None = None) -> dict:
+    """One row of `rollouts` in results.json; happened: how often each word of `HAPPENED`, where that was recorded."""
     interval = None if successes is None else wilson(successes, episodes)
     return {"policy": policy, "instruction": instruction, "placement": placement, "task": task, "episodes": episodes,
             "successes": successes, "rate": interval and interval.value, "low": interval and interval.low,
             "high": interval and interval.high,
-            **({"did_not_listen": did_not_listen} if instruction == "other_bowl" else {})}
+            **({"did_not_listen": did_not_listen} if instruction == "other_bowl" else {}),
+            **({"happened": {**happened, "followed": _followed(instruction, happened)}} if happened else {})}
+
+
+def _followed(instruction: str, happened: dict[str, dict[str, int]]) -> dict | None:
+    """Share, with Wilson's interval, of episodes that first touched the bowl that the sentence names, where it names one."""
+    touched = happened["first_touched"]
+    return wilson(touched["named"], sum(touched.values())).written if instruction in NAMING else None
+
+
+def _tally(rows: Sequence[dict]) -> dict[str, dict[str, int]] | None:
+    """How often each word of `HAPPENED`, over rows that have one word or such counts; None where a row does not know."""
+    if any(row.get(name) is None for row in rows for name in HAPPENED):
+        return None
+    counted: dict[str, Counter[str]] = {name: Counter() for name in HAPPENED}
+    for name, counter in counted.items():
+        for row in rows:
+            counter.update([row[name]] if isinstance(row[name], str) else row[name])
+    return {name: {word: counted[name][word] for word in words} for name, words in HAPPENED.items()}
 
 
 def _grouped(rows: Iterable[dict], names: Sequence[str]) -> dict[tuple, list[dict]]:

@@ -17,6 +17,7 @@ from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.registry import place
 from ..run.settings import INSTRUCTIONS, Count, Placement, SaliencyRows, Share
+from ..scene.watch import HAPPENED
 
 Size = Annotated[float, Field(ge=0)]
 Number = Annotated[int, Field(ge=0)]
@@ -121,6 +122,10 @@ class Metrics(Section, extra="allow"):
     target_minus_distractor: Estimate | None
 
 
+Happened = section(**{name: section(**dict.fromkeys(words, Number)) for name, words in HAPPENED.items()},
+                   followed=Estimate | None)
+
+
 class Rollouts(Section):
     """Successes of one policy under one kind of instruction; task null: of all. Counts, rate and interval must agree."""
 
@@ -134,6 +139,7 @@ class Rollouts(Section):
     low: Share | None
     high: Share | None
     did_not_listen: Number = None  # under other_bowl always, else never
+    happened: Happened = None  # missing where it was not recorded
 
     @model_validator(mode="after")
     def _agree(self) -> Rollouts:
@@ -150,6 +156,16 @@ class Rollouts(Section):
             raise ValueError(f"its rate {self.rate} is not {self.successes}/{self.episodes}")
         if known and not self.low - 1e-9 <= self.rate <= self.high + 1e-9:
             raise ValueError(f"its rate {self.rate} lies outside its interval {self.low} to {self.high}")
+        return self
+
+    @model_validator(mode="after")
+    def _add_up(self) -> Rollouts:
+        counts = self.happened.model_dump(exclude={"followed"}) if self.happened else {}
+        for name, words in counts.items():
+            if sum(words.values()) != self.episodes:
+                raise ValueError(f"{name} is counted in {sum(words.values())} of {self.episodes} episodes")
+        if counts and self.successes != counts["progress"]["placed"]:
+            raise ValueError(f"{self.successes} successes, but {counts['progress']['placed']} bowls placed")
         return self
 
 
