@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 from scipy.stats import binomtest
-from test_results import change, full, interval, minimal, other_bowl, rollout, scene
+from test_results import change, full, interval, minimal, other_bowl, rollout, scene, went
 
 from lar_core.cli import build_parser, config_of
 from lar_core.run.config import make_config
@@ -47,6 +47,24 @@ def test_success_against_blind_without_shared_episodes(own, blind, verdict):
     results = minimal() | {"rollouts": [rollout("attention_mask", "right", own), rollout("blind", "right", blind)]}
     assert finding(results, "seeing").verdict == verdict
     assert "unpaired" in finding(results, "seeing").sentence
+
+
+@pytest.mark.parametrize("named, other, verdict", [(15, 3, DETECTED), (3, 15, OPPOSITE), (9, 8, NOT_DETECTED)])
+def test_where_either_bowl_is_named_touching_the_named_one_first_is_following_the_sentence(named, other, verdict):
+    results = minimal() | {"rollouts": [went("attention_mask", named, other)]}
+    found = finding(results, "touched first")
+    assert found.verdict == verdict and "a deaf policy can follow the sentence in one half at most" in found.sentence
+    assert f"names in {named} of 20 rollouts" in found.sentence and f"the other one in {other}," in found.sentence
+    assert f"first touched the named bowl in {named}/20" in findings.headline(results, [])[0]
+
+
+@pytest.mark.parametrize("condition, row", [
+    ("attention_mask", went("attention_mask", 20, 0, "near")),  # always the bowl of the training: it need not listen
+    ("attention_mask", rollout("attention_mask", "right", 14, placement="near_counterfactual")),  # an earlier version's
+    ("deaf", went("deaf", 10, 10))])
+def test_following_the_sentence_is_claimed_only_where_it_can_be_told(condition, row):
+    found = findings.findings(minimal(condition) | {"rollouts": [row]})
+    assert not [one for one in found if "touched first" in one.topic]
 
 
 def test_a_deaf_policy_is_compared_with_a_deaf_blind_one_and_not_asked_whether_it_listens():

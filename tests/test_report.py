@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 from test_findings import episodes, finding
-from test_results import change, full, interval, minimal, rollout
+from test_results import change, full, interval, minimal, rollout, went
 
 from lar_core.measure.results import save_results, validate_results
 from lar_core.run.config import make_config
@@ -128,6 +128,26 @@ def test_tasks_are_reported_one_by_one_and_then_together(run):
     save_results(run.results, results)
     cells = re.sub(r"<[^>]+>", " ", write_report(run).read_text())
     assert re.search(r"blank +official +2 +4/20", cells) and re.search(r"blank +official +8 +0/20", cells)
+
+
+def test_what_happened_stands_beside_success_with_what_a_deaf_policy_could_reach(run):
+    rows = [went("attention_mask", 15, 3), went("attention_mask", 20, 0, "near"),
+            went("attention_mask", 9, 1, "near", "blank"), rollout("blind", "right", 5, placement="near")]
+    save_results(run.results, results := minimal() | {"rollouts": rows})
+    cells = re.sub(r"(<[^>]+>)+", " | ", write_report(run).read_text()).replace("\N{NO-BREAK SPACE}", " ")
+    assert "its own | near_counterfactual | 5 | 15/20 (53 to 89 %) | one half | 15 named, 3 other, 2 else | " \
+        "5 none, 15 placed | 15 named, 3 other, 2 none |" in cells
+    assert "its own | near | 5 | 20/20 (84 to 100 %) | no limit | 20 named |" in cells
+    assert "blank | near | 5 | names no bowl here |" in cells and "blind | its own | near | 5 | not recorded |" in cells
+    lines = {" ".join(line.split()) for line in summary_table(results).splitlines()}
+    assert "followed the sentence, attention_mask 15/20 53 to 89 % near_counterfactual placements: a deaf policy one half " \
+        "at most" in lines and "followed the sentence, attention_mask 20/20 84 to 100 % near placements" in lines
+    assert not [line for line in lines if line.startswith("followed the sentence, blind")]
+
+
+def test_rollouts_of_earlier_versions_say_that_what_happened_is_not_recorded(finished):
+    page = " ".join(finished.report.read_text().split())
+    assert "which bowl ended on the plate is not recorded" in page and "followed the sentence" not in page
 
 
 def test_a_row_shows_its_name_its_numbers_and_what_could_not_be_measured():

@@ -62,6 +62,15 @@ def other_bowl(policy: str, successes: int | None, did_not_listen: int, episodes
     return success_row(policy, "other_bowl", "official", task, episodes, successes, did_not_listen)
 
 
+def went(policy: str, named: int, other: int, placement: str = "near_counterfactual", instruction: str = "right") -> dict:
+    """20 rollouts of task 5 that placed every bowl that they touched first; the rest met something else."""
+    rest = 20 - named - other
+    happened = {"first_touched": {"named": named, "other": other, "else": rest, "none": 0},
+                "progress": {"none": 20 - named, "touched": 0, "grasped": 0, "lifted": 0, "placed": named},
+                "on_plate": {"named": named, "other": other, "both": 0, "none": rest}}
+    return success_row(policy, instruction, placement, 5, 20, named, happened=happened)
+
+
 def minimal(condition: str = "attention_mask", profile: str = "tiny", **changes) -> dict:
     config = make_config(condition, profile, **changes)
     return {"schema_version": 1, "run": {"name": config.name, "condition": condition, "profile": profile, "seed": 0,

@@ -19,7 +19,7 @@ from ..run.registry import REGULARISERS
 from ..run.settings import MINIATURES, PAIRED
 from ..scene.episode import kinds_of
 from ..scene.placements import OTHER_SENTENCE
-from .rates import CHANGES, by_task, changes, estimate, placements, pooled, rate, rows_of, sample, tasks_of
+from .rates import CHANGES, by_task, changes, estimate, first_touched, placements, pooled, rate, rows_of, sample, tasks_of
 
 DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
 DESCRIBED, NOT_RUN = "no interval", "not run"
@@ -95,6 +95,7 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
         found += [_seeing(results, rollouts, placement)] if sees else []
         found += [_obedience(results, placement) if change == "other_bowl" else
                   _language(results, rollouts, placement, change) for change in changes(results, placement) if hears]
+        found += _following(results, placement) if hears else []
     found += [_grounding(results, *about) for about in MAPS]
     asked = {"action": True, "shortcut": sees, "denoising": decoder == "diffusion"}
     found += [_interval(results, section) for section in QUESTIONS if asked[section]]
@@ -157,7 +158,9 @@ def _success(results: dict, placement: str) -> str:
     if own is None:
         return ""
     control = f"; the control that cannot see solved {rate(*blind)}" if blind and policy not in CONTROLS else ""
-    return f"{policy} solved {rate(*own)} on {placement} placements{control}."
+    touched = first_touched(results, policy, "right", placement)
+    first = f" and first touched the named bowl in {touched['named']}/{touched.total()}" if touched else ""
+    return f"{policy} solved {rate(*own)} on {placement} placements{first}{control}."
 
 
 class _Rolled(NamedTuple):
@@ -223,6 +226,23 @@ def _obedience(results: dict, placement: str) -> Finding:
                    f"{_unheard(results, rows)}", (
                        "It acts on which bowl the sentence names.", "It did not listen.",
                        "These rollouts do not show that it acts on which bowl the sentence names."))
+
+
+def _following(results: dict, placement: str) -> list[Finding]:
+    """Which bowl is touched first, where either one is named equally often; nothing where that was not recorded."""
+    touched = first_touched(results, results["run"]["condition"], "right", placement)
+    if touched is None or placement not in PAIRED:
+        return []
+    named, other = touched["named"], touched["other"]
+    p = statistics.sign_test(named, other)
+    verdict = NOT_DETECTED if p >= statistics.ALPHA else DETECTED if named > other else OPPOSITE
+    return [_judged(f"the sentence decides which bowl is touched first ({placement} placements)", verdict,
+                    f"It first touched the bowl that the sentence names in {rate(named, touched.total())}, the other one in "
+                    f"{other}, something else in {touched['else']} and nothing in {touched['none']} (exact sign test "
+                    f"p = {p:.2g}). Each scene comes twice, once for either bowl, so that a deaf policy can follow the "
+                    "sentence in one half at most.", (
+                        "It goes for the bowl that the sentence names.", "It goes for the other bowl.",
+                        "These rollouts do not show that it goes for the bowl that the sentence names."))]
 
 
 def _single(results: dict, rows: Iterable[dict]) -> str:

@@ -6,11 +6,14 @@ task (None: all tasks together).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from ..measure.results import CONTROLS, Spread
 from ..measure.statistics import wilson
+from ..run.settings import PAIRED
 from ..scene.episode import kinds_of
+from ..scene.watch import HAPPENED
 
 CHANGES = {"blank": "a blank instruction", "other_task": "the instruction of another of its tasks",
            "other_bowl": "the other bowl's instruction",
@@ -58,16 +61,58 @@ def pooled(results: dict, policy: str, instruction: str, placement: str, count: 
     return sum(row[count] for row in rows), sum(row["episodes"] for row in rows)
 
 
+def first_touched(results: dict, policy: str, instruction: str, placement: str) -> Counter[str] | None:
+    """How often which bowl was touched first, over all tasks; None where they were not rolled out or it was not recorded."""
+    rows = rows_of(results, policy, instruction, placement)
+    if not rows or not all(row.get("happened") for row in rows):
+        return None
+    return sum((Counter(row["happened"]["first_touched"]) for row in rows), Counter())
+
+
 # Tables and bars
 
 def success_table(rows: Iterable[dict]) -> list[tuple]:
     """(policy, instruction, placements, task, solved, rate, 95 % interval) of every row."""
+    return [(*_what(row), solved(row), *(("not recorded", "") if row["rate"] is None else
+                                         (f"{100 * row['rate']:.0f} %", percent(row["low"], row["high"]))))
+            for row in _not_twice(rows)]
+
+
+def happened_table(rows: Iterable[dict]) -> list[tuple]:
+    """(policy, instruction, placements, task, followed, at most if deaf, touched first, furthest, on the plate) of every
+    row; nothing where no row knows.
+    """
+    rows = list(_not_twice(rows))
+    if not any(row.get("happened") for row in rows):
+        return []
+    return [(*_what(row), *(_happened(row) if row.get("happened") else ("not recorded", *[""] * 4))) for row in rows]
+
+
+def _happened(row: dict) -> tuple[str, ...]:
+    counts, limit = row["happened"], "one half" if row["placement"] in PAIRED else "no limit"
+    share = counts["followed"]
+    followed = ("names no bowl here", "") if share is None else (
+        f"{counts['first_touched']['named']}/{row['episodes']} ({percent(share['low'], share['high'])})", limit)
+    return *followed, *(", ".join(f"{count} {word}" for word, count in counts[name].items() if count) for name in HAPPENED)
+
+
+def _what(row: dict) -> tuple:
+    return (row["policy"], RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"])
+
+
+def _not_twice(rows: Iterable[dict]) -> Iterator[dict]:
+    """The rows, without the pooled ones where there is only one task, whose row says everything already."""
     rows = list(rows)
-    single = len({row["task"] for row in rows} - {None}) == 1  # then the pooled rows would say everything twice
-    return [(row["policy"], RUN_AS[row["instruction"]], row["placement"], "all" if row["task"] is None else row["task"],
-             solved(row), *(("not recorded", "") if row["rate"] is None else
-                            (f"{100 * row['rate']:.0f} %", percent(row["low"], row["high"]))))
-            for row in rows if row["task"] is not None or not single]
+    single = len({row["task"] for row in rows} - {None}) == 1
+    return (row for row in rows if row["task"] is not None or not single)
+
+
+def followed_bars(results: dict) -> list[tuple]:
+    """Following the right sentence, where that was recorded: a bar as of success for each policy and placement."""
+    policies = dict.fromkeys(row["policy"] for row in results.get("rollouts") or [])
+    return [bar(placement, policy, "model", touched["named"], touched.total())
+            for placement in placements(results) for policy in policies
+            if (touched := first_touched(results, policy, "right", placement))]
 
 
 def bar(placement: str, label: str, kind: str, successes: int, n: int) -> tuple[str, str, str, int, int, float, float]:

@@ -26,6 +26,7 @@ from ..run.config import RunConfig
 from ..run.files import read_jsonl, write_text
 from ..run.folder import Run
 from ..run.registry import METRICS, AboutMetric
+from ..run.settings import PAIRED
 from . import figures, findings, rates
 from .rates import bounds, estimate, success_bars
 
@@ -46,7 +47,8 @@ def write_report(run: Run) -> Path:
         run.report, "report.html", results=results, found=found, headline=findings.headline(results, found),
         caveats=findings.caveats(results), command=findings.command(results), missing=findings.missing,
         reconstructor=findings.reconstructor(results), placements=rates.placements(results), bars=success_bars(results),
-        success=rates.success_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
+        success=rates.success_table(results.get("rollouts") or []),
+        happened=rates.happened_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
         spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics), columns=columns(),
         metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells, layer_head=layer_head,
         layer_cells=layer_cells, layers_note=layers_note(results))
@@ -79,12 +81,13 @@ def write_study_page(folder: Path) -> Path:
     """Write `study.html` from the folder's study.json; returns its path. Raises LarError as `load`."""
     study = STUDY.load(folder / FILE)
     rows = study["comparisons"]
+    success = [row | {"policy": arm["condition"]} for arm in study["arms"] for row in arm["success"]]
     return write_page(
         folder / "study.html", "study.html", study=study, lead=[_lead(rows)],
         found=[findings.Finding(f"{row['placement']} placements, {row['condition']}", row["verdict"], row["sentence"])
                for row in rows],
         success_figure=figures.success_bars(study_bars(study)),
-        success=rates.success_table(row | {"policy": arm["condition"]} for arm in study["arms"] for row in arm["success"]),
+        success=rates.success_table(success), happened=rates.happened_table(success),
         differences_figure=figures.differences(rows, study["study"]["reference"]), caveats=findings.caveats(study),
         scores={name: METRICS.about(name).label if name in METRICS else "held-out action error" for name in SCORES})
 
@@ -177,7 +180,8 @@ def summary_table(results: dict) -> str:
     """The plain text that the command line prints at the end of a run: numbers, intervals, what to compare with."""
     run, grounding = results["run"], results.get("grounding") or {}
     scored = [METRICS.about(name) for name in ("aos", "target_minus_distractor") if (grounding.get(name) or {}).get("model")]
-    text = fill_template("summary.txt", results=results, bars=rates.bars_and_tasks(results), scored=scored)
+    text = fill_template("summary.txt", results=results, bars=rates.bars_and_tasks(results), scored=scored,
+                         followed=rates.followed_bars(results), paired=[f"{placement} placements" for placement in PAIRED])
     rows = [("", "value", "95 % interval", "compare with"), *(line.split(" | ") for line in text.splitlines() if line)]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     lines = ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]).rstrip() for row in rows]
