@@ -237,6 +237,22 @@ def test_scores_are_means_over_seeds_beside_the_same_seeds_of_the_reference(made
     assert arms["attention_mask"]["costs"]["peak_bytes"] is None
 
 
+def test_following_the_sentence_is_compared_in_the_same_pairs(made):
+    assert compare_arms(*made)["comparisons"][0]["followed"] is None, "rollouts of earlier versions did not record it"
+    for (condition, _), run in made[1].items():
+        for episode in range(20):  # a later row on an episode is the one that counts
+            happened = {"first_touched": "named" if episode < SOLVED[condition] + 2 else "else", "on_plate": "none",
+                        "progress": "placed" if episode < SOLVED[condition] else "touched"}
+            append_jsonl(run.path / "rollouts.jsonl", row(condition, episode, SOLVED[condition]) | happened)
+    document = compare_arms(*made)
+    followed = document["comparisons"][0]["followed"]  # the first 19 of 20 against the first 6, in both seeds
+    assert (followed["condition"], followed["reference"]) == (38, 12)
+    assert followed["difference"]["mean"] == pytest.approx(13 / 20) and followed["difference"]["low"] > 0
+    assert document["arms"][0]["success"][0]["happened"]["first_touched"]["named"] == 12
+    page = " ".join(write_study_page(made[2]).read_text().split())
+    assert "described, not tested" in page and "<td>38/40</td>" in page and "one half at most" in page
+
+
 def test_rollouts_from_other_init_states_are_not_compared(made):
     append_jsonl(made[1]["attention_mask", 1].path / "rollouts.jsonl", row("attention_mask", 20, 0))
     with pytest.raises(LarError, match="not rolled out on the same wide init states"):

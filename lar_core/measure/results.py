@@ -7,9 +7,10 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 
 from safetensors import safe_open
@@ -320,11 +321,16 @@ def differences(found: Sequence[Result]) -> list[str]:
     return sentences
 
 
-def outcomes(rows: Iterable[dict], policy: str, instruction: str = "right",
-             placement: str | None = None) -> dict[tuple, bool]:
-    """Success by (placement, task, episode, init seed): what pairs the rollouts of two policies. placement None: all."""
-    return {(row["placement"], row["task"], row["episode"], row["init_seed"]): row["success"] for row in rows
+def outcomes(rows: Iterable[dict], policy: str, instruction: str = "right", placement: str | None = None,
+             outcome: Callable[[dict], bool | None] = itemgetter("success")) -> dict[tuple, bool]:
+    """`outcome` by (placement, task, episode, init seed): what pairs the rollouts of two policies. placement None: all."""
+    return {(row["placement"], row["task"], row["episode"], row["init_seed"]): outcome(row) for row in rows
             if (row["policy"], row["instruction"]) == (policy, instruction) and placement in (None, row["placement"])}
+
+
+def followed(row: dict) -> bool | None:
+    """Whether an episode first touched the bowl that the sentence names; None where that was not recorded."""
+    return row["first_touched"] == "named" if "first_touched" in row else None
 
 
 # A run beside the kept ones of its settings: what another seed, or another processor, changes.

@@ -6,8 +6,9 @@ Every run of a study is an ordinary run (`RunConfig`); the blind control is one 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,19 @@ from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
 from ..run.settings import Count, Placement, Share
 from . import statistics
-from .results import CONTROLS, Result, episodes_of, load_results, measured, modern_rows, outcomes, scenes, summarise
-from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, section
+from .results import (
+    CONTROLS,
+    Result,
+    episodes_of,
+    followed,
+    load_results,
+    measured,
+    modern_rows,
+    outcomes,
+    scenes,
+    summarise,
+)
+from .schema import Document, Estimate, Number, Provenance, Rollouts, Size, Values, Word, listed, optional, section
 from .statistics import ALPHA, Interval
 
 OWN_LINE = ("condition", "seed", "profile", "tasks", "placement")  # of these, `set` may change none
@@ -191,7 +203,8 @@ Arm = section(condition=Word, runs=listed(Word), success=listed(Rollouts), **dic
 Comparison = section(
     condition=Word, reference=Word, placement=Placement, seeds=Count, pairs=Count, only_condition=Number,
     only_reference=Number, difference=Estimate, cohens_h=float, p=Share, p_holm=Share, detectable=Share,
-    verdict=Literal[MORE, LESS, NOT_DETECTED], sentence=Word)
+    verdict=Literal[MORE, LESS, NOT_DETECTED], sentence=Word,
+    followed=optional(section(condition=Number, reference=Number, difference=Estimate)))
 StudyDocument = section(
     schema_version=Literal[1], provenance=Provenance, arms=listed(Arm), comparisons=list[Comparison],
     study=section(name=Word, conditions=listed(Word), reference=Word, seeds=listed(int), profile=Word,
@@ -234,12 +247,26 @@ def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
                  for placement in study.placement for condition in others}
     corrected = statistics.holm([contrast.p for contrast in contrasts.values()])
     return [comparison((condition, study.reference), placement, contrast, p, len(contrasts))
+            | {"followed": _followed(*_paired(arms[condition], arms[study.reference], placement, followed))}
             for ((condition, placement), contrast), p in zip(contrasts.items(), corrected)]
 
 
-def _paired(a: Sequence[Result], b: Sequence[Result], placement: str) -> tuple[np.ndarray, np.ndarray]:
+def _followed(a: np.ndarray, b: np.ndarray) -> dict | None:
+    """How often two arms followed the sentence, paired as success is, but without a test of its own; None: not recorded.
+
+    a, b: (S, N), True, False or None.
+    """
+    if None in a or None in b:
+        return None
+    difference = Contrast.of(a, b).difference
+    return {"condition": int(a.sum()), "reference": int(b.sum()), "difference": difference.written}
+
+
+def _paired(a: Sequence[Result], b: Sequence[Result], placement: str,
+            outcome: Callable[[dict], bool | None] = itemgetter("success")) -> tuple[np.ndarray, np.ndarray]:
     """Outcomes (S, N) of two arms, seed by seed, in the same order of init states. Raises LarError if they differ."""
-    tables = [[outcomes(result.rows, result.condition, placement=placement) for result in arm] for arm in (a, b)]
+    tables = [[outcomes(result.rows, result.condition, placement=placement, outcome=outcome) for result in arm]
+              for arm in (a, b)]
     keys = sorted(tables[0][0])
     for result, table in zip((*a, *b), (*tables[0], *tables[1])):
         if sorted(table) != keys or not keys:
