@@ -57,7 +57,7 @@ def test_bars_and_table_show_what_the_file_says():
     made = bars([one])
     assert [bar[2] for bar in made] == ["model", "control"] and made[0][3] == policy["successes"]
     name, success, *_ = summary([one])[0]
-    assert success == f"{policy['successes']}/{policy['episodes']} official" and name == one.name
+    assert success == f"{policy['successes']}/{policy['episodes']} {policy['placement']}" and name == one.name
 
 
 def test_every_placement_is_shown_and_what_was_not_measured_is_said():
