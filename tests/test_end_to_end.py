@@ -12,6 +12,7 @@ import pytest
 from lar_core import cli
 from lar_core.measure.results import load_results
 from lar_core.run.files import read_jsonl
+from lar_core.scene.watch import HAPPENED
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +53,14 @@ def test_results_hold_every_part_and_follow_the_schema(run):
     assert sum(entry["episodes"] for entry in made) == sum(pooled)
     assert all(entry["picture"]["check"] == "expected" and entry["gl"]["renderer"] for entry in made)
     trials = {(row["policy"], row["instruction"]) for row in results["rollouts"]}
+    assert all(sum(row["happened"]["first_touched"].values()) == row["episodes"] for row in results["rollouts"])
     assert trials == {("attention_mask", kind) for kind in ("right", "blank", "other_bowl")} | {("blind", "right")}
 
 
 def test_every_episode_has_one_line_and_the_first_a_video(run):
     rows = read_jsonl(run / "rollouts.jsonl")
     assert len(rows) == 6 and {row["steps"] for row in rows} <= set(range(1, 9))
+    assert all(row[name] in words for row in rows for name, words in HAPPENED.items())
     videos = [row["video"] for row in rows if row["video"]]
     assert len(videos) == 3
     frames = imageio.mimread(run / videos[0], memtest=False)
