@@ -30,6 +30,7 @@ from .drive_units import (
     Memory,
     begins_with,
     copied,
+    discard,
     is_checkpoint,
     lacks_files,
     make_parents,
@@ -198,7 +199,7 @@ class Mirror:
             if left.suffix == ".old" and not target.exists():
                 left.rename(target)
             else:
-                remove(left)
+                (discard if left.suffix == ".old" else remove)(left)
         return 0
 
     def _remove_replaced(self, name: Path) -> int:

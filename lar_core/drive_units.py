@@ -187,10 +187,20 @@ def swap(temporary: Path, target: Path, old: Path) -> None:
     if not target.is_dir():
         os.replace(temporary, target)
         return
-    remove(old)
+    discard(old)
     target.rename(old)
     temporary.rename(target)
-    remove(old)
+    discard(old)
+
+
+def discard(old: Path) -> None:
+    """Remove a replaced folder by way of a temporary name: half removed, it must not get its own name back."""
+    if os.path.lexists(old):
+        _, name, machine, _ = old.name.split(".")
+        gone = old.with_name(f".{name}.gone.{machine}.tmp")
+        remove(gone)
+        old.rename(gone)
+        remove(gone)
 
 
 def make_parents(root: Path, name: Path) -> None:

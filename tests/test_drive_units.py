@@ -157,17 +157,31 @@ def test_a_copy_that_fails_or_is_not_used_leaves_nothing(folder, monkeypatch):
 
 @pytest.mark.parametrize("before", ["nothing", "a file", "a folder"])
 def test_a_copy_takes_the_place_of_what_was_there(folder, before):
-    target = folder / "target"
+    target, old = folder / "target", folder / ".target.0000aaaa.old"
     if before == "a folder":
         target.mkdir()
         (target / "other").touch()
     if before == "a file":
         copy(folder / "source/deep/file", target)
-        swap(folder / "source/deep/file", target, folder / ".old")
+        swap(folder / "source/deep/file", target, old)
     else:
-        swap(folder / "source", target, folder / ".old")
-    assert not (folder / ".old").exists() and not (folder / "target/other").exists()
+        swap(folder / "source", target, old)
+    assert not list(folder.glob(".*")) and not (folder / "target/other").exists()
     assert (target if before == "a file" else target / "deep/file").read_text() == "content"
     remove(target)
     remove(target)
     assert not target.exists()
+
+
+def test_a_kill_while_a_replaced_folder_is_removed_leaves_nothing_that_could_get_its_name_back(folder, monkeypatch):
+    (folder / "target").mkdir()
+    old = folder / ".target.0000aaaa.old"
+    def killed(path):
+        next(path.iterdir()).unlink() if any(path.iterdir()) else path.rmdir()
+        raise KeyboardInterrupt
+    (folder / "target/other").touch()
+    monkeypatch.setattr("lar_core.drive_units.remove", lambda path: killed(path) if path.exists() else None)
+    with pytest.raises(KeyboardInterrupt):
+        swap(folder / "source", folder / "target", old)
+    assert not old.exists() and (folder / "target/deep/file").read_text() == "content"
+    assert [path.name for path in folder.glob(".*")] == [".target.gone.0000aaaa.tmp"]  # which every start clears away

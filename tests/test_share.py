@@ -241,10 +241,13 @@ def test_a_backbone_that_only_this_machine_has_cannot_be_shared(run, tmp_path, b
 
 def test_the_card_puts_the_blind_control_beside_the_success():
     config = make_config("attention_mask", "tiny")
-    card = ModelCard(model_card(config, None, load_results(KEPT), [], "someone/bowls"))
+    results = load_results(KEPT)
+    card = ModelCard(model_card(config, None, results, [], "someone/bowls"))
     assert card.data.license == "mit" and card.data.base_model is None and "libero" in card.data.tags
-    assert "blind control" in card.text and "20/20" in card.text and "19/20" in card.text
-    assert "the control that cannot see solved 19 of 20 rollouts" in card.text
+    counts = {row["policy"]: f"{row['successes']}/{row['episodes']}" for row in results["rollouts"]
+              if (row["instruction"], row["task"]) == ("right", None)}
+    assert "blind control" in card.text and counts["blind"] in card.text and counts["attention_mask"] in card.text
+    assert f"the control that cannot see solved {counts['blind'].replace('/', ' of ')} rollouts" in card.text
     assert "Times: Intel(R) Xeon(R) Processor" in card.text  # no time without its machine
     assert "standin" in card.text and "can be passed blind" in card.text
     assert "None" not in card.text and "{" not in card.text
