@@ -249,7 +249,7 @@ def test_the_card_puts_the_blind_control_beside_the_success():
     assert "blind control" in card.text and counts["blind"] in card.text and counts["attention_mask"] in card.text
     assert f"the control that cannot see solved {counts['blind'].replace('/', ' of ')} rollouts" in card.text
     assert "Times: Intel(R) Xeon(R) Processor" in card.text  # no time without its machine
-    assert "standin" in card.text and "can be passed blind" in card.text
+    assert "Stand-in assets" in card.text and "One task means one sentence" in card.text
     assert "None" not in card.text and "{" not in card.text
 
 

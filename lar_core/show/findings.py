@@ -360,8 +360,8 @@ def caveats(document: dict) -> list[str]:
         ((made.get("assets") or {}).get("name") == "standin", "Stand-in assets: the objects have LIBERO's names, sizes and "
          "tasks but not its look. Numbers are comparable between runs on the same assets, not with the literature."),
         ("official" in (study or {}).get("placements", () if study else placements(document)), "Official placements can be "
-         "passed blind: objects move by about a centimetre, so success there shows nothing about seeing. Wide and "
-         "counterfactual placements can."),
+         "passed blind: objects move by about a centimetre, so success there shows nothing about seeing. Near and "
+         "wide placements can, and counterfactual ones for language."),
         (len(profile.get("tasks", ())) == 1 and profile.get("placement") not in PAIRED, "One task means one sentence: "
          "training never asked for language. If a changed sentence lowers success, strange text disturbs it: no more is "
          "shown."),
