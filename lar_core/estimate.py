@@ -49,6 +49,7 @@ STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
 SAMPLE = {"micro": 0.004, "tiny": 0.016, "cached": 0.0066}  # seconds of one training sample of our small models on one core
 LOOK = 0.005  # seconds in which the frozen part of the small model sees a frame
 SCORED = 0.1  # seconds of one frame in the tiny model's saliency scores
+CAUSE = 9000  # forward passes that `measure/cause.py` takes of 40 frames, more or less
 SCORES = ("heldout.json", "gallery.npz")  # what the saliency step leaves
 TIMED = 22  # training steps that are timed, half of them the condition's, half those of action_only
 LIBRARIES, START = 1.0, 8.0  # GiB and seconds of a process before it has done anything
@@ -343,7 +344,7 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
                     for row in read_jsonl(folder / "rollouts.jsonl"))
     if profile.miniature:
         kind = "micro" if profile.text_width < 64 else "cached" if profile.cache else "tiny"
-        sample, scored = SAMPLE[kind], SCORED
+        sample, scored, look = SAMPLE[kind], SCORED, LOOK
         cached = LOOK * FRAMES * profile.demos_per_task * len(profile.tasks) if profile.cache and samples else 0.0
         episode, together = ENV_STEP * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
         gib = _tiny_memory(profile, cores)
@@ -351,12 +352,14 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
         made = plan(config, this_machine(config))
         sample = scored = made.step_seconds / profile.batch_size
         cached = made.seconds.get("feature cache", 0.0) if samples else 0.0
+        look = scored / 3 + made.seconds.get("feature cache", 0.0) / (FRAMES * profile.demos_per_task * len(profile.tasks))
         episode, together = made.seconds["rollouts"] / (profile.episodes_per_task * _trials(profile)), 1
         gib = dict.fromkeys(STEPS, made.peak / 2**30) | {"demonstrations": LIBRARIES * cores}
     sample = log[-1]["seconds"] / log[-1]["step"] / profile.batch_size if log else sample
     seconds = {"demonstrations": START + DEMO * demos / cores if demos else 1.0,
                "training": START + cached + sample * samples * 2 / together,
-               "saliency": 1.0 if lacking.isdisjoint(SCORES) else START + scored * profile.grounding_frames,
+               "saliency": 1.0 if lacking.isdisjoint(SCORES)
+               else START + scored * profile.grounding_frames + look * CAUSE,
                "rollouts": 4 * START + episode * episodes if episodes > 0 else 1.0,
                "latency": max(1.0, 5.0 * ("latency.json" in lacking)
                               + TIMED * profile.batch_size * sample * ("training_cost.json" in lacking))}

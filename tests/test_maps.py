@@ -48,20 +48,21 @@ def run(tmp_path):
 
 
 FRAMES = np.arange(0, 24, 4)
+MATTERED = np.random.default_rng(0).random((6, 16))  # occlusion maps
 
 
 def test_every_aggregation_has_a_row_with_every_metric(run, policy_of, dataset):
-    rows = aggregation_rows(run, policy_of().eval(), dataset, dataset, FRAMES)
+    rows = aggregation_rows(run, policy_of().eval(), dataset, dataset, FRAMES, MATTERED)
     assert [entry["name"] for entry in rows] == ["mean", "content_words", "sink_removal", "relative",
                                                  "localisation_heads", "smooth", "coarse_to_fine", "multi_pass"]
     for entry in rows:
-        assert set(entry["metrics"]) == set(METRICS) and entry["frames"] == len(FRAMES)
+        assert set(entry["metrics"]) == {*METRICS, "agreement"} and entry["frames"] == len(FRAMES)
         assert entry["metrics"]["auc"]["mean"] is not None
 
 
 def test_the_literal_row_is_what_the_policy_itself_sees(run, policy_of, dataset):
     policy = policy_of().eval()
-    first = aggregation_rows(run, policy, dataset, dataset, FRAMES)[0]
+    first = aggregation_rows(run, policy, dataset, dataset, FRAMES, MATTERED)[0]
     batch = dataset.batch(FRAMES)
     saliency = policy.encode(batch).saliency.detach().numpy()
     wanted = row("mean", saliency, truth_of(dataset, FRAMES, policy), dataset.episode[FRAMES])
@@ -86,11 +87,12 @@ def test_every_layer_is_read_for_everyone_who_looks_in_one_pass(policy_of, datas
 
 def test_layers_have_no_action_rows_below_where_the_heads_tokens_join_or_without_queries(policy_of, dataset):
     policy = policy_of(tune="full_top", top_layers=1, saliency_layers=1).eval()
-    rows = layer_rows(policy, dataset, FRAMES)
+    rows = layer_rows(policy, dataset, FRAMES, MATTERED)
     assert [(entry["rows"], entry["layer"]) for entry in rows] == [
         ("text", 0), ("text", 1), ("text", 2), ("bos", 0), ("bos", 1), ("bos", 2), ("action", 2)]
-    assert all(set(entry["metrics"]) == set(SWEPT) and 0 <= entry["metrics"]["auc"]["mean"] <= 1 for entry in rows)
-    writer = layer_rows(policy_of("autoregressive_head").eval(), dataset, FRAMES)
+    assert all(set(entry["metrics"]) == {*SWEPT, "agreement"} for entry in rows)
+    assert all(0 <= entry["metrics"]["auc"]["mean"] <= 1 for entry in rows)
+    writer = layer_rows(policy_of("autoregressive_head").eval(), dataset, FRAMES, MATTERED)
     assert {entry["rows"] for entry in writer} == {"text", "bos"} and len(writer) == 6
 
 

@@ -59,12 +59,13 @@ def fill(run: Run, instruction: str = "pick up the black bowl") -> None:
     np.savez(run.path / "gallery.npz", saliency_images=rng.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8),
              saliency_maps=saliency / saliency.sum(1, keepdims=True), saliency_masks=saliency > 0.75,
              saliency_regions=np.zeros((2, 2, 32, 32), np.uint8), saliency_instructions=np.array([instruction] * 2),
+             occlusion_maps=rng.random((2, 16)), scenes=rng.integers(0, 255, (2, 4, 32, 32, 3), dtype=np.uint8),
              panels=rng.integers(0, 255, (2, 4, 32, 32, 3), dtype=np.uint8))
 
 
 def test_full_report_holds_everything_in_one_file(finished):
     page = finished.report.read_text()
-    assert page.count("<video") == 4 and page.count("<img ") == 5
+    assert page.count("<video") == 4 and page.count("<img ") == 9
     assert "fills this in" not in page
     for words in ("14/20", "2 paired rollouts", "What these numbers cannot say", "How to read this"):
         assert words in page
@@ -84,7 +85,7 @@ def test_report_of_an_empty_run_says_which_commands_fill_it(run):
         assert f"lar {step} --condition attention_mask --profile tiny --seed 0{options} fills this in" in page
 
 
-@pytest.mark.parametrize("section", ["provenance", "training", "action", "reconstruction", "grounding", "rollouts",
+@pytest.mark.parametrize("section", ["provenance", "training", "action", "reconstruction", "grounding", "cause", "rollouts",
                                      "latency"])
 def test_report_with_one_section_missing(run, section):
     save_results(run.results, full() | {section: None})
@@ -157,15 +158,16 @@ def test_a_row_shows_its_name_its_numbers_and_what_could_not_be_measured():
 
 def layer(number: int, kind: str, auc: float) -> dict:
     return {"layer": number, "rows": kind, "frames": 8,
-            "metrics": {"aos": None, "auc": interval(auc), "target_minus_distractor": interval(0.1)}}
+            "metrics": {"aos": None, "auc": interval(auc), "target_minus_distractor": interval(0.1),
+                        "agreement": interval(0.3)}}
 
 
 def test_layers_are_a_table_and_what_is_left_out_is_said(run):
     rows = [layer(0, "text", 0.5), layer(1, "text", 0.6), layer(1, "action", 0.7)]
-    assert layer_cells(rows)[0] == ("0", "–", "–", "–", "0.5", "–", "–", "0.1", "–", "–")
-    assert layer_cells(rows)[1][4:7] == ("0.6", "–", "0.7") and len(layer_head()) == 10
+    assert layer_cells(rows)[0] == ("0", "–", "–", "–", "0.5", "–", "–", "0.1", "–", "–", "0.3", "–", "–")
+    assert layer_cells(rows)[1][4:7] == ("0.6", "–", "0.7") and len(layer_head()) == 13
     save_results(run.results, full() | {"layers": rows})
-    assert "join at layer 1; below it" in (page := write_report(run).read_text()) and page.count("<img ") == 3
+    assert "join at layer 1; below it" in (page := write_report(run).read_text()) and page.count("<img ") == 5
     without = full() | {"layers": rows[:2]}
     without["run"]["config"]["condition"]["head"] = "autoregressive"
     save_results(run.results, without)

@@ -41,6 +41,22 @@ def changed(loss: float, before: float = 1.6) -> dict:
     return {"loss": interval(loss), "increase": interval(loss - before), "l1": interval(0.2)}
 
 
+def lost(mm: float) -> dict:
+    return {"nats": interval(mm / 500), "mm": interval(mm), "degrees": interval(mm / 50)}
+
+
+def cause() -> dict:
+    curve, centre = ({way: {"area": interval(area), "points": [0.0] * 9} for way, area in areas.items()}
+                     for areas in ({"deletion": 0.11, "insertion": 0.03}, {"deletion": 0.08, "insertion": 0.05}))
+    return {"frames": 40, "episodes": 5, "blocks": 64, "unit": "nats", "occlusion": None,
+            "agreement": {"model": interval(0.5), "centre": interval(0.4), "random": None},
+            "curves": {"model": curve, "centre": centre, "random": centre},
+            "knockout": [{"path": path, "layer": layer, "onwards": onwards, "loss": interval(0.1)} | lost(20.0)
+                         for path in ("text_image", "action_image") for layer in (1, 2) for onwards in (False, True)],
+            "pixels": {"named_gone": {"frames": 32} | lost(90.0), "other_gone": {"frames": 32} | lost(9.0),
+                       "swapped": {"frames": 32, "followed_before": interval(0.8), "followed": interval(0.1)} | lost(90.0)}}
+
+
 def training_step(parameters: int, step_ms: float) -> dict:
     return {"parameters": parameters, "flops": 1000.0 * parameters, "step_ms": step_ms, "peak_bytes": None}
 
@@ -95,6 +111,7 @@ def full() -> dict:
         "grounding": {"frames": 200, "episodes": 5, "aos": series(0.12, 0.06, 0.08, 0.2),
                       "target_minus_distractor": series(0.02, 0, 0.01, 0.05), "auc": series(0.7, 0.5, 0.6, 0.8),
                       "pointing": None},
+        "cause": cause(),
         "rollouts": [rollout("attention_mask", "right", 14), rollout("attention_mask", "blank", 2),
                      rollout("attention_mask", "foreign_task", 11), other_bowl("attention_mask", 3, 12),
                      rollout("blind", "right", 13)],

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.stats import spearmanr
 from torch import Tensor
 from tqdm import tqdm
 
@@ -36,26 +37,27 @@ from ..run.runtime import Draws
 from .metrics import Truth, score
 from .robustness import SPLITS, Frames
 from .schema import SWEPT
-from .statistics import evenly, over_episodes
+from .statistics import over_episodes
 
-FRAMES = 100  # at most: the aggregations together take some twenty passes
+FRAMES = 40  # at most: the aggregations together take some twenty passes, an occlusion map 64
 BATCH = 16
 KEPT_HEADS = "localisation_heads.json"
 
 
-def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset,
-                     frames: np.ndarray) -> list[dict]:
-    """One row an aggregation, on up to FRAMES of `frames` of the held-out episodes."""
-    frames = frames[evenly(len(frames), FRAMES)]
+def aggregation_rows(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
+                     mattered: np.ndarray) -> list[dict]:
+    """One row an aggregation, on `frames` of the held-out episodes; mattered (B, N): their occlusion maps."""
     images, instructions = _shown(heldout, frames)
     maps = maps_in_batches(policy, images, instructions, available(policy), localisation_heads(run, policy, train))
     truth = truth_of(heldout, frames, policy)
-    return [row(name, saliency, truth, heldout.episode[frames]) for name, saliency in maps.items()]
+    rows = [row(name, saliency, truth, heldout.episode[frames]) for name, saliency in maps.items()]
+    for found, saliency in zip(rows, maps.values()):
+        found["metrics"]["agreement"] = over_episodes(agreement(saliency, mattered), heldout.episode[frames])
+    return rows
 
 
 def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> list[dict]:
-    """One row a split of `robustness`, on up to FRAMES of `frames`, by the policy's own aggregation."""
-    frames = frames[evenly(len(frames), FRAMES)]
+    """One row a split of `robustness`, on `frames`, by the policy's own aggregation."""
     images, instructions = _shown(heldout, frames)
     truth, rows, own = truth_of(heldout, frames, policy), [], policy.condition.aggregation
     shown = Frames(images, instructions, truth.named.astype(bool), truth.other.astype(bool), truth.objects)
@@ -67,17 +69,17 @@ def robustness_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) ->
     return rows
 
 
-def layer_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray) -> list[dict]:
-    """One row for each layer of the language model and kind of `Rows`, on up to FRAMES of `frames`: {"layer", "rows",
-    "frames", "metrics"}, with the metrics in SWEPT.
+def layer_rows(policy: Policy, heldout: DemoDataset, frames: np.ndarray, mattered: np.ndarray) -> list[dict]:
+    """One row for each layer of the language model and kind of `Rows`, on `frames`: {"layer", "rows", "frames", "metrics"},
+    with the metrics in SWEPT, and `agreement` with the occlusion maps `mattered` (B, N).
     """
-    frames = frames[evenly(len(frames), FRAMES)]
     parts = [layer_maps(policy, to_device(heldout.batch(frames[start : start + BATCH]), policy.device))
              for start in range(0, len(frames), BATCH)]
     truth, rows = truth_of(heldout, frames, policy), []
     for layer, kind in parts[0]:
         saliency = np.concatenate([part[layer, kind] for part in parts])
         metrics = {name: over_episodes(METRICS[name](saliency, truth), heldout.episode[frames]) for name in SWEPT}
+        metrics["agreement"] = over_episodes(agreement(saliency, mattered), heldout.episode[frames])
         rows.append({"layer": layer, "rows": kind, "frames": len(frames), "metrics": metrics})
     return rows
 
@@ -100,6 +102,13 @@ def layer_maps(policy: Policy, batch: dict) -> dict[tuple[int, str], np.ndarray]
             attention = tap.captured[layer][:, None, :, places]  # (B, 1, H, R, P)
             maps[layer, kind] = mean_attention(attention, asked.instruction).cpu().numpy()
     return maps
+
+
+def agreement(saliency: np.ndarray, mattered: np.ndarray) -> np.ndarray:
+    """Rank correlation (B,) of maps (B, P) with occlusion maps (B, N); NaN where one of the two is flat."""
+    maps = area_resample(torch.tensor(saliency), round(mattered.shape[1] ** 0.5)).numpy()
+    flat = (np.ptp(maps, axis=1) <= 1e-12) | (np.ptp(mattered, axis=1) <= 1e-12)
+    return np.array([np.nan if level else spearmanr(*pair).statistic for level, *pair in zip(flat, maps, mattered)])
 
 
 def row(name: str, saliency: np.ndarray, truth: Truth, group: np.ndarray) -> dict:

@@ -29,8 +29,10 @@ from ..run.errors import LarError
 from ..run.files import atomic_path, write_json
 from ..run.folder import Run
 from ..run.runtime import Draws
-from .maps import aggregation_rows, layer_rows, robustness_rows, truth_of
+from .cause import cause
+from .maps import FRAMES, aggregation_rows, layer_rows, robustness_rows, truth_of
 from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
+from .pixels import pixels
 from .robustness import GREY
 from .statistics import evenly, over_episodes
 
@@ -54,7 +56,9 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     train, heldout = (make_dataset(episodes, stats, run.config) for episodes in (train_episodes, heldout_episodes))
     frames = evenly(len(heldout), run.config.profile.grounding_frames)
     measured = _measure(policy, heldout, frames, _mean_action(train))
-    episode = heldout.episode[frames]
+    few, episode = evenly(len(frames), FRAMES), heldout.episode[frames]
+    saliency, mattered = _saliency(run, policy, stats, (train, heldout), frames, few, measured["saliency"])
+    saliency["cause"]["pixels"], scenes = pixels(policy, stats, heldout, heldout_episodes, run.config.profile)
     result = {
         "demonstrations": read_origin(demos[0]),
         "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
@@ -65,10 +69,12 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
         "reconstruction": {"frames": len(frames)} | {name: float(measured[f"recon_{name}"].mean()) for name in RECON}
         if "recon_loss" in measured else None,
         "denoising": denoising(policy, heldout, frames) if policy.condition.reconstructor == "diffusion" else None,
-        **_saliency(run, policy, train, heldout, frames, measured["saliency"]),
+        **saliency,
     }
     write_json(run.path / "heldout.json", result)
-    _save_gallery(run, policy, heldout, frames[evenly(len(frames), GALLERY)])
+    shown = evenly(len(few), GALLERY)
+    _save_gallery(run, policy, heldout, frames[few[shown]], {"occlusion_maps": mattered[shown]}
+                  | ({} if scenes is None else {"scenes": scenes}))
     return result
 
 
@@ -145,17 +151,27 @@ def _mean_action(train: DemoDataset) -> Tensor:
     return torch.from_numpy(mean)
 
 
-def _saliency(run: Run, policy: Policy, train: DemoDataset, heldout: DemoDataset, frames: np.ndarray,
-              saliency: np.ndarray) -> dict:
-    """Where the instruction looks: beside baselines, by every aggregation, on changed frames, and layer by layer."""
-    if heldout.segmentation is None or train.segmentation is None:
-        return dict.fromkeys(("grounding", "aggregations", "robustness", "layers"))
-    truth = truth_of(heldout, frames, policy)
-    places = train.batch(evenly(len(train), 500))["regions"][:, 0].numpy()
-    prior = mean_map(patch_coverage(places, truth.grid))
-    return {"grounding": _grounding(saliency, truth, prior, heldout.episode[frames]),
-            "aggregations": aggregation_rows(run, policy, train, heldout, frames),
-            "robustness": robustness_rows(policy, heldout, frames), "layers": layer_rows(policy, heldout, frames)}
+def _saliency(run: Run, policy: Policy, stats: Stats, datasets: tuple[DemoDataset, DemoDataset], frames: np.ndarray,
+              few: np.ndarray, saliency: np.ndarray) -> tuple[dict, np.ndarray]:
+    """Where the instruction looks in `frames`, beside baselines; and in a `few` of them, (B,) places in `frames`, what the
+    actions depend on, and where it looks by every aggregation, when the frames are changed, and layer by layer.
+
+    datasets: to train on, and held out. Returns the sections, and the occlusion maps (B, N) of the few.
+    """
+    train, heldout = datasets
+    maps, seen = {"model": saliency[few]}, heldout.segmentation is not None and train.segmentation is not None
+    if seen:
+        places = train.batch(evenly(len(train), 500))["regions"][:, 0].numpy()
+        prior = mean_map(patch_coverage(places, round(policy.backbone.patches**0.5)))
+        maps["mean_map"] = np.broadcast_to(prior, maps["model"].shape)
+    found, mattered = cause(policy, stats, heldout, frames[few], maps)
+    if not seen:
+        return {"cause": found} | dict.fromkeys(("grounding", "aggregations", "robustness", "layers")), mattered
+    return {"cause": found,
+            "grounding": _grounding(saliency, truth_of(heldout, frames, policy), prior, heldout.episode[frames]),
+            "aggregations": aggregation_rows(run, policy, train, heldout, frames[few], mattered),
+            "robustness": robustness_rows(policy, heldout, frames[few]),
+            "layers": layer_rows(policy, heldout, frames[few], mattered)}, mattered
 
 
 def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: np.ndarray) -> dict:
@@ -170,14 +186,14 @@ def _grounding(saliency: np.ndarray, truth: Truth, prior: np.ndarray, episode: n
     return _counted(episode) | series
 
 
-def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray) -> None:
-    """Pictures for the report; see docs/results.md for the arrays."""
+def _save_gallery(run: Run, policy: Policy, dataset: DemoDataset, frames: np.ndarray, more: dict[str, np.ndarray]) -> None:
+    """Pictures for the report, and `more`; see docs/results.md for the arrays."""
     batch = to_device(dataset.batch(frames), policy.device)
     encoding = policy.encode(batch)
     saliency = encoding.saliency.cpu().numpy()
     arrays = {"saliency_images": dataset.images[frames], "saliency_maps": saliency,
               "saliency_instructions": np.array(batch["instructions"]),
-              "saliency_masks": top_patches(saliency)}
+              "saliency_masks": top_patches(saliency), **more}
     if "regions" in batch:
         arrays["saliency_regions"] = batch["regions"].cpu().numpy()
     if policy.decoder is not None:

@@ -64,7 +64,7 @@ def gather_results(run: Run) -> dict:
                        "demonstrations": (heldout or {}).get("demonstrations")},
         "training": _training(run, heldout) if heldout else None,
         **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "denoising",
-                                                             "grounding", "aggregations", "robustness", "layers")},
+                                                             "grounding", "aggregations", "robustness", "layers", "cause")},
         "photographs": {path.stem: _read(path) for path in sorted((run.path / "photographs").glob("*.json"))} or None,
         "rollouts": summarise(episodes) or None,
         "latency": latency,

@@ -174,7 +174,18 @@ Changed = section(loss=Estimate, l1=Estimate, increase=Estimate)
 ChangedImages = section(blank=Changed, shuffled=Changed)
 SaliencyRow = section(name=Word, frames=Count, metrics=Metrics, skipped=(Number, None))
 SWEPT = ("aos", "auc", "target_minus_distractor")  # what is measured of every layer
-LayerRow = section(layer=Number, rows=SaliencyRows, frames=Count, metrics=section(**dict.fromkeys(SWEPT, Estimate | None)))
+LayerRow = section(layer=Number, rows=SaliencyRows, frames=Count,
+                   metrics=section(**dict.fromkeys(SWEPT, Estimate | None), agreement=optional(Estimate)))
+Lost = {"nats": optional(Estimate), "mm": Estimate, "degrees": Estimate}  # what a change does to the actions
+Curve = section(area=Estimate, points=listed(Size))
+Cause = section(
+    **Counted, blocks=Count, unit=Literal["nats", "mm"],
+    occlusion=optional(section(auc=Estimate | None, energy=Estimate | None, target_minus_distractor=Estimate | None)),
+    agreement=dict[str, Estimate | None], curves=dict[str, section(deletion=Curve, insertion=Curve)],
+    knockout=list[section(path=Word, layer=Number, onwards=bool, **Lost, loss=Estimate)],
+    pixels=optional(section(
+        named_gone=section(frames=Count, **Lost), other_gone=section(frames=Count, **Lost),
+        swapped=optional(section(frames=Count, **Lost, followed_before=Estimate, followed=Estimate)))))
 TrainingStep = section(parameters=Number, flops=Size | None, step_ms=Size, peak_bytes=Number | None)
 Results = section(
     schema_version=Literal[1], run=RunSection, provenance=optional(Provenance),
@@ -187,7 +198,7 @@ Results = section(
     reconstruction=optional(section(frames=Count, loss=Size, mean_patch=Size, neighbours=Size)),
     denoising=optional(section(**Counted, loss=Estimate, other_frame=Estimate, increase=Estimate)),
     grounding=optional(Grounding), aggregations=optional(list[SaliencyRow]), robustness=optional(list[SaliencyRow]),
-    layers=optional(list[LayerRow]),
+    layers=optional(list[LayerRow]), cause=optional(Cause),
     photographs=optional(dict[str, list[SaliencyRow]]), rollouts=optional(list[Rollouts]),
     latency=optional(section(device=Word, dtype=Word, n=Count, p50_ms=Size, p95_ms=Size, replans_per_s=Size,
                              actions_per_s=Size, chunk=Count, execute=Count)),

@@ -28,6 +28,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 from ..run.settings import SaliencyRows
+from .knockout import CUT
 
 ATTENTION = "saliency_tap"  # without "sdpa" in it, which transformers would refuse for Gemma 2
 ACTIVE: ContextVar[SaliencyTap | None] = ContextVar("active", default=None)  # the tap that is on, in each thread
@@ -148,6 +149,8 @@ def mean_attention(attention: Tensor, asked: Tensor) -> Tensor:
 
 
 def _sdpa_with_tap(module, query, key, value, attention_mask, scaling=None, softcap=None, saliency_tap=None, **kwargs):
+    if (knockout := CUT.get()) is not None:
+        attention_mask = knockout(module.layer_idx, attention_mask)
     tap = saliency_tap or ACTIVE.get()
     if tap is not None:
         tap.read(module.layer_idx, query, key, attention_mask, scaling, softcap)

@@ -1,20 +1,25 @@
-"""Official demonstrations rendered again, from the simulator states that they hold: any size, and with segmentation.
+"""Demonstrations rendered again, from the simulator states that they hold: in any size and with segmentation, or changed.
 
 Only pictures change; states, actions and proprioception stay as recorded. Cabinet and stove are not part of a state: they
-are put where the demonstration's own scene description has them.
+are put where the demonstration's own scene description has them. Changed scenes are rendered as they are put, without any
+step: nothing falls.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ..data.demos import Episode
 from ..run.errors import LarError
-from .env import SpatialEnv
-from .placements import BOWLS
+from .env import SpatialEnv, environment
+from .placements import BOWLS, RELATIONS, X_ADDRESS
+
+CHANGES = ("as_it_was", "named_gone", "other_gone", "swapped")  # what `changed` makes of a scene
+DEEP = 5.0  # metres under the floor: out of every picture
 
 
 def render_again(env: SpatialEnv, episode: Episode) -> Episode:
@@ -66,3 +71,47 @@ def _body_poses(model_file: str) -> dict[str, tuple[list[float], list[float]]]:
 
 def _numbers(text: str) -> list[float]:
     return [float(number) for number in text.split()]
+
+
+# Scenes changed by hand: what would the policy do if this were otherwise?
+
+def partners(task: int) -> tuple[str, str] | None:
+    """What the two bowls of a task's scene stand on or next to, the named one's first, where both can be moved."""
+    (relation, own), (other_relation, other) = RELATIONS[task]
+    simple = {relation, other_relation} <= {"on", "next_to"}
+    return (own, other) if simple and own != other and {own, other} <= set(X_ADDRESS) else None
+
+
+def changed(state: np.ndarray, change: str, bowls: Sequence[str], swapped: Sequence[str] = ()) -> np.ndarray:
+    """A flattened state (92,) after one of CHANGES.
+
+    bowls: the named one and the other. swapped: their `partners`; each bowl keeps its place beside its own, and the two
+    groups change places, so that the sentence names the bowl where the other one stood.
+    """
+    state = state.copy()
+    if change in ("named_gone", "other_gone"):
+        state[X_ADDRESS[bowls[change == "other_gone"]] + 2] -= DEEP
+    if change == "swapped":
+        own, other = (state[X_ADDRESS[name] :][:2].copy() for name in swapped)
+        for (bowl, partner), way in zip(zip(bowls, swapped), (other - own, own - other)):
+            for name in (bowl, partner):
+                state[X_ADDRESS[name] :][:2] += way
+    return state
+
+
+def repaint(task: int, sizes: tuple[int, int],
+            moments: Sequence[tuple[str | int, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+    """The pictures of (where cabinet and stove stand, flattened state), as `render_again` draws them; in a worker process.
+
+    Where they stand: a scene description or, of demonstrations recorded here, the seed of the reset. sizes: pixels of the
+    two cameras. Raises LarError as `render_again` does.
+    """
+    env, drawn, standing = environment(task, *sizes), [], None
+    for fixtures, state in moments:
+        if fixtures != standing:
+            env.reset(seed=fixtures if isinstance(fixtures, int) else 0, options={"wait_steps": 0})
+            if isinstance(fixtures, str):
+                place_fixtures(env, fixtures)
+            standing = fixtures
+        drawn.append(_draw(env, state))
+    return drawn

@@ -112,13 +112,14 @@ def _gallery_sample(axes: Sequence[Axes], image: np.ndarray, saliency: np.ndarra
         axis.imshow(picture, interpolation="nearest")
     for axis in axes[:2]:
         for region, colour, style in zip(regions, (TARGET, OTHER), ("solid", "dashed")):
-            _outline(axis, region, colour, style)
+            outline(axis, region, colour, style)
     axes[0].set_title(textwrap.fill(textwrap.shorten(instruction, 120), 62), fontsize=8, pad=4)
     axes[2].text(0.97, 0.04, f"peak {saliency.max() * saliency.size:.1f}× uniform", transform=axes[2].transAxes,
                  ha="right", fontsize=7, color="white", bbox={"facecolor": "#14171b", "lw": 0, "alpha": 0.75, "pad": 2})
 
 
-def _outline(axis: Axes, region: np.ndarray, colour: str, style: str) -> None:
+def outline(axis: Axes, region: np.ndarray, colour: str, style: str) -> None:
+    """Draw round a region (H, W) of a picture."""
     if region.any() and not region.all():
         axis.contour(region, levels=[0.5], colors="black", linewidths=2.6, linestyles="solid", alpha=0.6)
         axis.contour(region, levels=[0.5], colors=colour, linewidths=1.5, linestyles=style)
@@ -263,19 +264,22 @@ def grounding_bars(grounding: dict) -> Figure:
 
 @styled
 def layer_lines(rows: Sequence[dict]) -> Figure:
-    """What whose attention knows of the named object, layer by layer: AUC, and named minus other bowl; pale: intervals.
+    """What whose attention knows, layer by layer: AUC and named minus other bowl, and agreement with what the action
+    depends on; pale: intervals.
 
     rows: the section `layers` of results.json.
     """
     figure = Figure(figsize=(9, 2.7), dpi=180, layout="constrained")
-    for axis, metric in zip(figure.subplots(1, 2), ("auc", "target_minus_distractor")):
-        about = METRICS.about(metric)
-        axis.set(title=about.title, xlabel="layer of the language model")
-        axis.axhline(about.chance or 0, color=GREY, linewidth=0.8)
+    titles = {name: METRICS.about(name).title for name in ("auc", "target_minus_distractor")} | {
+        "agreement": "Agreement with what mattered\n(rank correlation)"}
+    known = [name for name in titles if any(name in row["metrics"] for row in rows)]
+    for axis, metric in zip(figure.subplots(1, len(known), squeeze=False)[0], known):
+        axis.set(title=titles[metric], xlabel="layer of the language model")
+        axis.axhline(METRICS.about(metric).chance or 0 if metric in METRICS else 0, color=GREY, linewidth=0.8)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         for kind, colour in zip(LOOKERS, (MODEL, GREY, CHANGED)):
             if points := {row["layer"]: row["metrics"][metric] for row in rows
-                          if row["rows"] == kind and row["metrics"][metric]}:
+                          if row["rows"] == kind and row["metrics"].get(metric)}:
                 _layer_line(axis, points, colour, LOOKERS[kind])
         axis.grid(axis="y", alpha=0.6)
         if axis.get_legend_handles_labels()[1]:

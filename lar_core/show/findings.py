@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,13 +19,11 @@ from ..run.registry import REGULARISERS
 from ..run.settings import MINIATURES, PAIRED
 from ..scene.episode import kinds_of
 from ..scene.placements import OTHER_SENTENCE
+from .questions import QUESTIONS, ZERO
 from .rates import CHANGES, by_task, changes, estimate, first_touched, placements, pooled, rate, rows_of, sample, tasks_of
 
 DETECTED, OPPOSITE, NOT_DETECTED = "detected", "opposite detected", "not detected"
 DESCRIBED, NOT_RUN = "no interval", "not run"
-
-ZERO = {"mean": 0.0, "low": 0.0, "high": 0.0}
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -36,46 +34,6 @@ class Finding:
     sentence: str
 
 
-class Question(NamedTuple):
-    """A claim on one section of results.json, as a difference of two intervals.
-
-    higher: from the section, the interval that lies above the other one if the claim is true; sentence: the numbers in
-    words; meanings: what follows if the claim was detected, if its opposite was, and if neither was.
-    """
-
-    topic: str
-    higher: Callable[[dict], tuple[dict, dict]]
-    sentence: Callable[[dict], str]
-    meanings: tuple[str, str, str]
-
-
-QUESTIONS = {  # by section
-    "action": Question(
-        "actions are better than the mean action",
-        lambda action: (action["l1_mean_action"], action["l1"]),
-        lambda action: (f"The error on held-out demonstrations is {estimate(action['l1'])}, that of always predicting the "
-                        f"mean action {estimate(action['l1_mean_action'])} ({sample(action)})."),
-        ("It has learned something about acting.",
-         "It acts worse than a constant: nothing else in this report is about a policy that works.",
-         "Until it beats a constant, nothing else in this report is about a policy that works.")),
-    "shortcut": Question(
-        "another frame's images make the actions worse",
-        lambda probe: (probe["whole"]["shuffled"]["increase"], ZERO),
-        lambda probe: (f"With another held-out frame's images the action loss of {estimate(probe['right']['loss'])} "
-                       f"{probe['unit']} grows by {estimate(probe['whole']['shuffled']['increase'])}"
-                       + ("" if probe["head"] is None else f", and by {estimate(probe['head']['shuffled']['increase'])} "
-                          "where only the head's own policy is shown them") + f" ({sample(probe)})."),
-        ("The actions depend on the images.", "The right images mislead it.",
-         "These frames do not show that the actions need the images.")),
-    "denoising": Question(
-        "the denoiser needs the backbone's states",
-        lambda probe: (probe["increase"], ZERO),
-        lambda probe: (f"Told by another frame's states the loss of {estimate(probe['loss'])} grows by "
-                       f"{estimate(probe['increase'])} ({sample(probe)}; a denoiser that says nothing has loss 1)."),
-        ("What it reconstructs, it reads from the backbone.", "The right states mislead it.",
-         "These frames do not show that the region is reconstructed from the backbone's states, without which the loss "
-         "cannot teach the backbone anything.")),
-}
 MAPS = (  # (metric, claim, what is measured, also to be beaten)
     ("aos", "saliency overlaps the named object more than maps that do not look",
      "Overlap of the top 25 % with the named object (AOS)", {}),
@@ -97,7 +55,8 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
                   _language(results, rollouts, placement, change) for change in changes(results, placement) if hears]
         found += _following(results, placement) if hears else []
     found += [_grounding(results, *about) for about in MAPS]
-    asked = {"action": True, "shortcut": sees, "denoising": decoder == "diffusion"}
+    asked = {"action": True, "shortcut": sees, "denoising": decoder == "diffusion", "cause": sees} | {
+        part: sees and bool(_at(results, part)) for part in ("cause.pixels", "cause.pixels.swapped")}
     found += [_interval(results, section) for section in QUESTIONS if asked[section]]
     return found + ([_reconstruction(results)] if decoder not in ("none", "diffusion") else [])
 
@@ -285,12 +244,20 @@ def _unpaired(a: _Rolled, b: _Rolled) -> tuple[str, str]:
 # What was measured on held-out frames
 
 def _interval(results: dict, section: str) -> Finding:
-    question, measured = QUESTIONS[section], results.get(section)
+    question, measured = QUESTIONS[section], _at(results, section)
     if measured is None:
         return Finding(question.topic, NOT_RUN, missing(results, section))
     high, low = question.higher(measured)
     verdict = DETECTED if above(high, low) else OPPOSITE if above(low, high) else NOT_DETECTED
     return _judged(question.topic, verdict, question.sentence(measured), question.meanings)
+
+
+def _at(results: dict, section: str) -> dict | None:
+    """A section, or the part of it that its name has behind dots."""
+    found = results
+    for name in section.split("."):
+        found = (found or {}).get(name)
+    return found
 
 
 def _grounding(results: dict, metric: str, topic: str, name: str, others: dict[str, dict]) -> Finding:

@@ -27,9 +27,10 @@ from ..run.files import read_jsonl, write_text
 from ..run.folder import Run
 from ..run.registry import METRICS, AboutMetric
 from ..run.settings import PAIRED
-from . import figures, findings, rates
+from . import causes, figures, findings, rates
 from .rates import bounds, estimate, success_bars
 
+AGREEMENT = "agreement"  # of a map with the occlusion map, beside the metrics of maps
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _LICENCES = {"Gemma Terms of Use": "gemma"}  # the manifest's word -> the hub's
 _DATASETS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # keys of the manifest
@@ -49,9 +50,9 @@ def write_report(run: Run) -> Path:
         reconstructor=findings.reconstructor(results), placements=rates.placements(results), bars=success_bars(results),
         success=rates.success_table(results.get("rollouts") or []),
         happened=rates.happened_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
-        spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics), columns=columns(),
-        metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells, layer_head=layer_head,
-        layer_cells=layer_cells, layers_note=layers_note(results))
+        causes=causes, spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics),
+        columns=columns(), metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells,
+        layer_head=layer_head, layer_cells=layer_cells, layers_note=layers_note(results))
 
 
 def filmed(run: Run) -> list[dict]:
@@ -213,20 +214,21 @@ def saliency_cells(rows: Iterable[dict]) -> list[tuple[str, ...]]:
     """Rows of saliency as a table: every aggregation's or split's metrics, the mean above its interval."""
     def cell(interval: dict | None) -> str:
         return "–" if interval is None else f"{interval['mean']:.3g}\n{bounds(interval)}"
-    return [(row["name"].replace("_", " "), *(cell(row["metrics"].get(about.name)) for about in columns()))
-            for row in rows]
+    return [(row["name"].replace("_", " "), *(cell(row["metrics"].get(name)) for name in [about.name for about in columns()]
+                                              + [AGREEMENT])) for row in rows]
 
 
 def layer_head() -> list[str]:
     """The columns of `layer_cells`."""
-    return ["layer", *(f"{METRICS.about(name).label}, {looker}" for name in SWEPT for looker in figures.LOOKERS.values())]
+    labels = [*(METRICS.about(name).label for name in SWEPT), "with occlusion"]
+    return ["layer", *(f"{label}, {looker}" for label in labels for looker in figures.LOOKERS.values())]
 
 
 def layer_cells(rows: Sequence[dict]) -> list[tuple[str, ...]]:
     """The section `layers` of results.json with a line a layer: the mean of every metric, for everyone who looks."""
     found = {(row["layer"], row["rows"], name): f"{entry['mean']:.3g}" for row in rows
              for name, entry in row["metrics"].items() if entry}
-    return [(str(layer), *(found.get((layer, kind, name), "–") for name in SWEPT for kind in figures.LOOKERS))
+    return [(str(layer), *(found.get((layer, kind, name), "–") for name in (*SWEPT, AGREEMENT) for kind in figures.LOOKERS))
             for layer in sorted({row["layer"] for row in rows})]
 
 
