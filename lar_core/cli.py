@@ -17,7 +17,7 @@ from .run.errors import LarError, cause, unknown
 from .run.folder import DATA, RUNS, Run
 from .run.processes import on_stop, processes, stop
 from .run.registry import AGGREGATIONS, HEADS, MASK_SOURCES, METRICS, RECONSTRUCTORS, REGULARISERS
-from .run.settings import INSTRUCTIONS, PLACEMENTS
+from .run.settings import INSTRUCTIONS, PATHS, PLACEMENTS
 
 STEPS: dict[str, tuple[str, str]] = {
     "reproduce": ("all steps below, from nothing to report.html",
@@ -147,6 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
                               help=f"{', '.join(INSTRUCTIONS)} (default: right)")
             step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
                               help=f"evaluate on other placements than in training: {', '.join(PLACEMENTS)}")
+            step.add_argument("--cut", metavar="PATH", choices=PATHS, default="",
+                              help=f"without a path of attention (who does not see what): {', '.join(PATHS)}")
     return parser
 
 
@@ -327,7 +329,7 @@ def _measure(arguments: argparse.Namespace) -> None:
                 raise LarError(f"--limit is {arguments.limit}, but must be at least 1.")
             steps.show_photographs(run, arguments.set, arguments.folder, arguments.split, arguments.limit)
         case "rollout":
-            steps.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers)
+            steps.roll_out_policy(run, tuple(arguments.instructions), arguments.on, arguments.workers, arguments.cut)
         case "latency":
             steps.time_policy(run)
             steps.time_training(run)

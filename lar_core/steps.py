@@ -23,7 +23,7 @@ from .model.policy import load_policy
 from .model.train import train
 from .run.config import RunConfig
 from .run.errors import LarError
-from .run.folder import DATA, Run, blind_twin
+from .run.folder import DATA, Run, blind_twin, without
 from .run.processes import Stopped, end_with_parent, interrupt, on_stop, stop
 from .run.runtime import device, forget_launch, group, quiet, use_cores
 from .scene.demonstrations import demonstrations
@@ -114,9 +114,8 @@ def show_saliency(run: Run, data: Path = DATA, workers: int | None = None) -> di
 def scores(run: Run, data: Path = DATA, workers: int | None = None) -> dict:
     """What `show_saliency` finds; what an earlier call has left of it is read."""
     kept = run.path / "heldout.json"
-    if kept.exists() and (run.path / "gallery.npz").exists():
-        return json.loads(kept.read_text(encoding="utf-8"))
-    return show_saliency(run, data, workers)
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() and (run.path / "gallery.npz").exists() else {}
+    return found if "cause" in found else show_saliency(run, data, workers)  # earlier versions have left less
 
 
 def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limit: int = PHRASES) -> list[dict]:
@@ -125,11 +124,16 @@ def show_photographs(run: Run, name: str, folder: Path, split: str = "val", limi
 
 
 def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, placement: str | None = None,
-                    workers: int | None = None) -> list[dict]:
+                    workers: int | None = None, cut: str = "") -> list[dict]:
     """Roll out the run's policy, and its blind control where that is trained, in `workers` scenes at the same time.
 
-    instructions: kinds of `scene/episode.py`; None: all that the run's tasks have.
+    instructions: kinds of `scene/episode.py`; None: all that the run's tasks have. cut: the policy alone, without a path of
+    attention (one of PATHS), in a folder inside the run's.
     """
+    if cut:
+        policy, stats = load_policy(run, device())
+        return roll_out(without(run, cut), policy, stats, instructions=instructions or ("right",), placement=placement,
+                        workers=workers, cut=cut)
     instructions = instructions or kinds_of(run.config.profile.tasks)
     rows = _episodes(run, instructions, placement, workers)
     if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:

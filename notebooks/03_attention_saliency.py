@@ -7,7 +7,8 @@
 #
 # **You will see** an explorer in which image, heatmap, mask and scores change together while you move through a
 # demonstration and rewrite its instruction; what every word and every attention head looks at; which way of
-# aggregating them finds the object best, by fourteen measures; and how little a good-looking heatmap proves.
+# aggregating them finds the object best, by fourteen measures; how little a good-looking heatmap proves; and what the
+# actions really depend on.
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
 # |---|---|---|
@@ -204,6 +205,55 @@ table(("metric", "what it asks", "this policy", "uniform map", "image centre", "
       beside_baselines(grounding))
 
 # %% [markdown]
+# ## Looking is not acting
+#
+# A heatmap is a claim about cause: *it acts because of what it looks at*. The claim can be tested. Below the heat, for the
+# same frames, stands what the action depends on: block by block the picture is covered with the colour of what is around,
+# and the brighter a block, the more the action changes without it. Where both rows show the same place, looking and
+# acting agree; where the lower one lights up the arm, or the other bowl, the heatmap above tells half of the story.
+
+# %%
+from lar_core.show import causes
+from lar_core.show.figures import gallery, layer_lines
+
+cause, pictures = scores["cause"], gallery(run)
+show(causes.looks_and_acts(pictures))
+
+# %% [markdown]
+# The same question as a curve. Cover the blocks in the order of a map, the highest first (left): the sooner the action
+# changes, the better the map says what it depends on. Or show them alone, in the same order (right): the sooner the action
+# is what it was, the better. A map must lie clear of the dashed lines, which never looked, to be worth its colours.
+
+# %%
+show(causes.curve_lines(cause), words="Rank correlation with what mattered: where the policy looks "
+     f"{estimate(cause['agreement']['model'])}, the image's centre {estimate(cause['agreement']['centre'])}.")
+
+# %% [markdown]
+# Which way does the picture take to the action, and which way the sentence? For one pass, some tokens may not attend to
+# others. If nothing happens when the *words* no longer see the image, then nothing was carried there, however good the
+# map of those rows looks: then they show where the words look, and the action has its picture from elsewhere.
+
+# %%
+show(causes.knockout_lines(cause))
+
+# %% [markdown]
+# And layer by layer: who knows of the named object, and whose map agrees with what mattered?
+
+# %%
+show(layer_lines(scores["layers"]))
+
+# %% [markdown]
+# The last test changes the scene itself: without the named bowl, without its twin, and with the two exchanged, each with
+# what it stands on or next to. The sentence stays. A policy that goes for what is *named* now heads for the other place; one
+# that has learned a place heads where it always did.
+
+# %%
+from lar_core.show.report import changed_scenes
+
+table(("rendered again", "frames", "change of the chunk (mm)", "(degrees)", "points to the named bowl", "before the change"),
+      changed_scenes(cause["pixels"]))
+
+# %% [markdown]
 # ## Your eyes against the score
 #
 # Numbers can miss what a person sees at once. Below are pairs of heatmaps of the same frame, *mean* and *max*, without
@@ -233,5 +283,6 @@ notebook.tell([preference(run.path / "ratings.jsonl", ("mean", "max"))])
 # - A heatmap is a choice of layers, heads and words; another choice is another picture.
 # - Read AOS beside its ceiling and beside maps that do not look.
 # - Looking at *a* bowl is not grounding. Preferring the *named* one is: watch "named minus other bowl".
+# - Looking is not acting. Take something away, and see what the action does.
 #
 # Next: **04_train** masks what is looked at and makes the policy reconstruct it.

@@ -6,9 +6,10 @@ from test_saliency import SENTENCES, official_inputs
 from transformers import PaliGemmaForConditionalGeneration
 
 from lar_core.model.backbone import prefix_lm_mask
-from lar_core.model.knockout import PATHS, Knockout
+from lar_core.model.knockout import Knockout
 from lar_core.model.paligemma import load_backbone
 from lar_core.model.saliency import SaliencyTap
+from lar_core.run.settings import PATHS
 
 
 @pytest.fixture
@@ -64,9 +65,9 @@ def test_only_the_layers_that_are_named_are_cut_and_the_tap_sees_it(backbone, im
 def test_what_nothing_reads_carries_nothing_and_leaving_restores(policy_of, batch):
     """The last layer's words are read by nobody, so that what they see there cannot matter; one layer below it does."""
     policy = policy_of("action_only").eval()
-    text, last = policy.prefix(batch, saliency=False).instruction.shape[1], policy.backbone.layers - 1
+    last = policy.backbone.layers - 1
     def answer(layer):
-        with Knockout.of("text_image", [layer], policy.backbone.patches, text):
+        with policy.without(batch, "text_image", [layer]):
             return policy.head(policy.encode(batch, saliency=False))
     own = policy.head(policy.encode(batch, saliency=False))
     assert torch.equal(answer(last), own) and not torch.equal(answer(last - 1), own)

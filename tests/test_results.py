@@ -11,6 +11,7 @@ import pytest
 
 from lar_core.measure.results import (
     beside_kept,
+    gather_results,
     load_results,
     modern_rows,
     read_episodes,
@@ -24,8 +25,8 @@ from lar_core.measure.statistics import wilson
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
-from lar_core.run.folder import provenance
-from lar_core.show.report import kept_table
+from lar_core.run.folder import Run, provenance, without
+from lar_core.show.report import kept_table, write_report
 
 
 def interval(mean: float, half: float = 0.01) -> dict:
@@ -131,6 +132,18 @@ def change(results: dict, path: str, value: object) -> dict:
         place = place[part]
     place[last] = value
     return results
+
+
+def test_rollouts_without_a_path_of_attention_have_a_section_of_their_own(tmp_path):
+    run = Run.open(make_config(profile="micro"), tmp_path / "run")
+    for success in (True, False):
+        append_jsonl(without(run, "action_image").path / "rollouts.jsonl", {
+            "policy": "attention_mask", "instruction": "right", "placement": "near", "task": 5, "episode": int(success),
+            "success": success, "steps": 9, "sentence": "pick it up"})
+    row, = gather_results(run)["without"]
+    assert (row["path"], row["episodes"], row["successes"]) == ("action_image", 2, 1) and row["low"] < 0.5 < row["high"]
+    assert gather_results(run)["rollouts"] is None
+    assert "actions do not see the image</th><td>right</td><td>near</td><td>1/2" in write_report(run).read_text()
 
 
 def test_accepts_complete_and_minimal_results():

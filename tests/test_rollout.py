@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from lar_core.data.dataset import Stats
 from lar_core.measure.results import scenes
 from lar_core.measure.rollout import (
     Trial,
+    _plan,
     _warn,
     episodes_of,
     missing_episodes,
@@ -101,6 +103,17 @@ def test_every_row_keeps_what_was_simulated_and_rows_of_a_kind_become_one_entry(
     assert [(entry["gl"]["renderer"], entry["policies"], entry["episodes"]) for entry in found] == \
         [("llvmpipe", ["blind", "p"], 2), ("a card", ["blind"], 1)]
     assert scenes([older]) is None
+
+
+def test_a_policy_without_a_path_of_attention_acts_without_it_in_every_step(policy_of, batch):
+    policy, stats = policy_of("action_only").eval(), Stats((-1.0,) * 7, (1.0,) * 7, (0.0,) * 8, (1.0,) * 8)
+    seen = {name: batch[key].permute(0, 2, 3, 1).numpy() for name, key in (("agentview_rgb", "images"),
+                                                                          ("eye_in_hand_rgb", "wrist"))}
+    seen |= {"ee_pos": np.zeros((2, 3)), "ee_ori": np.zeros((2, 3)), "gripper_states": np.zeros((2, 2))}
+    def saliency(cut):
+        return _plan(policy, stats, cut, seen, batch["instructions"])[1]
+    assert np.isnan(saliency("text_image")).all()  # nothing of the image is left to be looked at
+    assert np.isfinite(saliency("")).all() and np.array_equal(saliency("action_image"), saliency(""))
 
 
 def test_a_machine_that_renders_something_else_is_said_once(capsys, monkeypatch):

@@ -24,11 +24,11 @@ from tqdm import tqdm
 from ..data.conventions import METRES, RADIANS
 from ..data.dataset import DemoDataset, Stats, to_device
 from ..model.backbone import Seen
-from ..model.knockout import PATHS, Knockout
 from ..model.masking import Clues, area_resample, mask_top, pixel_mask
 from ..model.policy import Policy
 from ..run.registry import MASK_SOURCES
 from ..run.runtime import Draws
+from ..run.settings import PATHS
 from .maps import agreement, truth_of
 from .metrics import METRICS
 from .statistics import over_episodes
@@ -56,9 +56,8 @@ class Answer:
 
     def without(self, path: str, layers: Sequence[int]) -> Changes:
         """How much it changes without a path of attention in some layers; `loss` beside it, by how much that grows."""
-        backbone, text = self.policy.backbone, self.policy.prefix(self.batch, saliency=False).instruction.shape[1]
-        with Knockout.of(path, layers, backbone.patches, text):
-            answer = self.ask(self.batch, self.seen if min(layers) >= backbone.join else None)
+        with self.policy.without(self.batch, path, layers):
+            answer = self.ask(self.batch, self.seen if min(layers) >= self.policy.backbone.join else None)
         return self.compare(answer) | {"loss": self._loss(answer) - self._loss(self.own)}
 
     def ask(self, batch: dict, seen: Seen | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from ..run.errors import LarError
 from ..run.files import read_jsonl
 from ..run.folder import Run, provenance
 from ..run.runtime import device_name
-from ..run.settings import Condition, Profile
+from ..run.settings import PATHS, Condition, Profile
 from ..scene.placements import OTHER_SENTENCE, RELATIONS
 from ..scene.watch import HAPPENED
 from .schema import Document, Results
@@ -65,6 +65,7 @@ def gather_results(run: Run) -> dict:
         "training": _training(run, heldout) if heldout else None,
         **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "denoising",
                                                              "grounding", "aggregations", "robustness", "layers", "cause")},
+        "without": _without(run),
         "photographs": {path.stem: _read(path) for path in sorted((run.path / "photographs").glob("*.json"))} or None,
         "rollouts": summarise(episodes) or None,
         "latency": latency,
@@ -72,6 +73,19 @@ def gather_results(run: Run) -> dict:
     }
     save_results(run.results, results)
     return results
+
+
+def _without(run: Run) -> list[dict] | None:
+    """Success, over all tasks, with a path of attention cut; None where nothing was rolled out so."""
+    found = []
+    for path in PATHS:
+        rows = read_episodes(run.path / f"without_{path}" / "rollouts.jsonl", run.config.profile.tasks)
+        for row in summarise(rows):
+            if row["task"] is None:
+                counts = ("instruction", "placement", "episodes", "successes", "low", "high")
+                found.append({"path": path, **{name: row[name] for name in counts},
+                              "followed": (row.get("happened") or {}).get("followed")})
+    return found or None
 
 
 def scenes(episodes: list[dict]) -> list[dict] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.util import Finalize
@@ -48,10 +48,11 @@ class Trial:
 
 
 def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str, ...] = ("right",),
-             placement: str | None = None, workers: int | None = None) -> list[dict]:
+             placement: str | None = None, workers: int | None = None, cut: str = "") -> list[dict]:
     """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
 
-    workers: environments that run at the same time, one process each; None: one a core.
+    workers: environments that run at the same time, one process each; None: one a core. cut: a path of attention that is
+    cut in every layer (one of PATHS).
     Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder, and for a
     kind of instruction that no task of the run has.
     """
@@ -68,7 +69,7 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
                 continue
             with vector_env(task, placement, profile, workers) as envs:
                 for trial, episodes in todo:
-                    _run_trial(run, partial(_plan, policy, stats), envs, trial, scenes, episodes)
+                    _run_trial(run, partial(_plan, policy, stats, cut), envs, trial, scenes, episodes)
     return episodes_of(run)
 
 
@@ -131,9 +132,12 @@ def close_envs(at_once: bool = False) -> None:
         envs.close(terminate=at_once)
 
 
-def _plan(policy: Policy, stats: Stats, observation: dict, sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _plan(policy: Policy, stats: Stats, cut: str, observation: dict,
+          sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Predict for n environments: actions as commanded (n, K, 7), saliency (n, P)."""
-    actions, saliency = policy.act(observation_batch(observation, sentences, stats, policy))
+    batch = observation_batch(observation, sentences, stats, policy)
+    with policy.without(batch, cut) if cut else nullcontext():
+        actions, saliency = policy.act(batch)
     return stats.denormalise_actions(actions.cpu().numpy()), saliency.cpu().numpy()
 
 

@@ -17,6 +17,7 @@ from ..run.errors import LarError
 from ..run.files import write_json
 from ..run.registry import place
 from ..run.settings import INSTRUCTIONS, Count, Placement, SaliencyRows, Share
+from ..run.settings import Path as PathOfAttention
 from ..scene.watch import HAPPENED
 
 Size = Annotated[float, Field(ge=0)]
@@ -182,7 +183,7 @@ Cause = section(
     **Counted, blocks=Count, unit=Literal["nats", "mm"],
     occlusion=optional(section(auc=Estimate | None, energy=Estimate | None, target_minus_distractor=Estimate | None)),
     agreement=dict[str, Estimate | None], curves=dict[str, section(deletion=Curve, insertion=Curve)],
-    knockout=list[section(path=Word, layer=Number, onwards=bool, **Lost, loss=Estimate)],
+    knockout=list[section(path=PathOfAttention, layer=Number, onwards=bool, **Lost, loss=Estimate)],
     pixels=optional(section(
         named_gone=section(frames=Count, **Lost), other_gone=section(frames=Count, **Lost),
         swapped=optional(section(frames=Count, **Lost, followed_before=Estimate, followed=Estimate)))))
@@ -199,6 +200,8 @@ Results = section(
     denoising=optional(section(**Counted, loss=Estimate, other_frame=Estimate, increase=Estimate)),
     grounding=optional(Grounding), aggregations=optional(list[SaliencyRow]), robustness=optional(list[SaliencyRow]),
     layers=optional(list[LayerRow]), cause=optional(Cause),
+    without=optional(list[section(path=PathOfAttention, instruction=Literal[*INSTRUCTIONS], placement=Placement,
+                                  episodes=Count, successes=Number, low=Share, high=Share, followed=optional(Estimate))]),
     photographs=optional(dict[str, list[SaliencyRow]]), rollouts=optional(list[Rollouts]),
     latency=optional(section(device=Word, dtype=Word, n=Count, p50_ms=Size, p95_ms=Size, replans_per_s=Size,
                              actions_per_s=Size, chunk=Count, execute=Count)),

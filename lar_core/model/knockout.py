@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PATHS = ("text_image", "bos_image", "action_image", "action_text", "image_text")
 CUT: ContextVar[Knockout | None] = ContextVar("cut", default=None)  # what is cut at present, in each thread
 
 
@@ -35,7 +34,7 @@ class Knockout:
 
     @classmethod
     def of(cls, path: str, layers: Collection[int], patches: int, text: int) -> Knockout:
-        """One of PATHS. patches: P; text: L, tokens of the text with BOS, newline and padding."""
+        """A path of `settings.PATHS`. patches: P; text: L, tokens of the text with BOS, newline and padding."""
         places = {"image": slice(0, patches), "bos": slice(patches, patches + 1), "action": slice(patches + text, None)}
         rows, columns = path.split("_")
         words = slice(patches + 1, patches + text)

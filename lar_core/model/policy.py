@@ -10,7 +10,7 @@ valid steps to divide L_action by, where several processes share a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from .aggregation import GENERIC, localising_heads
 from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoising, DiffusionDecoder, densest_boxes, object_boxes
 from .heads import Head, Trunk
+from .knockout import Knockout
 from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .paligemma import load_for, settle
@@ -101,6 +102,11 @@ class Policy(nn.Module):
         encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
                                        every_layer=self.head.reads_layers, rows=self.rows)
         return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
+
+    def without(self, batch: dict, path: str, layers: Collection[int] | None = None) -> Knockout:
+        """A path of attention to be cut in passes over a batch, in some layers of the backbone; None: in all."""
+        text = self.prefix(batch, saliency=False).instruction.shape[1]
+        return Knockout.of(path, layers or range(self.backbone.layers), self.backbone.patches, text)
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
         """What the layers below `join` make of the pixels and words, or what the feature cache has kept of it.

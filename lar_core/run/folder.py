@@ -104,6 +104,11 @@ def blind_twin(config: RunConfig) -> RunConfig:
     return config.replace(condition=control.replace(saliency_layers=layers))
 
 
+def without(run: Run, path: str) -> Run:
+    """The folder, inside a run's, of rollouts without a path of attention; no films, which show saliency."""
+    return Run.open(run.config.replace(videos_per_task=0), run.path / f"without_{path}")
+
+
 def provenance() -> dict[str, str]:
     """Versions, machine and commit that a result was made with."""
     return {"commit": _commit(), "python": platform.python_version(), "machine": _processor(), **versions()}

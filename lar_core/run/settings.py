@@ -20,6 +20,8 @@ BLANK = "."  # the shortest sentence that is not empty: what says nothing
 PAIRED = ("counterfactual", "near_counterfactual")  # where each scene comes twice, once for either bowl
 MINIATURES = ("scratch", "tabletop")
 SaliencyRows = Literal["text", "bos", "action"]
+Path = Literal["text_image", "bos_image", "action_image", "action_text", "image_text"]  # of attention: model/knockout.py
+PATHS: tuple[str, ...] = get_args(Path)
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

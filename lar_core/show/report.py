@@ -52,7 +52,7 @@ def write_report(run: Run) -> Path:
         happened=rates.happened_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
         causes=causes, spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics),
         columns=columns(), metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells,
-        layer_head=layer_head, layer_cells=layer_cells, layers_note=layers_note(results))
+        layer_head=layer_head, layer_cells=layer_cells, changed_scenes=changed_scenes, layers_note=layers_note(results))
 
 
 def filmed(run: Run) -> list[dict]:
@@ -239,6 +239,14 @@ def layers_note(results: dict) -> str:
     if first is None:
         return f"The {head} head has no queries that could be asked."
     return f"The action queries join at layer {first}; below it there are none." if first else ""
+
+
+def changed_scenes(pixels: dict | None) -> list[tuple[str, ...]]:
+    """(scene, frames, change in mm, in degrees, points to the named bowl, before) of `pixels`, if there is such."""
+    named = {"named_gone": "without the named bowl", "other_gone": "without the other bowl", "swapped": "exchanged"}
+    return [(words, str(lost["frames"]), estimate(lost["mm"]), estimate(lost["degrees"]),
+             *(estimate(lost[name]) if name in lost else "–" for name in ("followed", "followed_before")))
+            for change, words in named.items() if (lost := (pixels or {}).get(change))]
 
 
 def beside_baselines(grounding: dict) -> list[tuple[str, ...]]:
