@@ -143,6 +143,7 @@ def test_rollouts_without_a_path_of_attention_have_a_section_of_their_own(tmp_pa
     row, = gather_results(run)["without"]
     assert (row["path"], row["episodes"], row["successes"]) == ("action_image", 2, 1) and row["low"] < 0.5 < row["high"]
     assert gather_results(run)["rollouts"] is None
+    save_results(run.results, full() | {"without": [row]})
     assert "actions do not see the image</th><td>right</td><td>near</td><td>1/2" in write_report(run).read_text()
 
 
