@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("work")
 
 
-REPRODUCE = ("reproduce", "--profile", "micro", "--set", "samples=16", "max_steps=8", "grounding_frames=4")
+REPRODUCE = ("reproduce", "--profile", "micro", "--set", "samples=16", "max_steps=8", "grounding_frames=4", "scene_frames=2")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,9 @@ def test_it_ends_with_a_table_and_the_report(first, run):
 
 def test_results_hold_every_part_and_follow_the_schema(run):
     results = load_results(run / "results.json")
-    for part in ("training", "action", "shortcut", "reconstruction", "grounding", "rollouts", "latency"):
+    for part in ("training", "action", "shortcut", "reconstruction", "grounding", "rollouts", "latency", "cause"):
         assert results[part], part
+    assert results["cause"]["pixels"]["swapped"]["frames"] == 2
     assert results["provenance"]["assets"]["name"] == "standin" and results["provenance"]["commit"]
     made = results["provenance"]["scenes"]
     pooled = [row["episodes"] for row in results["rollouts"] if row["task"] is None]

@@ -7,7 +7,7 @@ from test_demos import make_episode
 from test_studies import PRESETS
 
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.measure import costs, probes
+from lar_core.measure import cause, costs, probes
 from lar_core.measure.probes import probe_heldout
 from lar_core.measure.results import gather_results, load_results
 from lar_core.model.policy import load_policy
@@ -36,6 +36,8 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(probes, "aggregation_rows", lambda *_: [])
         patch.setattr(probes, "robustness_rows", lambda *_: [])
+        patch.setattr(cause, "STEPS", 2)  # of a curve
+        patch.setattr(cause, "PATHS", ("action_image",))
         measured, known = costs._cost, {}
 
         def cost(config, steps):

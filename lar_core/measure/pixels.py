@@ -27,7 +27,7 @@ from ..scene.rerender import CHANGES, changed, partners, repaint
 from .cause import Answer
 from .statistics import evenly, over_episodes
 
-FRAMES, SHOWN = 32, 2
+SHOWN = 2
 NEAR = 0.05  # metres
 
 Moment = tuple[Episode, int]  # and a step of it
@@ -43,7 +43,7 @@ def pixels(policy: Policy, stats: Stats, dataset: DemoDataset, episodes: Sequenc
     starts = np.searchsorted(dataset.episode, np.arange(len(episodes)))
     asked = [(number, step) for number, episode in enumerate(episodes) if _fixtures(episode) is not None
              for step in approaching(episode)]
-    asked = [asked[i] for i in evenly(len(asked), FRAMES)] if asked else []
+    asked = [asked[i] for i in evenly(len(asked), profile.scene_frames)] if asked else []
     moments = [(episodes[number], step) for number, step in asked]
     try:
         drawn = _drawn(moments, profile) if asked else {}

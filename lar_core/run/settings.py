@@ -149,6 +149,7 @@ class Profile(Checked):
     wait_steps: int = Field(10, ge=0)
     videos_per_task: int = Field(2, ge=0)
     grounding_frames: Count = 200
+    scene_frames: int = Field(32, ge=0)  # rendered again with the scene changed (measure/pixels.py); 0: none
 
 
     @model_validator(mode="before")
