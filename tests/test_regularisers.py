@@ -3,6 +3,7 @@
 Words are hidden where they should be, with the right shares, and guessed through the backbone's own head.
 """
 
+import math
 import shutil
 
 import pytest
@@ -120,6 +121,25 @@ def test_language_learns_to_guess_hidden_words(trained_on, batch):
     nats = [sum(float(policy(batch, Draws(seed))["language"].detach()) for seed in range(5)) / 5
             for policy in (before, after)]
     assert nats[1] < nats[0] - 1
+
+
+def test_guided_attention_moves_the_map_onto_the_object(trained_on, batch):
+    on_it = [saliency(policy, batch)[:, 6] for policy in trained_on("guided_attention", spread=1.0)]  # patch (1, 2)
+    assert (on_it[1] > 2 * on_it[0]).all()
+
+
+def test_guided_attention_is_cross_entropy_to_the_objects_share_of_each_patch():
+    regions = torch.zeros(2, 2, 8, 8, dtype=torch.uint8)
+    regions[0, 0, 3:5, :4] = 1  # four pixels each of the two left patches, of 2 x 2; out of view in the second frame
+    maps = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2)
+    loss = regularisers.guided_attention(Given(None, {"regions": regions}, maps, 0.25, None, Draws(0), None))
+    assert float(loss) == pytest.approx(-(0.5 * math.log(0.1) + 0.5 * math.log(0.3)) / 2)
+
+
+def test_guided_attention_without_segmentation_is_refused(policy_of, batch):
+    del batch["regions"]
+    with pytest.raises(LarError, match="segmentation of the named object.*guided_attention=0"):
+        policy_of("guided_attention")(batch, Draws(0))
 
 
 def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():

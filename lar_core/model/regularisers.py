@@ -1,4 +1,5 @@
-"""Regularisers: losses on where the instruction looks, through the tap to the weights. All do without boxes.
+"""Regularisers: losses on where the instruction looks, through the tap to the weights. All but `guided_attention`, the
+supervised bound, do without boxes.
 
 Each is off (weight 0 in the condition) unless asked for, and then costs nothing. Adding one means adding a function of
 `Given` and registering it.
@@ -23,7 +24,7 @@ from ..run.registry import REGULARISERS
 from ..run.runtime import Draws
 from .aggregation import words
 from .backbone import Backbone, Encoding, Prefix
-from .masking import count_masked, mask_top
+from .masking import area_resample, count_masked, mask_top
 
 TEMPERATURE = 0.1  # of `contrastive`, for likenesses between 0 and 1
 HALF = 0.5**0.5  # likeness of a map of one bowl with a map of two: how like `relational` lets its two maps be
@@ -125,6 +126,23 @@ def language(given: Given) -> Tensor:
     cut, hidden = hide_words(given.backbone, given.whole, given.draws)
     encoding, = given.see_again([cut], hidden=given.hidden, saliency=False)
     return word_loss(given.backbone, encoding.text, given.whole, hidden)
+
+
+@REGULARISERS.register("guided_attention", "The map pulled onto the named object's segmentation: the supervised bound",
+                       colour="#882255")
+def guided_attention(given: Given) -> Tensor:
+    """Cross-entropy (nats) from the named object's share of each patch, as a distribution, to the map.
+
+    Supervised, as GuidedVLA's object head (Jia et al. 2026) and gaze-regularised policies (Pani and Yang 2026) are. Its
+    least is the target's own entropy, not 0. A frame whose object is out of view counts 0.
+    """
+    if "regions" not in given.batch:
+        raise LarError("The guided_attention regulariser needs the segmentation of the named object, which these "
+                       "demonstrations do not have: collect them with `lar demos`, or set guided_attention=0.")
+    grid = round(given.saliency.shape[1] ** 0.5)
+    covered = area_resample(given.batch["regions"][:, 0].flatten(1).float(), grid)  # (B, P)
+    target = covered / covered.sum(dim=1, keepdim=True).clamp_min(1e-12)
+    return -(target * given.saliency.clamp_min(1e-12).log()).sum(dim=1).mean()
 
 
 def likeness(one: Tensor, other: Tensor) -> Tensor:
