@@ -6,6 +6,7 @@ Words are hidden where they should be, with the right shares, and guessed throug
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,7 +133,7 @@ def test_guided_attention_is_cross_entropy_to_the_objects_share_of_each_patch():
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.uint8)
     regions[0, 0, 3:5, :4] = 1  # four pixels each of the two left patches, of 2 x 2; out of view in the second frame
     maps = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2)
-    loss = regularisers.guided_attention(Given(None, {"regions": regions}, maps, 0.25, None, Draws(0), None))
+    loss = regularisers.guided_attention(Given(None, {"regions": regions}, maps, 0.25, None, Draws(0), None, None))
     assert float(loss) == pytest.approx(-(0.5 * math.log(0.1) + 0.5 * math.log(0.3)) / 2)
 
 
@@ -140,6 +141,18 @@ def test_guided_attention_without_segmentation_is_refused(policy_of, batch):
     del batch["regions"]
     with pytest.raises(LarError, match="segmentation of the named object.*guided_attention=0"):
         policy_of("guided_attention")(batch, Draws(0))
+
+
+def test_contrastive_action_is_info_nce_of_the_chunks_mean_log_probability(policy_of, batch):
+    """By hand, from the logits of two passes; the last three steps of the second frame, which has a pair, are padding."""
+    policy, other = policy_of("contrastive_action"), batch["others"][0]
+    batch["others"] = [None, other]
+    logits = [policy.head(policy.encode(batch | {"instructions": [SENTENCES[0], sentence]}))[1, :5].detach()
+              for sentence in (SENTENCES[1], other)]
+    bins = (np.digitize(batch["actions"][1, :5], np.linspace(-1, 1, 257)) - 1)[..., None]
+    scores = [np.take_along_axis(part.log_softmax(-1).numpy(), bins, -1).mean() / 0.1 for part in logits]
+    by_hand = np.log(np.exp(scores).sum()) - scores[0]
+    assert float(policy(batch)["contrastive_action"].detach()) == pytest.approx(by_hand / 2, rel=1e-4)  # of two frames
 
 
 def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
@@ -152,26 +165,29 @@ def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
 
 def test_sparsity_is_entropy_as_a_share_of_the_largest():
     flat, peak = torch.full((1, 16), 1 / 16), torch.eye(16)[:1]
-    values = [float(regularisers.sparsity(Given(None, {}, saliency, 0.25, None, Draws(0), None)))
+    values = [float(regularisers.sparsity(Given(None, {}, saliency, 0.25, None, Draws(0), None, None)))
               for saliency in (flat, peak)]
     assert values == pytest.approx([1, 0], abs=1e-5)
 
 
 def test_a_frame_without_relation_or_other_sentence_counts_nothing(policy_of, batch):
     batch["instructions"], batch["others"] = ["move the bowl"] * 2, [None, None]
-    losses = policy_of("action_only", contrastive=1.0, relational=1.0)(batch, Draws(0))
-    assert losses["contrastive"] == 0 and losses["relational"] == 0
+    losses = policy_of("action_only", contrastive=1.0, relational=1.0, contrastive_action=1.0)(batch, Draws(0))
+    assert losses["contrastive"] == losses["relational"] == losses["contrastive_action"] == 0
 
 
-def test_contrastive_without_the_other_sentences_is_refused(policy_of, batch):
+@pytest.mark.parametrize("name", ["contrastive", "contrastive_action"])
+def test_contrasts_without_the_other_sentences_are_refused(policy_of, batch, name):
     del batch["others"]
-    with pytest.raises(LarError, match="names the other bowl.*contrastive=0"):
-        policy_of("action_only", contrastive=1.0)(batch, Draws(0))
+    with pytest.raises(LarError, match=f"names the other bowl.*{name}=0"):
+        policy_of("action_only", **{name: 1.0})(batch, Draws(0))
 
 
-def test_training_is_refused_where_no_sentence_names_any_other_bowl(new_run, demos):  # noqa: F811
-    with pytest.raises(LarError, match="No sentence names the other bowl.*contrastive=0"):
-        train(new_run("run", "contrastive_attention"), [demos])
+@pytest.mark.parametrize("condition, name", [("contrastive_attention", "contrastive"),
+                                             ("contrastive_action", "contrastive_action")])
+def test_training_is_refused_where_no_sentence_names_any_other_bowl(new_run, demos, condition, name):  # noqa: F811
+    with pytest.raises(LarError, match=f"No sentence names the other bowl.*{name}=0"):
+        train(new_run("run", condition), [demos])
 
 
 @pytest.mark.parametrize("name", REGULARISERS)
@@ -240,7 +256,7 @@ def test_sparsity_trains_from_the_feature_cache(new_run, demos, tmp_path):  # no
 
 
 def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(new_run, demos):  # noqa: F811
-    parts = [name for name in REGULARISERS if name != "contrastive"]  # these demonstrations do not say their task
+    parts = [name for name in REGULARISERS if not REGULARISERS.about(name).needs_others]  # of no task that has a pair
     settings = {name: 0.1 for name in parts} | {"condition": "random_mask", "samples": 100, "batch_size": 2}
     whole = new_run("whole", **settings)
     train(whole, [demos])

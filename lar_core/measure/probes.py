@@ -8,7 +8,7 @@ reconstructions are made here too, of the trained policy and while it learns.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from ..data.dataset import DemoDataset, Stats, load_split, make_dataset, to_devi
 from ..data.demos import read_origin
 from ..model.backbone import Encoding
 from ..model.diffusion import Denoising, paste
-from ..model.losses import absolute_error
+from ..model.losses import absolute_error, each
 from ..model.mae import Reconstruction, denormalise_patches, reconstruction_loss, unpatchify
 from ..model.masking import pixel_mask
 from ..model.policy import Policy, make_policy
@@ -94,11 +94,6 @@ def _measure(policy: Policy, dataset: DemoDataset, frames: np.ndarray, mean_acti
 
 def _joined(rows: list[dict[str, Tensor]]) -> dict[str, np.ndarray]:
     return {name: torch.cat([row[name] for row in rows]).cpu().numpy() for name in rows[0]}
-
-
-def each(loss: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A loss of every sample alone, (B,)."""
-    return torch.stack([loss(*one) for one in zip(*(values.split(1) for values in tensors))])
 
 
 def _batches(policy: Policy, dataset: DemoDataset, *frames: np.ndarray) -> Iterator[tuple[dict, ...]]:

@@ -7,7 +7,7 @@ seven: dx, dy, dz, droll, dpitch, dyaw, gripper (-1 opens, +1 closes). Normalisa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,11 @@ def absolute_error(predicted: Tensor, actions: Tensor, padded: Tensor, valid: fl
     """Absolute error of predicted actions (B, K, 7); the mean, and the other arguments, as in `action_loss`."""
     error = (predicted.float() - actions).abs().mean(dim=-1)  # (B, K)
     return (error * ~padded).sum() / (valid or (~padded).sum())
+
+
+def each(loss: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A loss of every sample alone, (B,)."""
+    return torch.stack([loss(*one) for one in zip(*(values.split(1) for values in tensors))])
 
 
 def to_bins(actions: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from .backbone import Backbone, Encoding, Prefix, Seen, normalise_pixels
 from .diffusion import Denoising, DiffusionDecoder, densest_boxes, object_boxes
 from .heads import Head, Trunk
 from .knockout import Knockout
+from .losses import each
 from .mae import MAEDecoder, Reconstruction, normalise_patches, patchify
 from .masking import ESSAY_GRID, ESSAY_PATCH, area_resample, make_mask, pixel_mask
 from .paligemma import load_for, settle
@@ -84,14 +85,15 @@ class Policy(nn.Module):
         reads = self.decoder is not None or regularised  # whether anything asks where the instruction looks
         seen = self.look(batch)  # states (B, P + L, D) of image and text, at the layer where the head's tokens join
         encoding = self.encode(batch, seen, saliency=reads, differentiable=regularised)  # final states, and attention
-        action = self.head.loss(self.head(encoding), batch["actions"], batch["action_pad"], batch.get("valid"))
+        answer = self.head(encoding)
+        action = self.head.loss(answer, batch["actions"], batch["action_pad"], batch.get("valid"))
         losses, mask = {"action": action, "recon": torch.zeros_like(action)}, None
         if self.decoder is not None:
             saliency = self.saliency(batch, encoding)  # (B, P)
             mask = self.mask(batch, saliency, draws)  # (B, P), True = masked
             losses["recon"] = self.reconstruct(batch, encoding, mask, draws).loss
         if regularised:
-            losses |= self.regularise(batch, encoding, mask, draws)
+            losses |= self.regularise(batch, encoding, answer, mask, draws)
         return {"loss": sum(weight * losses[name] for name, weight in self.weights.items()), **losses}
 
     @torch.no_grad()
@@ -166,11 +168,13 @@ class Policy(nn.Module):
         target = normalise_patches(pixels) if self.condition.recon_target == "normalised" else pixels
         return Reconstruction(mask, self.decoder(states, mask), target, pixels)
 
-    def regularise(self, batch: dict, encoding: Encoding, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:
-        """The regularisers that are on, by name."""
+    def regularise(self, batch: dict, encoding: Encoding, answer: Tensor, mask: Tensor | None,
+                   draws: Draws) -> dict[str, Tensor]:
+        """The regularisers that are on, by name. answer: what the head made of `encoding`."""
         batch = batch | {"instructions": self.hear(batch["instructions"])}
         given = Given(self.backbone, batch, encoding.saliency, self.ratio(batch),
-                      mask if self.condition.mask_input else None, draws, partial(self.see_again, batch))
+                      mask if self.condition.mask_input else None, draws, partial(self.see_again, batch),
+                      partial(self.surprise, batch, answer))
         return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
 
     def see(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -191,6 +195,12 @@ class Policy(nn.Module):
         features = self.backbone.image_features(images)
         return [self.backbone.upper(self.backbone.lower(images, prefix, features=features), prefix, saliency=saliency,
                                     differentiable=True, rows=self.rows) for prefix in prefixes]
+
+    def surprise(self, batch: dict, answer: Tensor, sentences: Sequence[str] | None = None) -> Tensor:
+        """L_action of every frame by itself, (B,), of an answer, or after one more pass that is told other `sentences`."""
+        if sentences is not None:
+            answer = self.head(self.encode(batch | {"instructions": sentences}, saliency=False))
+        return each(self.head.loss, answer, batch["actions"], batch["action_pad"])
 
     def prefix(self, batch: dict, saliency: bool = True) -> Prefix:
         """The instructions as tokens, with a generic prompt's map where the aggregation of saliency divides by it."""

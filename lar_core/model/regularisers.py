@@ -1,5 +1,5 @@
-"""Regularisers: losses on where the instruction looks, through the tap to the weights. All but `guided_attention`, the
-supervised bound, do without boxes.
+"""Regularisers: losses on where the instruction looks, through the tap to the weights, or on what it changes in the
+actions. All but `guided_attention`, the supervised bound, do without boxes.
 
 Each is off (weight 0 in the condition) unless asked for, and then costs nothing. Adding one means adding a function of
 `Given` and registering it.
@@ -26,7 +26,7 @@ from .aggregation import words
 from .backbone import Backbone, Encoding, Prefix
 from .masking import area_resample, count_masked, mask_top
 
-TEMPERATURE = 0.1  # of `contrastive`, for likenesses between 0 and 1
+TEMPERATURE = 0.1  # of likenesses between 0 and 1, and of L_action's nats (or, with l1, normalised error)
 HALF = 0.5**0.5  # likeness of a map of one bowl with a map of two: how like `relational` lets its two maps be
 SHARE = (0.1, 0.3)  # of a sentence's words, drawn anew for every sample
 PREFERENCE = 4.0  # times as likely to be hidden: a word of one of the three kinds below
@@ -50,7 +50,8 @@ class Given:
     share of patches to mask; hidden (B, P') bool: the patches that the reconstruction hides from the backbone, None where
     none are; draws: randomness; see_again: one more pass over the batch's images for each of some `Prefix`es, which may
     have other words, without the head's tokens. Its options are hidden (B, P) bool, patches to grey out, and saliency,
-    whether to read it; it keeps its graph.
+    whether to read it; it keeps its graph. surprise: L_action of every frame by itself, (B,), or, given B sentences, after
+    one more pass that is told these.
     """
 
     backbone: Backbone
@@ -60,11 +61,24 @@ class Given:
     hidden: Tensor | None
     draws: Draws
     see_again: Callable[..., list[Encoding]]
+    surprise: Callable[..., Tensor]
 
     @property
     def whole(self) -> Prefix:
         """The batch's instructions as they are."""
         return self.backbone.tokenise(self.batch["instructions"])
+
+    def others(self, asking: str) -> tuple[list[str], Tensor]:
+        """The sentences that name the other bowl, or the own ones where none does; and where one does, (B,) bool.
+
+        asking: the regulariser that needs them. Raises LarError for a batch without.
+        """
+        if "others" not in self.batch:
+            raise LarError(f"The {asking} regulariser needs the sentence that names the other bowl, which this batch "
+                           f"does not have: make the data set with others, or set {asking}=0.")
+        others, own = self.batch["others"], self.batch["instructions"]
+        exists = torch.tensor([other is not None for other in others], device=self.saliency.device)
+        return [other or mine for other, mine in zip(others, own)], exists
 
 
 @REGULARISERS.register("sparsity", "A map of low entropy", colour="#009e73")
@@ -94,14 +108,11 @@ def contrastive(given: Given) -> Tensor:
     Only hard negatives: maps of other pictures may well be alike, as the same bowl can stand in the same place. A frame
     whose other bowl no sentence names counts 0.
     """
-    if "others" not in given.batch:
-        raise LarError("The contrastive regulariser needs the sentence that names the other bowl, which this batch "
-                       "does not have: make the data set with others, or set contrastive=0.")
-    backbone, whole, others = given.backbone, given.whole, given.batch["others"]
+    others, exists = given.others("contrastive")
+    backbone, whole = given.backbone, given.whole
     fewer, _ = hide(backbone, whole, [_filling(sentence) for sentence in read_words(backbone, whole)])
-    negative = backbone.tokenise([other or own for other, own in zip(others, given.batch["instructions"])])
-    nearer = [likeness(given.saliency, encoding.saliency) for encoding in given.see_again([fewer, negative])]
-    exists = torch.tensor([other is not None for other in others], device=given.saliency.device)
+    encodings = given.see_again([fewer, backbone.tokenise(others)])
+    nearer = [likeness(given.saliency, encoding.saliency) for encoding in encodings]
     return (F.softplus((nearer[1] - nearer[0]) / TEMPERATURE) * exists).mean()
 
 
@@ -143,6 +154,20 @@ def guided_attention(given: Given) -> Tensor:
     covered = area_resample(given.batch["regions"][:, 0].flatten(1).float(), grid)  # (B, P)
     target = covered / covered.sum(dim=1, keepdim=True).clamp_min(1e-12)
     return -(target * given.saliency.clamp_min(1e-12).log()).sum(dim=1).mean()
+
+
+@REGULARISERS.register("contrastive_action", "Actions likelier under the right sentence than under the other bowl's",
+                       passes=1, on_map=False, needs_others=True, of_words=True, colour="#332288")
+def contrastive_action(given: Given) -> Tensor:
+    """InfoNCE (nats) over the two sentences of a scene: which of them do the demonstrated actions tell?
+
+    As counterfactual instruction grounding (Liu et al. 2026). A sentence's score is the mean log-probability of the chunk
+    under it, over valid steps and the 7 degrees of freedom, or minus an l1 head's error (a Laplace density). A frame whose
+    other bowl no sentence names counts 0.
+    """
+    others, exists = given.others("contrastive_action")
+    gain = given.surprise(others) - given.surprise()  # of the right sentence, (B,)
+    return (F.softplus(-gain / TEMPERATURE) * exists).mean()
 
 
 def likeness(one: Tensor, other: Tensor) -> Tensor:
