@@ -112,7 +112,8 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     made.step_seconds = profile.batch_size * _step_seconds(size, look, top, floats)
     made.seconds["training"] = made.step_seconds * config.steps
     acting = machine.speed[machine.acting or profile.precision]
-    act = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
+    passes = 2 if config.condition.guidance else 1
+    act = passes * (size.vision_flops + size.lower_flops + size.upper_flops) / acting
     steps = profile.episodes_per_task * _trials(profile) * STEPS_NEEDED * profile.max_steps
     made.seconds["rollouts"] = steps * (ENV_STEP + act / profile.execute)
     return made

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from test_train import demos, new_run  # noqa: F401  (fixtures)
 
-from lar_core.model.losses import decode
+from lar_core.model.backbone import Backbone
+from lar_core.model.losses import decode, to_bins
 from lar_core.model.policy import Teacher, make_policy
 from lar_core.model.tiny import build_tiny
 from lar_core.model.train import train
@@ -60,6 +61,35 @@ def test_a_blind_and_deaf_policy_feels_its_own_state_alone(policy_of, batch):
     other = {**batch, "images": 255 - batch["images"], "wrist": 255 - batch["wrist"], "instructions": ["stop", "go on"]}
     assert torch.equal(policy.act(batch)[0], policy.act(other)[0])
     assert not torch.equal(policy.act(batch)[0], policy.act({**other, "proprio": batch["proprio"] + 1})[0])
+
+
+def test_guidance_counts_what_the_sentence_changes_in_log_probability_more_than_once(policy_of, batch):
+    policy, guided = policy_of("action_only"), policy_of("guided_actions", guidance=3.0)
+    own, blank = (policy.head(policy.encode(told)).log_softmax(-1).detach().numpy()
+                  for told in (batch, batch | {"instructions": ["."] * 2}))
+    pushed = np.exp(blank + (1 + 3) * (own - blank))
+    median = (np.cumsum(pushed / pushed.sum(-1, keepdims=True), -1) < 0.5).sum(-1)
+    actions, saliency = guided.act(batch)
+    assert np.array_equal(to_bins(actions)[..., :6], median[..., :6]) and torch.equal(saliency, policy.act(batch)[1])
+    assert not torch.equal(actions, policy.act(batch)[0])
+
+
+@pytest.mark.parametrize("head", [{}, {"head": "bridge", "action_loss": "l1"}])
+def test_guidance_changes_nothing_where_it_is_0_or_words_are_ignored(policy_of, batch, head):
+    plain, on = (policy_of("action_only", guidance=weight, **head).eval() for weight in (0.0, 2.0))
+    answer, told = plain.head(plain.encode(batch)), batch | {"instructions": ["."] * 2}
+    assert torch.equal(plain.guide(batch, answer), answer) and torch.equal(plain.head.decode(answer), plain.act(batch)[0])
+    assert torch.equal(plain.act(told)[0], on.act(told)[0]) and not torch.equal(plain.act(batch)[0], on.act(batch)[0])
+
+
+def test_action_only_passes_through_the_backbone_once_and_guidance_once_more_in_acting(policy_of, batch, monkeypatch):
+    upper, calls = Backbone.upper, []
+    monkeypatch.setattr(Backbone, "upper", lambda *words, **options: calls.append(1) or upper(*words, **options))
+    counts = []
+    for condition in ("action_only", "guided_actions"):
+        for work in (policy_of(condition).forward, policy_of(condition).act):
+            work(batch), counts.append(len(calls)), calls.clear()
+    assert counts == [1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("key, change", [("wrist", {"wrist_size": 0}), ("proprio", {"proprio": False})])

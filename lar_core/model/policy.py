@@ -103,12 +103,23 @@ class Policy(nn.Module):
         past = DynamicCache() if self.head.writes else None
         encoding = self.backbone.upper(seen, prefix, self.head.suffix(seen.wrist_tokens, batch["proprio"]), past=past,
                                        every_layer=self.head.reads_layers, rows=self.rows)
+        if self.condition.guidance:
+            return self.head.decode(self.guide(batch, self.head(encoding))), encoding.saliency
         return self.head.act(encoding, partial(self.backbone.extend, prefix=prefix, past=past)), encoding.saliency
 
     def without(self, batch: dict, path: str, layers: Collection[int] | None = None) -> Knockout:
         """A path of attention to be cut in passes over a batch, in some layers of the backbone; None: in all."""
         text = self.prefix(batch, saliency=False).instruction.shape[1]
         return Knockout.of(path, layers or range(self.backbone.layers), self.backbone.patches, text)
+
+    def guide(self, batch: dict, answer: Tensor) -> Tensor:
+        """The answer pushed away from that under a blank sentence, in one more pass: blank + (1 + guidance) (own - blank).
+
+        Counterfactual action guidance (Fang et al. 2026), in the manner of classifier-free guidance. Of logits this is the
+        same as of log-probabilities: what differs is one number a distribution, which its softmax takes no notice of.
+        """
+        blank = self.head(self.encode(batch | {"instructions": [BLANK] * len(answer)}, saliency=False))
+        return torch.lerp(blank, answer, 1 + self.condition.guidance)
 
     def look(self, batch: dict, hidden: Tensor | None = None) -> Seen:
         """What the layers below `join` make of the pixels and words, or what the feature cache has kept of it.

@@ -118,6 +118,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="joint_mask", mask_source="random", mask_input=True, regularisers={"language": 1.0}),
     _UNMASKED.replace(name="guided_attention", regularisers={"guided_attention": 0.1}),
     _UNMASKED.replace(name="contrastive_action", regularisers={"contrastive_action": 0.1}),
+    _UNMASKED.replace(name="guided_actions", guidance=1.0),
     _UNMASKED.replace(name="autoregressive_head", head="autoregressive"),
     _UNMASKED.replace(name="bridge_head", head="bridge", action_loss="l1"),
     _UNMASKED.replace(name="focus_head", head="focus", action_loss="l1"),
@@ -264,6 +265,12 @@ def _impossible_head(condition: Condition, profile: Profile) -> Iterator[Verdict
     yield (not condition.focus_cascade and (condition.focus_keep < 1 or condition.focus_gate),
            "Under one softmax there is no vision attention of its own to choose patches in or to gate: with "
            "focus_cascade=false set focus_keep=1 and focus_gate=false.")
+    yield (condition.guidance and not head.queries,
+           f"guidance compares two whole answers, and the {condition.head} head writes its tokens one after another, each "
+           "given those before it: choose another head, or guidance=0.")
+    yield (condition.guidance and condition.deaf,
+           "A deaf policy is told nothing, so its answer under a blank sentence is its own and guidance changes nothing: "
+           "set guidance=0.")
 
 
 def _impossible_saliency(condition: Condition, profile: Profile) -> Iterator[Verdict]:

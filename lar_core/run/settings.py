@@ -38,6 +38,7 @@ class Condition(Checked):
     focus_keep: float = Field(0.5, gt=0, le=1)  # head=focus: the share of patches attended to, in each layer the best ones
     focus_gate: bool = True  # head=focus: a sigmoid gate, element by element, on what the policy sees
     focus_cascade: bool = True  # head=focus: three separate attentions; false: one softmax over all, as in `bridge`
+    guidance: float = Field(0.0, ge=0)  # acting: what the sentence changes in the answer counts 1 + guidance times
     mask_ratio: float = Field(0.25, gt=0, lt=1)
     mask_ratio_start: float = Field(0.0, ge=0, lt=1)  # easy to hard: moves from here to mask_ratio; 0: constant
     mask_grid: Literal["native", "essay"] = "native"  # the backbone's patches, or the literal 14x14 grid with k = 49
