@@ -155,6 +155,20 @@ def test_contrastive_action_is_info_nce_of_the_chunks_mean_log_probability(polic
     assert float(policy(batch)["contrastive_action"].detach()) == pytest.approx(by_hand / 2, rel=1e-4)  # of two frames
 
 
+def test_language_posterior_cannot_be_won_by_acting_worse_without_words(batch):
+    own, blank = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([1.5, 1.9], requires_grad=True)
+    told = []
+    given = Given(None, batch, None, 0.25, None, Draws(0), None,
+                  lambda sentences=None: own if sentences is None else told.append(sentences) or blank)
+    loss = regularisers.language_posterior(given)
+    loss.backward()
+    odds = [math.exp((1.5 - 1.0) / 0.1), math.exp((1.9 - 2.0) / 0.1)]  # of the sentence against none
+    by_hand = [0.1 * -math.log(odd / (1 + odd)) + surprise for odd, surprise in zip(odds, (1.5, 1.9))]
+    assert told == [[".", "."]] and float(loss.detach()) == pytest.approx(sum(by_hand) / 2)
+    assert own.grad.tolist() == pytest.approx([1 / (1 + odd) / 2 for odd in odds])  # least where the words tell already
+    assert blank.grad.tolist() == [0.5, 0.5]  # only to act better
+
+
 def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
     one, other = torch.tensor([[0.5, 0.5, 0.0, 0.0]]), torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     assert float(divergence(one, other)) == pytest.approx(jensenshannon(one[0], other[0], base=2) ** 2, abs=1e-6)

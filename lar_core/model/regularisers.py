@@ -22,6 +22,7 @@ from torch import Tensor
 from ..run.errors import LarError
 from ..run.registry import REGULARISERS
 from ..run.runtime import Draws
+from ..run.settings import BLANK
 from .aggregation import words
 from .backbone import Backbone, Encoding, Prefix
 from .masking import area_resample, count_masked, mask_top
@@ -168,6 +169,21 @@ def contrastive_action(given: Given) -> Tensor:
     others, exists = given.others("contrastive_action")
     gain = given.surprise(others) - given.surprise()  # of the right sentence, (B,)
     return (F.softplus(-gain / TEMPERATURE) * exists).mean()
+
+
+@REGULARISERS.register("language_posterior", "Actions likelier with the sentence than by sight alone", passes=1,
+                       on_map=False, of_words=True, colour="#a0522d")
+def language_posterior(given: Given) -> Tensor:
+    """How little the sentence adds to sight, and how badly sight alone acts: both in nats a degree of freedom.
+
+    After LangForce (Lian et al. 2026), which maximises log p(a | image, sentence) - log p(a | image); here the latter is the
+    pass under BLANK. By Bayes' rule this difference is the log-odds of the sentence against none, given the actions, and
+    the first term is minus TEMPERATURE times the log of its posterior. No gradient flows into the blank pass there: it could
+    be won by forgetting how to act by sight. With the plain difference nothing but the action loss would then be left;
+    the posterior weighs frames, least where the words tell already. The second term is what trains the blank pass.
+    """
+    own, blank = given.surprise(), given.surprise([BLANK] * len(given.batch["instructions"]))  # (B,)
+    return (TEMPERATURE * F.softplus((own - blank.detach()) / TEMPERATURE) + blank).mean()
 
 
 def likeness(one: Tensor, other: Tensor) -> Tensor:
