@@ -26,7 +26,7 @@ from .data.hub import load_manifest
 from .measure.costs import own_bytes
 from .model.diffusion import count
 from .model.heads import Trunk
-from .model.policy import make_decoder, make_head
+from .model.policy import make_decoder, make_head, make_readers
 from .model.tiny import full_config, make_processor, tiny_config
 from .run import processes
 from .run.config import RunConfig
@@ -150,7 +150,7 @@ class Size:
         everything = self.vision + self.projector + self.embedding + self.layers * self.layer
         lora = top * self.profile.lora_rank * self.layer_ends
         learns = {"all": everything, "full_top": top * self.layer, "lora_top": lora, "lora_all": lora}
-        self.trainable = learns[self.profile.tune] + self.head + self.decoder
+        self.trainable = learns[self.profile.tune] + self.head + self.decoder + self.readers
 
     def _count(self, built: PaliGemmaConfig) -> None:
         """Parameters of each part, and tokens of each kind."""
@@ -161,6 +161,7 @@ class Size:
         with torch.device("meta"):
             vlm = PaliGemmaForConditionalGeneration(built).model
             head = make_head(self.condition, profile, Trunk(self.width, self.layers - self.join, self.vision_width))
+            self.readers = count(make_readers(self.condition, self.width))
         first = vlm.language_model.layers[0]
         self.layer, self.embedding = count(first), count(vlm.language_model.embed_tokens)
         self.layer_ends = sum(module.in_features + module.out_features for module in first.modules()

@@ -161,8 +161,9 @@ if "regions" in one:
 #
 # Every line can be typed into `CONDITION` above. Action heads: `parallel` predicts a whole chunk in one pass,
 # `autoregressive` one token after another as OpenVLA does, `bridge` follows VLA-Adapter and `focus` FocusVLA, both with a
-# small policy of their own that reads every layer. The lines with a weight add a loss on the attention map itself, or on
-# words that were hidden from the instruction. `…_matched` gives the denoiser no more parameters than the MAE has.
+# small policy of their own that reads every layer. The lines with a weight add a loss: on the attention map itself, on
+# words that were hidden from the instruction, or on what the sentence changes in the actions. `…_matched` gives the denoiser no
+# more parameters than the MAE has.
 
 # %%
 table(("condition", "hides", "reconstructs with", "action head", "and changes", "decoder, million parameters"),

@@ -89,7 +89,7 @@ def batch():
     return {"images": pixels(64), "wrist": pixels(32), "proprio": torch.randn(2, 8, generator=generator),
             "instructions": SENTENCES, "actions": torch.rand(2, 8, 7, generator=generator) * 2 - 1,
             "action_pad": torch.arange(8).expand(2, 8) >= torch.tensor([[8], [5]]), "regions": regions,
-            "previous": pixels(64),
+            "previous": pixels(64), "following": pixels(64),
             "others": ["pick up the black bowl on the cookie box and place it on the plate", None]}
 
 

@@ -63,6 +63,13 @@ def test_the_frame_before_comes_where_it_is_asked_for_and_is_of_the_same_episode
     np.testing.assert_array_equal(before, np.stack(wanted))
 
 
+def test_the_frame_after_is_asked_for_by_a_regulariser_and_the_last_one_is_its_own(episodes):
+    after = DemoDataset(episodes, Stats.of(episodes), **SIZES, following=True).batch([0, 5, 6, 14])["following"]
+    wanted = [episodes[0].agentview_rgb[1], episodes[0].agentview_rgb[5], episodes[1].agentview_rgb[1],
+              episodes[1].agentview_rgb[8]]
+    np.testing.assert_array_equal(after.permute(0, 2, 3, 1), np.stack(wanted))
+
+
 def test_a_frame_comes_with_its_own_picture_and_the_actions_that_follow(dataset, episodes):
     batch = dataset.batch([8])  # step 2 of the second episode
     np.testing.assert_array_equal(batch["images"][0].permute(1, 2, 0), episodes[1].agentview_rgb[2])

@@ -32,8 +32,9 @@ def test_trainable_parameters_are_those_of_the_real_policy(backbone_folder, tune
     assert Size(config).trainable == pytest.approx(real, rel=0.002)  # the last norm is not counted
 
 
-@pytest.mark.parametrize("condition", ["action_only", "gaze_mask", "gaze_diffusion", "gaze_diffusion_matched"])
-def test_decoders_count_too(backbone_folder, condition):
+@pytest.mark.parametrize("condition", ["action_only", "gaze_mask", "gaze_diffusion", "gaze_diffusion_matched",
+                                       "inverse_dynamics"])
+def test_decoders_and_readers_count_too(backbone_folder, condition):
     config = make_config(condition, "micro")
     real = sum(parameter.numel() for parameter in make_policy(config, backbone_folder).trained().values())
     assert Size(config).trainable == pytest.approx(real, rel=0.002)

@@ -5,6 +5,8 @@ Words are hidden where they should be, with the right shares, and guessed throug
 
 import math
 import shutil
+from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from test_train import demos, new_run, without_times  # noqa: F401  (fixtures am
 from lar_core.estimate import Size
 from lar_core.model import regularisers
 from lar_core.model.backbone import Backbone
+from lar_core.model.dynamics import inverse_dynamics
 from lar_core.model.masking import make_mask, mask_top, pixel_mask
 from lar_core.model.paligemma import load_backbone
 from lar_core.model.policy import load_policy
@@ -71,6 +74,11 @@ def _sharpen(policy, spread):
     for layer in policy.backbone.vlm.model.language_model.layers:
         layer.self_attn.k_proj.weight *= spread
         layer.self_attn.q_proj.weight *= spread
+
+
+def given(**facts):
+    """Of what a regulariser may look at, only these."""
+    return Given(**{field.name: None for field in fields(Given)} | facts)
 
 
 @torch.no_grad()
@@ -133,7 +141,7 @@ def test_guided_attention_is_cross_entropy_to_the_objects_share_of_each_patch():
     regions = torch.zeros(2, 2, 8, 8, dtype=torch.uint8)
     regions[0, 0, 3:5, :4] = 1  # four pixels each of the two left patches, of 2 x 2; out of view in the second frame
     maps = torch.tensor([[0.1, 0.2, 0.3, 0.4]] * 2)
-    loss = regularisers.guided_attention(Given(None, {"regions": regions}, maps, 0.25, None, Draws(0), None, None))
+    loss = regularisers.guided_attention(given(batch={"regions": regions}, saliency=maps))
     assert float(loss) == pytest.approx(-(0.5 * math.log(0.1) + 0.5 * math.log(0.3)) / 2)
 
 
@@ -158,15 +166,36 @@ def test_contrastive_action_is_info_nce_of_the_chunks_mean_log_probability(polic
 def test_language_posterior_cannot_be_won_by_acting_worse_without_words(batch):
     own, blank = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([1.5, 1.9], requires_grad=True)
     told = []
-    given = Given(None, batch, None, 0.25, None, Draws(0), None,
-                  lambda sentences=None: own if sentences is None else told.append(sentences) or blank)
-    loss = regularisers.language_posterior(given)
+    loss = regularisers.language_posterior(given(
+        batch=batch, surprise=lambda sentences=None: own if sentences is None else told.append(sentences) or blank))
     loss.backward()
     odds = [math.exp((1.5 - 1.0) / 0.1), math.exp((1.9 - 2.0) / 0.1)]  # of the sentence against none
     by_hand = [0.1 * -math.log(odd / (1 + odd)) + surprise for odd, surprise in zip(odds, (1.5, 1.9))]
     assert told == [[".", "."]] and float(loss.detach()) == pytest.approx(sum(by_hand) / 2)
     assert own.grad.tolist() == pytest.approx([1 / (1 + odd) / 2 for odd in odds])  # least where the words tell already
     assert blank.grad.tolist() == [0.5, 0.5]  # only to act better
+
+
+def test_inverse_dynamics_is_the_error_of_the_action_between_frames_that_differ(batch):
+    batch["following"] = torch.stack([batch["previous"][0], batch["images"][1]])  # the second is an episode's last
+    said, seen = torch.full((2, 7), 0.25), []
+    loss = inverse_dynamics(given(batch=batch, backbone=SimpleNamespace(tokenise=seen.append),
+                                  see_again=lambda prefixes, frame, saliency: [SimpleNamespace(patches=frame)],
+                                  readers={"inverse_dynamics": lambda *frames: seen.append(frames) or said}))
+    assert float(loss) == pytest.approx(float((0.25 - batch["actions"][0, 0]).abs().mean()))
+    assert seen == [[".", "."], ("images", "following")]
+
+
+def test_inverse_dynamics_teaches_the_vision_tower_and_hears_and_feels_nothing(policy_of, batch):
+    policy = policy_of("inverse_dynamics").train()
+    loss = policy(batch)["inverse_dynamics"]
+    changed = {"instructions": ["stop", "go on"], "proprio": batch["proprio"] + 1, "wrist": 255 - batch["wrist"]}
+    assert torch.equal(loss, policy(batch | changed)["inverse_dynamics"])
+    loss.backward()
+    assert all(tensor.grad.abs().sum() > 0 for tensor in policy.backbone.vlm.model.vision_tower.parameters())
+    del batch["following"]
+    with pytest.raises(LarError, match="the frame after each image.*inverse_dynamics=0"):
+        policy(batch)
 
 
 def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
@@ -179,7 +208,7 @@ def test_divergence_and_overlap_are_those_of_scipy_and_of_a_hand():
 
 def test_sparsity_is_entropy_as_a_share_of_the_largest():
     flat, peak = torch.full((1, 16), 1 / 16), torch.eye(16)[:1]
-    values = [float(regularisers.sparsity(Given(None, {}, saliency, 0.25, None, Draws(0), None, None)))
+    values = [float(regularisers.sparsity(given(saliency=saliency)))
               for saliency in (flat, peak)]
     assert values == pytest.approx([1, 0], abs=1e-5)
 
@@ -270,7 +299,7 @@ def test_sparsity_trains_from_the_feature_cache(new_run, demos, tmp_path):  # no
 
 
 def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(new_run, demos):  # noqa: F811
-    parts = [name for name in REGULARISERS if not REGULARISERS.about(name).needs_others]  # of no task that has a pair
+    parts = [name for name in REGULARISERS if REGULARISERS.about(name).needs != "others"]  # of no task that has a pair
     settings = {name: 0.1 for name in parts} | {"condition": "random_mask", "samples": 100, "batch_size": 2}
     whole = new_run("whole", **settings)
     train(whole, [demos])

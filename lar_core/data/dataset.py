@@ -66,16 +66,17 @@ class DemoDataset:
     """The frames of some episodes, in memory, each with the K actions that follow it.
 
     stats: scales of the *training* episodes, for held-out episodes too. wrist_size 0 leaves the wrist camera out;
-    previous: give the frame before each one too; others: for every episode, the sentence that names the other bowl.
+    previous, following: give the frame before, or after, each one too; others: for every episode, the sentence that names
+    the other bowl.
     Raises LarError when there are no episodes, or when their images have another size than asked for: nothing is
     resized silently.
     """
 
     def __init__(self, episodes: Sequence[Episode], stats: Stats, *, image_size: int, wrist_size: int, chunk: int,
-                 previous: bool = False, others: Sequence[str | None] | None = None):
+                 previous: bool = False, following: bool = False, others: Sequence[str | None] | None = None):
         if not episodes:
             raise LarError("There are no demonstrations to make a data set of: record some with `lar demos`.")
-        self.chunk, self.previous, self.others = chunk, previous, others
+        self.chunk, self.previous, self.following, self.others = chunk, previous, following, others
         self.images = _frames(episodes, "agentview_rgb", image_size, "image_size")  # (N, H, W, 3)
         self.wrist = _frames(episodes, "eye_in_hand_rgb", wrist_size, "wrist_size") if wrist_size else None
         self.actions = stats.normalise_actions(np.concatenate([episode.actions for episode in episodes]))  # (N, 7)
@@ -105,7 +106,8 @@ class DemoDataset:
         instructions: list of B sentences; actions (B,K,7) float32 in [-1,1]; action_pad (B,K) bool, True = beyond the
         end of the episode, where the last action is repeated; regions (B,2,H,W) uint8, 0/1: the named object, the
         other one of its kind (absent if an episode has no segmentation); previous (B,3,H,W) uint8, the frame before, or
-        for the first of an episode the one after; others: list of B sentences or Nones (both absent unless asked for).
+        for the first of an episode the one after; following (B,3,H,W) uint8, the frame after, or the last one itself;
+        others: list of B sentences or Nones (these three absent unless asked for).
         """
         indices = np.asarray(indices)
         steps, end = indices[:, None] + np.arange(self.chunk), self.end[indices][:, None]
@@ -120,6 +122,8 @@ class DemoDataset:
             batch["wrist"] = channels_first(self.wrist[indices])
         if self.previous:
             batch["previous"] = channels_first(self.images[self._neighbours(indices)])
+        if self.following:
+            batch["following"] = channels_first(self.images[np.minimum(indices + 1, self.end[indices] - 1)])
         if self.others is not None:
             batch["others"] = [self.others[episode] for episode in self.episode[indices]]
         if self.segmentation is not None:
@@ -140,10 +144,10 @@ def make_dataset(episodes: Sequence[Episode], stats: Stats, config: RunConfig,
     other: gives the sentence that names the other bowl of an episode's scene, for conditions that compare with it.
     """
     profile, condition = config.profile, config.condition
-    compared = any(REGULARISERS.about(name).needs_others for name in condition.regularisers)
+    needs = {source_needs(condition), *(REGULARISERS.about(name).needs for name in condition.regularisers)}
     return DemoDataset(episodes, stats, image_size=profile.image_size, wrist_size=profile.wrist_size,
-                       chunk=profile.chunk, previous=source_needs(condition) == "previous",
-                       others=[other(episode) for episode in episodes] if compared else None)
+                       chunk=profile.chunk, previous="previous" in needs, following="following" in needs,
+                       others=[other(episode) for episode in episodes] if "others" in needs else None)
 
 
 def source_needs(condition: Condition) -> str:
@@ -287,13 +291,14 @@ class Stats:
 
 
 # Random shifts of the training images (as DrQ-v2 does, Yarats et al. 2021): each is moved by a few pixels, its border
-# repeated. Segmentation and the frame before move with the image; the wrist camera moves on its own.
+# repeated. Segmentation and the frames before and after move with the image; the wrist camera moves on its own.
 
 def shift_images(batch: dict, pixels: int, draws: Draws) -> dict:
     """A batch (see `DemoDataset.batch`) with its images moved by up to `pixels` along both axes."""
     count = len(batch["images"])
     main, wrist = ((draws.uniform(count, 2) * (2 * pixels + 1)).long() for _ in range(2))  # (B, 2) in [0, 2 * pixels]
-    moved = {name: _shift(batch[name], pixels, main) for name in ("images", "regions", "previous") if name in batch}
+    together = ("images", "regions", "previous", "following")
+    moved = {name: _shift(batch[name], pixels, main) for name in together if name in batch}
     if "wrist" in batch:
         moved["wrist"] = _shift(batch["wrist"], pixels, wrist)
     return batch | moved

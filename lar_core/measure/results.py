@@ -109,7 +109,7 @@ def _assets(run: Run, episodes: list[dict]) -> dict | None:
 
 def _training(run: Run, heldout: dict) -> dict:
     last = read_jsonl(run.metrics)[-1]
-    parameters = {"backbone": 0, "head": 0, "decoder": 0}
+    parameters = {"backbone": 0, "head": 0, "decoder": 0, "readers": 0}
     with safe_open(run.final_checkpoint / "model.safetensors", framework="pt") as file:
         for name in file.keys():  # noqa: SIM118  (it is no dict)
             parameters[name.split(".")[0]] += math.prod(file.get_slice(name).get_shape())

@@ -192,7 +192,7 @@ Results = section(
     schema_version=Literal[1], run=RunSection, provenance=optional(Provenance),
     training=optional(section(
         steps=Count, samples=Count, seconds=Size, train_episodes=Count, heldout_episodes=Number, final=Final,
-        parameters=section(backbone=Number, head=Number, decoder=Number, total=Number))),
+        parameters=section(backbone=Number, head=Number, decoder=Number, readers=(Number, 0), total=Number))),
     action=optional(section(**Counted, l1=Estimate, l1_mean_action=Estimate, cross_entropy=Size | None)),
     shortcut=optional(section(**Counted, unit=Literal["nats", "normalised"], right=section(loss=Estimate, l1=Estimate),
                               whole=ChangedImages, head=ChangedImages | None)),

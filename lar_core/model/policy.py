@@ -2,10 +2,10 @@
 
 Batch keys and shapes (see `lar_core.data.dataset`): images uint8 (B, 3, H, W); wrist uint8 (B, 3, h, w); proprio
 (B, 8) normalised; instructions, B sentences; actions (B, K, 7) in [-1, 1]; action_pad (B, K) bool; regions uint8
-(B, 2, H, W), pixels of the named object and of the other bowl; previous uint8 (B, 3, H, W), the frame before;
-mask_ratio, the share of patches to mask at this step; others, B sentences that name the other bowl, or None. From the
-feature cache come, instead of a run through the frozen layers, the fields of `backbone.Seen`. `valid` is the number of
-valid steps to divide L_action by, where several processes share a batch.
+(B, 2, H, W), pixels of the named object and of the other bowl; previous and following uint8 (B, 3, H, W), the frames
+before and after; mask_ratio, the share of patches to mask at this step; others, B sentences that name the other bowl,
+or None. From the feature cache come, instead of a run through the frozen layers, the fields of `backbone.Seen`. `valid` is
+the number of valid steps to divide L_action by, where several processes share a batch.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Policy(nn.Module):
         self.teacher: Teacher | None = None  # given by the trainer, where the condition asks for one
         self.decoder = make_decoder(condition, profile, grid=self.grid, patch_size=self.patch_size,
                                     feature_width=backbone.width, vae=vae)
+        self.readers = make_readers(condition, backbone.width)
 
     @property
     def device(self) -> torch.device:
@@ -185,7 +186,7 @@ class Policy(nn.Module):
         batch = batch | {"instructions": self.hear(batch["instructions"])}
         given = Given(self.backbone, batch, encoding.saliency, self.ratio(batch),
                       mask if self.condition.mask_input else None, draws, partial(self.see_again, batch),
-                      partial(self.surprise, batch, answer))
+                      partial(self.surprise, batch, answer), self.readers)
         return {name: REGULARISERS[name](given) for name in self.condition.regularisers}
 
     def see(self, images: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -199,10 +200,10 @@ class Policy(nn.Module):
         """The sentences as they are; a deaf policy gets BLANK in the place of each."""
         return [BLANK] * len(sentences) if self.condition.deaf else list(sentences)
 
-    def see_again(self, batch: dict, prefixes: Sequence[Prefix], *, hidden: Tensor | None = None,
+    def see_again(self, batch: dict, prefixes: Sequence[Prefix], *, hidden: Tensor | None = None, frame: str = "images",
                   saliency: bool = True) -> list[Encoding]:
         """One more pass over the batch's images for each of `prefixes`, as `regularisers.Given` has it."""
-        images = self.see(batch["images"], hidden)
+        images = self.see(batch[frame], hidden)
         features = self.backbone.image_features(images)
         return [self.backbone.upper(self.backbone.lower(images, prefix, features=features), prefix, saliency=saliency,
                                     differentiable=True, rows=self.rows) for prefix in prefixes]
@@ -349,6 +350,12 @@ def make_head(condition: Condition, profile: Profile, trunk: Trunk) -> Head:
            if name.startswith(f"{condition.head}_")}
     return HEADS[condition.head](trunk, chunk=profile.chunk, l1=condition.action_loss == "l1", proprio=profile.proprio,
                                  **own)
+
+
+def make_readers(condition: Condition, width: int) -> nn.ModuleDict:
+    """What of their own the condition's regularisers learn, by name. width: the backbone's."""
+    made = {name: REGULARISERS.about(name).reader for name in condition.regularisers}
+    return nn.ModuleDict({name: make(width) for name, make in made.items() if make})
 
 
 def make_decoder(condition: Condition, profile: Profile, *, grid: int, patch_size: int, feature_width: int,

@@ -12,12 +12,12 @@ and language modelling (Kwon et al. 2023).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..run.errors import LarError
 from ..run.registry import REGULARISERS
@@ -50,9 +50,10 @@ class Given:
     backbone: for its words; batch: see `policy`; saliency (B, P): where the instructions look, with its graph; ratio:
     share of patches to mask; hidden (B, P') bool: the patches that the reconstruction hides from the backbone, None where
     none are; draws: randomness; see_again: one more pass over the batch's images for each of some `Prefix`es, which may
-    have other words, without the head's tokens. Its options are hidden (B, P) bool, patches to grey out, and saliency,
-    whether to read it; it keeps its graph. surprise: L_action of every frame by itself, (B,), or, given B sentences, after
-    one more pass that is told these.
+    have other words, without the head's tokens. Its options are hidden (B, P) bool, patches to grey out, frame, which of
+    the batch's pictures, and saliency, whether to read it; it keeps its graph. surprise: L_action of every frame by
+    itself, (B,), or, given B sentences, after one more pass that is told these. readers: what regularisers learn of their
+    own, by name.
     """
 
     backbone: Backbone
@@ -63,6 +64,7 @@ class Given:
     draws: Draws
     see_again: Callable[..., list[Encoding]]
     surprise: Callable[..., Tensor]
+    readers: Mapping[str, nn.Module]
 
     @property
     def whole(self) -> Prefix:
@@ -101,7 +103,7 @@ def consistency(given: Given) -> Tensor:
 
 
 @REGULARISERS.register("contrastive", "The same map in other words, another one for the other bowl's sentence",
-                       passes=2, needs_others=True, of_words=True, colour="#d55e00")
+                       passes=2, needs="others", of_words=True, colour="#d55e00")
 def contrastive(given: Given) -> Tensor:
     """InfoNCE with one hard negative: the map is nearer to that of the same sentence without its filling words than to
     that of the sentence that names the other bowl, in the same picture.
@@ -158,7 +160,7 @@ def guided_attention(given: Given) -> Tensor:
 
 
 @REGULARISERS.register("contrastive_action", "Actions likelier under the right sentence than under the other bowl's",
-                       passes=1, on_map=False, needs_others=True, of_words=True, colour="#332288")
+                       passes=1, on_map=False, needs="others", of_words=True, colour="#332288")
 def contrastive_action(given: Given) -> Tensor:
     """InfoNCE (nats) over the two sentences of a scene: which of them do the demonstrated actions tell?
 

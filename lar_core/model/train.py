@@ -62,7 +62,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
         stats.save(run.stats)
     dataset = make_dataset(episodes, stats, run.config, _other_sentence)
     if dataset.others is not None and not any(dataset.others):
-        asking = next(name for name in run.config.condition.regularisers if REGULARISERS.about(name).needs_others)
+        asking = next(name for name in run.config.condition.regularisers if REGULARISERS.about(name).needs == "others")
         raise LarError(f"No sentence names the other bowl of these demonstrations' scenes, which {asking} compares with: "
                        f"choose tasks from 1 to 9 and demonstrations that say their task, or set {asking}=0.")
     Trainer(run, dataset, data).finish(line)

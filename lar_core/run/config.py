@@ -120,6 +120,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     _UNMASKED.replace(name="contrastive_action", regularisers={"contrastive_action": 0.1}),
     _UNMASKED.replace(name="guided_actions", guidance=1.0),
     _UNMASKED.replace(name="language_posterior", regularisers={"language_posterior": 0.3}),
+    _UNMASKED.replace(name="inverse_dynamics", regularisers={"inverse_dynamics": 0.5}),
     _UNMASKED.replace(name="autoregressive_head", head="autoregressive"),
     _UNMASKED.replace(name="bridge_head", head="bridge", action_loss="l1"),
     _UNMASKED.replace(name="focus_head", head="focus", action_loss="l1"),

@@ -114,14 +114,16 @@ class AboutHead(About):
 @dataclass(frozen=True)
 class AboutRegulariser(About):
     """passes: how often more it runs the backbone, on other words or pixels, at every step; on_map: whether its loss is
-    one on the saliency map; needs_others: whether it asks for the sentence that names the other bowl; of_words: whether it
-    hides or changes words of the instruction; colour: of curves.
+    one on the saliency map; needs: what it asks for in a batch, "others" (the sentence that names the other bowl) or
+    "following" (the frame after); of_words: whether it hides or changes words of the instruction; reader: makes what of
+    its own it learns, from the backbone's width; colour: of curves.
     """
 
     passes: int = 0
     on_map: bool = True
-    needs_others: bool = False
+    needs: str = ""
     of_words: bool = False
+    reader: Callable[[int], Any] | None = None
     colour: str = "#737b84"
 
 
@@ -202,7 +204,7 @@ def _home(thing: object) -> str:
 MASK_SOURCES = Registry("mask source", AboutSource, "lar_core.model.masking")
 RECONSTRUCTORS = Registry("reconstructor", About, "lar_core.model.mae", "lar_core.model.diffusion")
 HEADS = Registry("action head", AboutHead, "lar_core.model.heads", "lar_core.model.layerwise")
-REGULARISERS = Registry("regulariser", AboutRegulariser, "lar_core.model.regularisers")
+REGULARISERS = Registry("regulariser", AboutRegulariser, "lar_core.model.regularisers", "lar_core.model.dynamics")
 AGGREGATIONS = Registry("aggregation", About, "lar_core.model.aggregation")
 PASSES = Registry("aggregation of many passes", About, "lar_core.measure.maps")
 METRICS = Registry("metric", AboutMetric, "lar_core.measure.metrics")
