@@ -182,7 +182,7 @@ def test_inverse_dynamics_is_the_error_of_the_action_between_frames_that_differ(
     loss = inverse_dynamics(given(batch=batch, backbone=SimpleNamespace(tokenise=seen.append),
                                   see_again=lambda prefixes, frame, saliency: [SimpleNamespace(patches=frame)],
                                   readers={"inverse_dynamics": lambda *frames: seen.append(frames) or said}))
-    assert float(loss) == pytest.approx(float((0.25 - batch["actions"][0, 0]).abs().mean()))
+    assert float(loss) == pytest.approx(float((0.25 - batch["actions"][0, 0]).abs().mean() / 2))
     assert seen == [[".", "."], ("images", "following")]
 
 
@@ -321,6 +321,8 @@ def test_all_at_once_each_part_is_logged_apart_and_a_stopped_training_goes_on(ne
     ({"condition": "blind", "sparsity": 1.0}, "blind policy looks at nothing that sparsity"),
     ({"consistency": 1.0, "language": 1.0, "tune": "lora_top", "cache": True},
      "consistency, language shows.*cache=false"),
+    ({"language_posterior": 1.0, "inverse_dynamics": 1.0, "tune": "lora_top", "cache": True},
+     "language_posterior, inverse_dynamics shows.*cache=false"),
     ({"contrastive": 1.0, "aggregation": "relative"}, "contrastive compares maps.*choose another aggregation"),
 ])
 def test_what_makes_no_sense_is_refused_in_one_sentence(arguments, message):

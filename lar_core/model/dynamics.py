@@ -38,8 +38,8 @@ class Between(nn.Module):
 def inverse_dynamics(given: Given) -> Tensor:
     """Absolute error (normalised) of the action between each frame and the one after, from their patch states alone.
 
-    After Lee et al. 2026, who read it off the vision tower's features. Frames after which nothing changes, such as the
-    last of an episode, do not count.
+    After Lee et al. 2026, who read it off the vision tower's features. A frame after which nothing changes, such as the
+    last of an episode, counts 0.
     """
     if "following" not in given.batch:
         raise LarError("The inverse_dynamics regulariser needs the frame after each image, which this batch does not have: "
@@ -48,4 +48,4 @@ def inverse_dynamics(given: Given) -> Tensor:
     before, after = (given.see_again([blank], frame=frame, saliency=False)[0].patches for frame in ("images", "following"))
     error = given.readers["inverse_dynamics"](before, after) - given.batch["actions"][:, 0]  # (B, 7)
     changed = (given.batch["images"] != given.batch["following"]).flatten(1).any(dim=1)
-    return (error.abs().mean(dim=1) * changed).sum() / changed.sum().clamp_min(1)
+    return (error.abs().mean(dim=1) * changed).mean()
