@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lar_core.measure.results import save_results
+from lar_core.measure.results import save_results, success_row
 from lar_core.measure.statistics import mcnemar, wilson
 from lar_core.measure.study import (
     LESS,
@@ -28,6 +28,7 @@ from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run, blind_twin
 from lar_core.show.findings import caveats
+from lar_core.show.rates import modality_table
 from lar_core.show.report import study_table, write_study_page
 
 STUDIES = Path(__file__).parents[1] / "studies"
@@ -291,6 +292,18 @@ def test_the_page_says_in_words_what_was_and_was_not_detected(made):
         assert words in page.replace("\xa0", " "), words
     assert "data:image/png;base64" in page and not re.search(r'(src|href)=["\']?https?:', page)
     assert "34/40" in study_table(document) and document["comparisons"][1]["sentence"] in study_table(document)
+
+
+def test_image_times_sentence_is_a_table_where_all_four_policies_are_there():
+    def arm(name, successes):
+        return {"condition": name, "success": [success_row(name, "right", "wide", None, 20, successes)]}
+    arms = [arm("action_only", 15), arm("deaf", 8), arm("blind", 2), arm("blind_deaf", 1)]
+    assert modality_table(arms, "action_only", ["wide", "official"]) == [
+        ("wide", "the pictures", "15/20 (53 to 89 %)", "8/20 (22 to 61 %)"),
+        ("wide", "grey", "2/20 (3 to 30 %)", "1/20 (1 to 24 %)"),
+        ("official", "the pictures", "not rolled out", "not rolled out"),
+        ("official", "grey", "not rolled out", "not rolled out")]
+    assert modality_table(arms[:3], "action_only", ["wide"]) == []
 
 
 def test_three_seeds_of_one_commit_need_fewer_warnings(made):

@@ -57,6 +57,8 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
     kind of instruction that no task of the run has.
     """
     profile = run.config.profile
+    if cut and policy.condition.guidance:
+        raise LarError("guidance compares answers to two sentences, and a path of attention is cut for one: set guidance=0.")
     check_kinds(instructions, profile.tasks)
     placement = placement or profile.placement
     for task in profile.tasks:

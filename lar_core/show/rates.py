@@ -7,7 +7,7 @@ task (None: all tasks together).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..measure.results import CONTROLS, Spread
 from ..measure.statistics import wilson
@@ -139,6 +139,20 @@ def bars_and_tasks(results: dict) -> list[tuple[tuple, str]]:
              by_task(results, rows_of(results, name, instruction, placement), count))
             for placement in placements(results) for name, instruction, label, kind, count in kinds
             if (counts := pooled(results, name, instruction, placement, count))]
+
+
+def modality_table(arms: Sequence[dict], seeing: str, placements: Iterable[str]) -> list[tuple[str, ...]]:
+    """(placement, what it saw, told the sentence, told nothing): success of `seeing` and its controls `deaf`, `blind` and
+    `blind_deaf`, each trained so; nothing where a study lacks one of them. arms: of study.json.
+    """
+    pools = {(arm["condition"], row["placement"]): row for arm in arms for row in arm["success"]
+             if (row["instruction"], row["task"]) == ("right", None)}
+    shown = (("the pictures", seeing, "deaf"), ("grey", "blind", "blind_deaf"))
+    if not {"deaf", "blind", "blind_deaf"} < {arm["condition"] for arm in arms}:
+        return []
+    return [(placement, saw, *(f"{solved(row)} ({percent(row['low'], row['high'])})" if row else "not rolled out"
+                               for row in (pools.get((name, placement)) for name in names)))
+            for placement in placements for saw, *names in shown]
 
 
 # Words

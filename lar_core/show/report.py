@@ -88,6 +88,7 @@ def write_study_page(folder: Path) -> Path:
         found=[findings.Finding(f"{row['placement']} placements, {row['condition']}", row["verdict"], row["sentence"])
                for row in rows],
         success_figure=figures.success_bars(study_bars(study)),
+        modality=rates.modality_table(study["arms"], study["study"]["reference"], study["study"]["placements"]),
         success=rates.success_table(success), happened=rates.happened_table(success),
         differences_figure=figures.differences(rows, study["study"]["reference"]), caveats=findings.caveats(study),
         scores={name: METRICS.about(name).label if name in METRICS else "held-out action error" for name in SCORES})
@@ -97,6 +98,9 @@ def study_table(study: dict) -> str:
     """The plain text that the command line prints at the end: success of every arm, then every comparison."""
     lines = [f"{name:<10} {label:<28} {successes}/{n}, 95 % interval {rates.percent(low, high)}"
              for name, label, _, successes, n, low, high in study_bars(study)]
+    modality = rates.modality_table(study["arms"], study["study"]["reference"], study["study"]["placements"])
+    lines += ["", *(f"{placement:<16} saw {saw:<13} told the sentence {told:<22} told nothing {nothing}"
+                    for placement, saw, told, nothing in modality)] if modality else []
     return "\n".join([*lines, "", *(row["sentence"] for row in study["comparisons"])])
 
 
