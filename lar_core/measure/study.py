@@ -190,7 +190,8 @@ def _sentence(row: dict, contrast: Contrast, tests: int) -> str:
 
 FILE = "study.json"
 SCORES = {"aos": ("grounding", "aos", "model"),  # where results.json has them: intervals, of which the mean is taken
-          "target_minus_distractor": ("grounding", "target_minus_distractor", "model"), "action_l1": ("action", "l1")}
+          "target_minus_distractor": ("grounding", "target_minus_distractor", "model"), "action_l1": ("action", "l1"),
+          "agreement": ("cause", "agreement", "model")}
 COSTS = {"parameters": ("training_cost", "own", "parameters"), "flops": ("training_cost", "own", "flops"),
          "train_step_ms": ("training_cost", "own", "step_ms"), "peak_bytes": ("training_cost", "own", "peak_bytes"),
          "train_seconds": ("training", "seconds"), "act_ms": ("latency", "p50_ms")}
@@ -198,7 +199,7 @@ BASE = "action_only"  # what every run measures beside its own training step, at
 
 Score = section(mean=float, low=float | None, high=float | None, seeds=listed(float), over_reference=Estimate | None)
 Cost = section(mean=Size, ratio=Size | None)
-Arm = section(condition=Word, runs=listed(Word), success=listed(Rollouts), **dict.fromkeys(SCORES, Score | None),
+Arm = section(condition=Word, runs=listed(Word), success=listed(Rollouts), **dict.fromkeys(SCORES, optional(Score)),
               costs=section(**dict.fromkeys(COSTS, Cost | None)))
 Comparison = section(
     condition=Word, reference=Word, placement=Placement, seeds=Count, pairs=Count, only_condition=Number,

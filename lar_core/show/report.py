@@ -91,7 +91,8 @@ def write_study_page(folder: Path) -> Path:
         modality=rates.modality_table(study["arms"], study["study"]["reference"], study["study"]["placements"]),
         success=rates.success_table(success), happened=rates.happened_table(success),
         differences_figure=figures.differences(rows, study["study"]["reference"]), caveats=findings.caveats(study),
-        scores={name: METRICS.about(name).label if name in METRICS else "held-out action error" for name in SCORES})
+        scores={name: METRICS.about(name).label if name in METRICS else words for name, words in zip(
+            SCORES, ("", "", "held-out action error", "saliency's agreement with what mattered"))})
 
 
 def study_table(study: dict) -> str:
