@@ -30,7 +30,8 @@ It answers `detect the black bowl next to the plate` with `<loc>` tokens, as Pal
 does. Small profiles start from it with `--set backbone=tabletop`.
 
 It was pre-trained on {scenes:,} rendered scenes **with positions from the simulator**, as PaliGemma was with boxes. The
-conditions that are compared on top of it stay annotation-free: none of them sees a box, except those that say so (`gaze_…`, `guided_attention`).
+conditions that are compared on top of it stay annotation-free: none of them sees a box, except those
+that say so (`gaze_…`, `guided_attention`).
 
 | made by | `lar pretrain --run-dir RUN` and `python scripts/ship_tabletop.py RUN` |
 |---|---|

@@ -26,7 +26,7 @@ from lar_core.run.errors import LarError
 from lar_core.run.files import append_jsonl
 from lar_core.run.folder import Run
 from lar_core.run.processes import STOPS, Stopped, stop
-from lar_core.scene.episode import EpisodeEnv
+from lar_core.scene.episode import EpisodeEnv, fingerprint
 from lar_core.scene.expert import IDLE, Expert
 from lar_core.scene.placements import BOWLS, PLATE, X_ADDRESS, evaluation_scenes
 from lar_core.scene.watch import HAPPENED
@@ -121,6 +121,18 @@ def test_a_machine_that_renders_something_else_is_said_once(capsys, monkeypatch)
     for check in ("expected", "unknown", "other", "other"):
         _warn({"task": 5, "check": check})
     assert capsys.readouterr().err.count("does not render what is expected for task 5") == 1
+
+
+def test_an_episode_begins_alike_with_the_same_hash_alone(env_8):
+    state = env_8.env.state()
+    moved = state.copy()
+    moved[X_ADDRESS[PLATE]] += 1e-5  # metres
+    assert fingerprint(state + 1e-10) == fingerprint(state) != fingerprint(moved)
+    hashes = []
+    for seed in (0, 1, 0):
+        env_8.reset(seed=seed)
+        hashes.append(env_8.begun)
+    assert hashes[0] == hashes[2] != hashes[1]
 
 
 def test_after_success_the_scene_stands_still(monkeypatch):

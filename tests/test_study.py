@@ -260,6 +260,21 @@ def test_rollouts_from_other_init_states_are_not_compared(made):
         compare_arms(*made)
 
 
+def test_pairs_are_proved_by_what_the_episodes_began_with(made):
+    assert not any(row["proved"] for row in compare_arms(*made)["comparisons"])
+    for (condition, seed), run in made[1].items():
+        (run.path / "rollouts.jsonl").unlink()
+        for episode in range(20):
+            made_row = row(condition, episode, SOLVED[condition]) | {"begun": f"{episode:012x}"}
+            append_jsonl(run.path / "rollouts.jsonl", made_row)
+    document = compare_arms(*made)
+    assert all(row["proved"] for row in document["comparisons"])
+    assert not any("known by number only" in sentence for sentence in caveats(document))
+    append_jsonl(made[1]["blind", 0].path / "rollouts.jsonl", row("blind", 7, 0) | {"begun": "f" * 12})
+    with pytest.raises(LarError, match="began episode 7 of task 5 .wide placements. in different states"):
+        compare_arms(*made)
+
+
 def test_runs_on_other_assets_are_not_compared(made):
     run = made[1]["blind", 0]
     other = results(run, 0)

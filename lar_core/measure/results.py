@@ -337,9 +337,12 @@ def differences(found: Sequence[Result]) -> list[str]:
 
 def outcomes(rows: Iterable[dict], policy: str, instruction: str = "right", placement: str | None = None,
              outcome: Callable[[dict], bool | None] = itemgetter("success")) -> dict[tuple, bool]:
-    """`outcome` by (placement, task, episode, init seed): what pairs the rollouts of two policies. placement None: all."""
-    return {(row["placement"], row["task"], row["episode"], row["init_seed"]): outcome(row) for row in rows
-            if (row["policy"], row["instruction"]) == (policy, instruction) and placement in (None, row["placement"])}
+    """`outcome` by (placement, task, episode, init seed, hash of the state in which it began or ""): what pairs the rollouts
+    of two policies. placement None: all.
+    """
+    return {(row["placement"], row["task"], row["episode"], row["init_seed"], row.get("begun", "")): outcome(row)
+            for row in rows if (row["policy"], row["instruction"]) == (policy, instruction)
+            and placement in (None, row["placement"])}
 
 
 def followed(row: dict) -> bool | None:

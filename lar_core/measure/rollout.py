@@ -173,7 +173,7 @@ def _run_wave(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: 
     _warn(made[0]["picture"])
     sentences = [told(trial.instruction, scenes[episode], profile.tasks) for episode in padded]
     observation, _ = envs.reset(seed=padded, options={"other_bowl": trial.instruction == "other_bowl"})
-    steps = np.full(len(padded), profile.max_steps)
+    begun, steps = envs.get_attr("begun"), np.full(len(padded), profile.max_steps)
     finished, solved = np.zeros((2, len(padded)), dtype=bool)
     films = [Film() for _ in padded]
     for step in range(profile.max_steps):
@@ -191,7 +191,8 @@ def _run_wave(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: 
             break
     seconds = (time.perf_counter() - began) / len(wave)
     happened = envs.get_attr("happened")
-    return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "success": bool(solved[i]),
+    return [{**vars(trial), "episode": episode, "init_seed": scenes[episode].seed, "begun": begun[i],
+             "success": bool(solved[i]),
              **({"did_not_listen": bool(finished[i] & ~solved[i])} if trial.instruction == "other_bowl" else {}),
              "steps": int(steps[i]), **happened[i], "seconds": round(seconds, 2), "sentence": sentences[i], **made[i],
              "video": _save_film(run, trial, episode, films[i])} for i, episode in enumerate(wave)]

@@ -205,7 +205,7 @@ Comparison = section(
     condition=Word, reference=Word, placement=Placement, seeds=Count, pairs=Count, only_condition=Number,
     only_reference=Number, difference=Estimate, cohens_h=float, p=Share, p_holm=Share, detectable=Share,
     verdict=Literal[MORE, LESS, NOT_DETECTED], sentence=Word,
-    followed=optional(section(condition=Number, reference=Number, difference=Estimate)))
+    followed=optional(section(condition=Number, reference=Number, difference=Estimate)), proved=(bool, False))
 StudyDocument = section(
     schema_version=Literal[1], provenance=Provenance, arms=listed(Arm), comparisons=list[Comparison],
     study=section(name=Word, conditions=listed(Word), reference=Word, seeds=listed(int), profile=Word,
@@ -248,7 +248,9 @@ def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
                  for placement in study.placement for condition in others}
     corrected = statistics.holm([contrast.p for contrast in contrasts.values()])
     return [comparison((condition, study.reference), placement, contrast, p, len(contrasts))
-            | {"followed": _followed(*_paired(arms[condition], arms[study.reference], placement, followed))}
+            | {"followed": _followed(*_paired(arms[condition], arms[study.reference], placement, followed)),
+               "proved": all(row.get("begun") for arm in (condition, study.reference) for result in arms[arm]
+                             for row in result.rows if row["placement"] == placement)}
             for ((condition, placement), contrast), p in zip(contrasts.items(), corrected)]
 
 
@@ -270,6 +272,11 @@ def _paired(a: Sequence[Result], b: Sequence[Result], placement: str,
               for arm in (a, b)]
     keys = sorted(tables[0][0])
     for result, table in zip((*a, *b), (*tables[0], *tables[1])):
+        other = next((key for key, one in zip(sorted(table), keys) if key[:-1] == one[:-1] and key != one), None)
+        if other and len(table) == len(keys):
+            raise LarError(f"{result.name} and {a[0].name} began episode {other[2]} of task {other[1]} ({placement} "
+                           "placements) in different states, so they are no pairs: delete the rollouts.jsonl of one of "
+                           "them, and roll out both on one machine with the same versions and assets.")
         if sorted(table) != keys or not keys:
             raise LarError(f"{result.name} and {a[0].name} were not rolled out on the same {placement} init states: "
                            "run the study again with one setting of tasks and episodes_per_task.")

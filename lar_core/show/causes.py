@@ -12,12 +12,10 @@ from matplotlib.ticker import MaxNLocator
 from ..measure.cause import STEPS
 from ..measure.film import overlay
 from .figures import CHANGED, CONTROL, GREY, MODEL, OTHER, TARGET, outline, styled
+from .rates import PATHS
 
 MAPS = {"model": "where the policy looks", "occlusion": "what mattered, block by block", "gaze": "the named object",
         "mean_map": "where it was in training", "centre": "image centre", "random": "chance"}
-PATHS = {"text_image": "words do not see the image", "bos_image": "BOS does not see the image",
-         "image_text": "the image does not hear the words", "action_text": "actions do not hear the words",
-         "action_image": "actions do not see the image"}
 SCENES = ("as it was", "without the named bowl", "without the other bowl", "exchanged")
 _COLOURS = dict(zip(MAPS, (MODEL, CHANGED, "#009e73", "#cc79a7", CONTROL, GREY)))
 _CUT = dict(zip(PATHS, (MODEL, GREY, "#009e73", "#cc79a7", CHANGED)))

@@ -206,11 +206,12 @@ def _sparse_log_ticks(axis: Axes) -> Callable[[float, int], str]:
 # Bars
 
 @styled
-def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]]) -> Figure:
+def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]],
+                 dots: Sequence[Sequence[float]] = ()) -> Figure:
     """Success rates with Wilson intervals.
 
     bars: (group, label, kind, successes, episodes, low, high), kind one of "model", "changed", "ignored", "control"; a
-    group is one placement, named once above its bars.
+    group is one placement, named once above its bars. dots: for each bar, the rates of the runs that it pools.
     """
     colours = {"model": MODEL, "changed": CHANGED, "ignored": GREY, "control": CONTROL}
     groups = list(dict.fromkeys(bar[0] for bar in bars))
@@ -220,6 +221,9 @@ def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]]) -
     for place, (group, label, kind, successes, n, low, high) in zip(places, bars):
         _bar(axis, place, successes / n, low, high, colours[kind])
         axis.text(1.02, place, f"{successes}/{n}", va="center", transform=axis.get_yaxis_transform())
+    for place, rates in zip(places, dots):
+        axis.plot(rates, [place + 0.12 * (i - (len(rates) - 1) / 2) for i in range(len(rates))], "o", markersize=4,
+                  color="white", markeredgecolor=INK, markeredgewidth=0.9, zorder=3)
     for group in groups:
         first = min(place for place, bar in zip(places, bars) if bar[0] == group)
         axis.text(0, first - 0.85, group, va="center", weight="bold")

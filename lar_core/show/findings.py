@@ -339,6 +339,8 @@ def caveats(document: dict) -> list[str]:
          "need not hold for the pre-trained 3-billion-parameter one."),
         (study and ("," in commit or "+" in commit), f"The runs were not all made by one committed state of the code "
          f"({commit})."),
+        (study and not all(row.get("proved") for row in document["comparisons"]), "That both arms of a pair began in the "
+         "same state is known by number only: some of these rollouts did not record the state's hash."),
         (study, "Every condition is compared with the reference only: two others may differ from each other undetected."),
         (not study, "Each question is tested at 5 % on its own: with this many, an accidental \"detected\" is not rare."),
     )

@@ -22,6 +22,10 @@ CHANGES = {"blank": "a blank instruction", "other_task": "the instruction of ano
 RUN_AS = {"right": "its own", "blank": "blank", "other_task": "another of its tasks'", "other_bowl": "the other bowl's",
           "foreign_task": "a task's that is not its own", "mixed": "right every second time"}
 
+PATHS = {"text_image": "words do not see the image", "bos_image": "BOS does not see the image",
+         "image_text": "the image does not hear the words", "action_text": "actions do not hear the words",
+         "action_image": "actions do not see the image"}
+
 
 # What was rolled out
 
@@ -139,6 +143,24 @@ def bars_and_tasks(results: dict) -> list[tuple[tuple, str]]:
              by_task(results, rows_of(results, name, instruction, placement), count))
             for placement in placements(results) for name, instruction, label, kind, count in kinds
             if (counts := pooled(results, name, instruction, placement, count))]
+
+
+def pooled_bars(runs: Sequence[dict]) -> tuple[list[tuple], list[list[float]]]:
+    """Several runs of the same settings with seeds of their own as one chart: for each bar that all of them have, their
+    rollouts together, and the rate of every run; `success_bars` of `figures` takes both.
+    """
+    each = [{made[:3]: made for made in success_bars(results) + without_bars(results)} for results in runs]
+    names = [name for name in each[0] if all(name in one for one in each)]
+    pools = [bar("", *name[1:], sum(one[name][3] for one in each), sum(one[name][4] for one in each)) for name in names]
+    return [(name[0], *pool[1:]) for name, pool in zip(names, pools)], [[one[name][3] / one[name][4] for one in each]
+                                                                        for name in names]
+
+
+def without_bars(results: dict) -> list[tuple]:
+    """Success with a path of attention cut, told the right sentence, as `success_bars`."""
+    return [("the policy with a path of attention cut, " + (made := bar(row["placement"], PATHS[row["path"]], "changed",
+                                                                      row["successes"], row["episodes"]))[0], *made[1:])
+            for row in results.get("without") or [] if row["instruction"] == "right"]
 
 
 def modality_table(arms: Sequence[dict], seeing: str, placements: Iterable[str]) -> list[tuple[str, ...]]:
