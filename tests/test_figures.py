@@ -150,6 +150,14 @@ def test_layer_lines_have_a_line_a_kind_of_rows_and_leave_out_what_is_not_there(
     assert difference.get_legend() is None and len(difference.lines) == 1
 
 
+def test_progress_is_a_bar_of_shares_with_its_counts():
+    stages = {"none": 1, "touched": 0, "grasped": 0, "lifted": 4, "placed": 15}
+    figure = figures.progress_bars([("policy", stages), ("blind", stages | {"none": 16, "placed": 0})])
+    axis = figure.axes[0]
+    assert [round(patch.get_width(), 3) for patch in axis.patches[:5]] == [0.05, 0, 0, 0.2, 0.75]
+    assert [text.get_text() for text in axis.texts] == ["1", "4", "15", "16", "4"]
+
+
 def test_figures_leave_the_global_settings_alone():
     before = dict(matplotlib.rcParams)
     figures.reconstruction_panels(rng.integers(0, 255, (1, 4, 16, 16, 3), dtype=np.uint8))

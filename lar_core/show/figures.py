@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image
 
 from ..measure.film import FULL_COLOUR, HEAT, overlay
@@ -230,6 +230,25 @@ def success_bars(bars: Sequence[tuple[str, str, str, int, int, float, float]],
     axis.set(yticks=places, yticklabels=[bar[1] for bar in bars], xlim=(0, 1), ylim=(max(places) + 0.6, -1.3))
     axis.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axis.set_xlabel("success rate; line: 95 % Wilson interval")
+    return _finish_bars(axis, figure)
+
+
+@styled
+def progress_bars(rows: Sequence[tuple[str, dict[str, int]]]) -> Figure:
+    """How far episodes came: for each (label, how many came how far, nearest first) one bar of its shares."""
+    figure, axis = lines([label for label, _ in rows], 0.9, "share of episodes, by the furthest with the named bowl")
+    stages = list(rows[0][1])
+    shades = [GREY, *matplotlib.colormaps["Blues"](np.linspace(0.25, 0.85, len(stages) - 1))]
+    for place, (_, counts) in enumerate(rows):
+        ends = np.cumsum([0, *counts.values()]) / sum(counts.values())
+        for stage, left, right, colour in zip(stages, ends, ends[1:], shades):
+            axis.barh(place, right - left, left=left, height=0.62, color=colour, label=stage if place == 0 else None)
+            if counts[stage]:
+                axis.text((left + right) / 2, place, str(counts[stage]), ha="center", va="center", fontsize=8,
+                          color="white" if stage in (stages[0], *stages[-2:]) else INK)
+    axis.set_xlim(0, 1)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    figure.legend(loc="outside upper left", ncols=len(stages), frameon=False, fontsize=8)
     return _finish_bars(axis, figure)
 
 

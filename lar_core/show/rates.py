@@ -92,6 +92,12 @@ def happened_table(rows: Iterable[dict]) -> list[tuple]:
     return [(*_what(row), *(_happened(row) if row.get("happened") else ("not recorded", *[""] * 4))) for row in rows]
 
 
+def progress_rows(rows: Iterable[dict]) -> list[tuple[str, dict[str, int]]]:
+    """(policy, instruction and placements, how many episodes came how far) of every row over all tasks that knows."""
+    return [(f"{row['policy']}, {RUN_AS[row['instruction']]}, {row['placement']}", row["happened"]["progress"])
+            for row in rows if row["task"] is None and row.get("happened")]
+
+
 def _happened(row: dict) -> tuple[str, ...]:
     counts, limit = row["happened"], "one half" if row["placement"] in PAIRED else "no limit"
     share = counts["followed"]

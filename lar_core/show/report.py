@@ -49,7 +49,8 @@ def write_report(run: Run) -> Path:
         caveats=findings.caveats(results), command=findings.command(results), missing=findings.missing,
         reconstructor=findings.reconstructor(results), placements=rates.placements(results), bars=success_bars(results),
         success=rates.success_table(results.get("rollouts") or []),
-        happened=rates.happened_table(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
+        happened=rates.happened_table(results.get("rollouts") or []),
+        progress=rates.progress_rows(results.get("rollouts") or []), clips=list(_clips(rows)), figures=figures,
         causes=causes, spreads=beside_kept(results), gallery=figures.gallery(run), metrics=read_jsonl(run.metrics),
         columns=columns(), metrics_about=[METRICS.about(name) for name in METRICS], saliency_cells=saliency_cells,
         layer_head=layer_head, layer_cells=layer_cells, changed_scenes=changed_scenes, layers_note=layers_note(results))
