@@ -257,7 +257,12 @@ def _run_of(arguments: argparse.Namespace) -> Run:
     """The run folder; one that exists is used with its own settings when no others are named."""
     if _brings_settings(arguments):
         return Run.load(arguments.run_dir)
-    return Run.open(config_of(arguments), arguments.run_dir)
+    return Run.open(_settled(arguments), arguments.run_dir)
+
+
+def _settled(arguments: argparse.Namespace) -> RunConfig:
+    from .scene.bench import settled
+    return settled(config_of(arguments), arguments.run_dir, arguments.data_dir)
 
 
 def _brings_settings(arguments: argparse.Namespace) -> bool:
@@ -280,7 +285,7 @@ def _look(arguments: argparse.Namespace) -> None:
 
 def _demos(arguments: argparse.Namespace) -> None:
     from . import steps
-    for path in steps.make_demos(config_of(arguments), arguments.data_dir, arguments.workers):
+    for path in steps.make_demos(_settled(arguments), arguments.data_dir, arguments.workers):
         print(path)
 
 

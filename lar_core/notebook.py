@@ -42,6 +42,7 @@ from .run.files import append_jsonl, read_jsonl
 from .run.folder import DATA, RUNS, Run, provenance
 from .run.processes import cores
 from .run.runtime import device, native_bf16, quiet, use_cores
+from .scene.bench import settled
 from .show.cells import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
 from .steps import scores, times  # noqa: F401
 
@@ -235,8 +236,8 @@ def open_run(condition: str, profile: str, *, drive: bool = False, name: str | N
     os.chdir(folder)
     if drive and on_colab():
         _keep_on_drive(folder)
-    config = make_config(condition, profile, **changes)
-    run = Run.open(config, RUNS / name if name else None)
+    where = RUNS / name if name else None
+    run = Run.open(settled(make_config(condition, profile, **changes), where), where)
     print(f"Run folder {run.path}, in {folder.name or folder}. {_done(run)}")
     return run
 

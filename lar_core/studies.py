@@ -22,10 +22,12 @@ import torch
 from tqdm import tqdm
 
 from .measure.study import Study, compare_arms
+from .run.config import RunConfig
 from .run.errors import LarError
 from .run.folder import DATA, RUNS, Run
 from .run.processes import STOPS, cores, end_with_parent, interrupt, on_stop, processes, stop
 from .run.runtime import forget_launch, quiet
+from .scene.bench import settled
 from .show.report import write_study_page
 from .steps import make_demos, make_report, reproduce, roll_out_policy
 
@@ -42,7 +44,7 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
     """
     processes(workers)  # refuses none
     folder = folder or RUNS / study.name
-    runs = {arm: Run.open(config, folder / config.name) for arm, config in study.configs().items()}
+    runs = {arm: Run.open(config, folder / config.name) for arm, config in _configs(study, folder, data).items()}
     make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
     controls = [run for run in runs.values() if run.config.condition.blind]
     others = [run for run in runs.values() if not run.config.condition.blind]
@@ -52,6 +54,14 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
         for wave in (controls, others):
             _finish(each(job, wave), bar)
     return compare_arms(study, runs, folder), write_study_page(folder)
+
+
+def _configs(study: Study, folder: Path, data: Path) -> dict[tuple[str, int], RunConfig]:
+    """The runs of a study, all at the bench that the first one was or is given: others could not be compared with it."""
+    configs = study.configs()
+    first = next(iter(configs.values()))
+    bench = settled(first, folder / first.name, data).profile.bench
+    return {arm: settled(config.replace(bench=bench)) for arm, config in configs.items()}
 
 
 def make_arm(run: Run, placements: tuple[str, ...], data: Path) -> str | None:

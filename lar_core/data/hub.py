@@ -138,13 +138,28 @@ def download(key: str, files: Sequence[str] | None = None, folder: Path | str | 
 def _fetch(source: Entry, listing: list[RepoSibling], where: dict) -> Path:
     """Download what of `listing` is not there yet, and verify it. Only one process at a time does."""
     folder = where["local_dir"]
-    new = [file for file in listing if _place(source, file, folder) is None]
-    require_space(folder or constants.HF_HUB_CACHE, sum(file.size or 0 for file in new),
-                  f"downloading {source.id}", _elsewhere(folder))
+    new = _require_room(source, listing, folder)
     try:
         return Path(snapshot_download(source.id, **where))
     finally:
         _verify(source, {path: _sha256(source, file) for file in new if (path := _place(source, file, folder))})
+
+
+def _require_room(source: Entry, listing: list[RepoSibling], folder: Path | str | None) -> list[RepoSibling]:
+    """Those of `listing` that are not there yet, if the disk has room for them."""
+    new = [file for file in listing if _place(source, file, folder) is None]
+    require_space(folder or constants.HF_HUB_CACHE, sum(file.size or 0 for file in new),
+                  f"downloading {source.id}", _elsewhere(folder))
+    return new
+
+
+def offered(key: str, files: Sequence[str] | None = None) -> None:
+    """Raise LarError where `download` could not even begin, as it does: no network, no such file, no room on the disk."""
+    source = _source(key, files or ())
+    where = _where(source, files)
+    with _sentences(source, None):
+        if _from_before(source, where) is None:
+            _require_room(source, _listing(source, where["allow_patterns"]), None)
 
 
 def here(key: str) -> bool:

@@ -294,13 +294,21 @@ def _of_a_run(path: Path) -> bool:
 
 def bars(found: Sequence[Result]) -> list[tuple]:
     """Success of every run and of its blind control, as `figures.success_bars` takes it."""
-    made = [(f"{row['placement']} placements, {result.results['run']['profile']}", label, kind, row["successes"],
-             row["episodes"], row["low"], row["high"])
+    made = [(f"{row['placement']} placements, {result.results['run']['profile']}{_WORDS[bench_of(result.results)]}",
+             label, kind, row["successes"], row["episodes"], row["low"], row["high"])
             for result in found if result.condition not in CONTROLS
             for policy, label, kind in ((result.condition, result.name, "model"),
                                         (result.control, "its blind control", "control"))
             for row in result.entries(policy)]
     return sorted(made, key=lambda bar: bar[0])  # groups together, the order within a group as it was
+
+
+_WORDS = {"libero": ", LIBERO's own scene", "embedded": ""}
+
+
+def bench_of(results: dict) -> str:
+    """`libero` or `embedded`: whose scene and demonstrations results.json is about."""
+    return "libero" if measured(results, ("run", "config", "profile", "bench")) == "libero" else "embedded"
 
 
 def summary(found: Sequence[Result]) -> list[tuple]:
@@ -325,11 +333,14 @@ def measured(results: dict, path: Sequence[str]) -> float | None:
 
 
 def differences(found: Sequence[Result]) -> list[str]:
-    """For every two policies that were rolled out on the same episodes, one sentence with the paired test."""
+    """For every two policies that were rolled out on the same episodes, one sentence with the paired test, or why not."""
     sentences = []
     for a, b in combinations(found, 2):
         first, second = (outcomes(result.rows, result.condition) for result in (a, b))
-        if shared := sorted(first.keys() & second.keys()):
+        shared = sorted(first.keys() & second.keys())
+        if shared and bench_of(a.results) != bench_of(b.results):
+            sentences.append(f"{a.name} and {b.name} are not compared. {OTHER_BENCH}")
+        elif shared:
             sentences.append(describe_difference(a.name, [first[key] for key in shared],
                                                  b.name, [second[key] for key in shared]))
     return sentences
@@ -352,6 +363,8 @@ def followed(row: dict) -> bool | None:
 
 # A run beside the kept ones of its settings: what another seed, or another processor, changes.
 
+OTHER_BENCH = ("One acted in LIBERO's own scene and learned from its demonstrations, the other in the embedded scene from "
+               "the scripted expert's (bench): what differs then is not the condition alone.")
 KEPT = Path(__file__).parents[2] / "results"  # of a checkout; an installed package has none
 
 

@@ -24,7 +24,9 @@ from ..run.settings import Count, Placement, Share
 from . import statistics
 from .results import (
     CONTROLS,
+    OTHER_BENCH,
     Result,
+    bench_of,
     episodes_of,
     followed,
     load_results,
@@ -312,7 +314,9 @@ def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
 
 
 def _provenance(arms: dict[str, Sequence[Result]]) -> dict:
-    """That of the first run. Raises LarError where another one used other assets: they could not be compared."""
+    """That of the first run. Raises LarError where another one is of another bench or used other assets."""
+    if len({bench_of(result.results) for results in arms.values() for result in results}) > 1:
+        raise LarError(f"The runs of this study are of two benches. {OTHER_BENCH} Run all with one, in another --run-dir.")
     made = [result.results["provenance"] for results in arms.values() for result in results]
     if len({json.dumps(one["assets"], sort_keys=True) for one in made}) > 1:
         raise LarError("The runs of this study used different assets: run all with one set in another --run-dir.")

@@ -135,7 +135,7 @@ _T4 = _BASE.replace(
     backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14, vision_width=1152,
     vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8", tune="lora_top", cache=True,
     decoder_width=256, decoder_heads=8, denoiser_width=1024, denoiser_heads=16, tasks=(2, 5, 8), samples=36_000,
-    batch_size=8, learning_rate=2e-4, grounding_frames=600)
+    batch_size=8, learning_rate=2e-4, grounding_frames=600, bench="auto", episodes_per_task=50)
 PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
     _BASE.replace(
         name="micro", vision_width=32, vision_layers=2, text_width=32, text_layers=3, attention_heads=2, decoder_width=32,
@@ -227,6 +227,9 @@ def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdic
     yield (profile.demos_conventions and profile.demos == "expert",
            "demos_conventions says how other people's files are to be read, but demos is expert: set demos to official or "
            "lerobot, or leave it out.")
+    yield (profile.bench == "libero" and profile.placement != "official",
+           f"bench=libero means LIBERO's own placements, but placement is {profile.placement!r}: leave it official and roll "
+           "out on others with `lar rollout --on`, or set bench to embedded.")
     yield not profile.tasks, "No task was named: give at least one of the ten LIBERO-Spatial tasks, 0 to 9."
     for name, layers in (("saliency_layers", condition.saliency_layers), ("top_layers", profile.top_layers)):
         yield (layers > profile.text_layers,

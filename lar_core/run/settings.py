@@ -124,6 +124,7 @@ class Profile(Checked):
     execute: Count = 8  # how many of them are executed before the next inference
     # Data
     tasks: tuple[Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], ...] = Field((5,), strict=False, title="task")
+    bench: Literal["auto", "libero", "embedded"] = "embedded"  # LIBERO's own scene and demos, or ours: scene/bench.py
     placement: Placement = "official"
     demos: Literal["expert", "official", "lerobot"] = "expert"  # the scripted expert's, LIBERO's files, LeRobot's copy
     render_demos: bool = False  # official demonstrations of another size: render them again, instead of resizing them

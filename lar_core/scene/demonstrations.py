@@ -30,7 +30,7 @@ from ..data.demos import (
     write_episode,
 )
 from ..data.episode import hdf5_files, resize_episode
-from ..data.hub import download, entry
+from ..data.hub import download, entry, offered
 from ..data.lerobot import META, Listed, list_episodes, read_listed
 from ..run.config import RunConfig
 from ..run.conventions import stated_conventions
@@ -42,7 +42,7 @@ from .check_demos import draw_verdict
 from .collect import collect, parts_folder
 from .env import environment, instruction, pool, tasks_by_instruction
 from .rerender import render_again
-from .setup import bddl_file, task_names, use_assets
+from .setup import assets_of, bddl_file, task_names, use_assets
 
 KEYS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # in data_manifest.yaml
 
@@ -57,6 +57,9 @@ def demonstrations(config: RunConfig, data_dir: Path | str, *, workers: int | No
     the origin cannot serve.
     """
     profile = config.profile
+    if profile.bench == "auto":
+        raise LarError("bench is auto, which is decided where a run begins (scene/bench.py): start from a command or a "
+                       "notebook, or set bench to libero or embedded.")
     if profile.demos == "expert":
         return collect(config, data_dir, workers=workers, progress=progress)
     _refuse(profile)
@@ -76,7 +79,7 @@ def converted_paths(profile: Profile, data_dir: Path) -> dict[int, Path]:
     """Where the converted demonstrations of each task lie: everything that changes them is part of the path."""
     stated = stated_conventions(profile.demos_conventions)
     read = f"stated-{hashlib.sha256(repr(sorted(stated.items())).encode()).hexdigest()[:8]}" if stated else "by-evidence"
-    assets = use_assets() if profile.render_demos else None
+    assets = use_assets(assets_of(profile)) if profile.render_demos else None
     pictures = f"rendered-{assets['name']}-{assets['sha256'][:8]}" if assets else "resized"
     # of the version, "local" and eight digits, or thirteen digits of a commit
     folder = (data_dir / "demos" / f"{profile.demos}-{_version(profile, data_dir)[:13]}" / pictures
@@ -165,13 +168,25 @@ def _official(profile: Profile, own: Path | None, version: str, stated: dict[str
                 raise LarError(f"{own} holds no file of task {task}, {task_names()[task]}_demo.hdf5: put it there, or leave "
                                "the task out.")
     else:
-        names = {task: f"libero_spatial/{task_names()[task]}_demo.hdf5" for task in profile.tasks}
+        names = _official_names(profile)
         folder = download(KEYS["official"], list(names.values()))
         files = {task: folder / name for task, name in names.items()}
     theirs = [path for path in files.values() if not made_here(path)]
     found = conventions_of(theirs, stated, _drawn, progress=len(theirs) > 1) if theirs else None
     return ({task: Hdf5Origin(version, files[task], profile.demos_per_task, None if made_here(files[task]) else found)
              for task in profile.tasks}, f"Conventions of the official demonstrations: {found or 'as recorded here'}")
+
+
+def _official_names(profile: Profile) -> dict[int, str]:
+    """The file of each of the profile's tasks at the hub."""
+    return {task: f"libero_spatial/{task_names()[task]}_demo.hdf5" for task in profile.tasks}
+
+
+def check_offered(profile: Profile, data_dir: Path) -> None:
+    """Raise LarError where the demonstrations of `profile` are neither here nor to be had from the hub."""
+    if _own_folder(profile, data_dir) or all(path.exists() for path in converted_paths(profile, data_dir).values()):
+        return
+    offered(KEYS[profile.demos], list(_official_names(profile).values()) if profile.demos == "official" else [META])
 
 
 def _lerobot(profile: Profile, own: Path | None, version: str,
@@ -232,7 +247,7 @@ def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, 
                        f"{recorded.instruction!r}, not {instruction(task)!r}: the file has another task's name.")
     recorded = replace(recorded, instruction=instruction(task))
     if profile.render_demos:
-        env = environment(task, profile.image_size, profile.wrist_size)
+        env = environment(task, profile.image_size, profile.wrist_size, assets_of(profile))
         made, pictures = render_again(env, recorded), {"images": "rendered", "assets": env.assets}
     else:
         made = resize_episode(recorded, profile.image_size, profile.wrist_size)

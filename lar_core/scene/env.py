@@ -293,9 +293,9 @@ def pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 @cache
-def environment(task: int, image_size: int, wrist_size: int) -> SpatialEnv:
+def environment(task: int, image_size: int, wrist_size: int, assets: str | None = None) -> SpatialEnv:
     """The one environment of this worker process, with segmentation."""
-    return SpatialEnv(task, image_size=image_size, wrist_size=wrist_size, segmentation=True)
+    return SpatialEnv(task, image_size=image_size, wrist_size=wrist_size, assets=assets, segmentation=True)
 
 
 def _start_worker() -> None:

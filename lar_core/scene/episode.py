@@ -18,6 +18,7 @@ from ..run.settings import BLANK, INSTRUCTIONS, Profile
 from .env import SpatialEnv, instruction
 from .placements import OTHER_SENTENCE, RELATIONS, Scene, evaluation_scenes, success
 from .reference import scene_record
+from .setup import assets_of
 from .watch import Watch
 
 POSITIONS = 49  # of a flattened state: the time, then 48 positions, then 43 velocities
@@ -39,7 +40,8 @@ class EpisodeEnv(gymnasium.Wrapper):
     """
 
     def __init__(self, task: int, placement: str, profile: Profile):
-        super().__init__(SpatialEnv(task, image_size=profile.image_size, wrist_size=profile.wrist_size))
+        super().__init__(SpatialEnv(task, image_size=profile.image_size, wrist_size=profile.wrist_size,
+                                    assets=assets_of(profile)))
         self.scenes = evaluation_scenes(task, placement)
         self.record = scene_record(self.env)  # kept with every episode: assets, renderer, versions, reference picture
         self.wait_steps = profile.wait_steps

@@ -20,6 +20,7 @@ import yaml
 
 from ..run.errors import LarError, say_once
 from ..run.files import cache_base, home, library_caches, temporary_folder, write_text
+from ..run.settings import Profile
 from ..run.versions import pins, wrong_versions
 from . import gl
 
@@ -118,8 +119,9 @@ def bddl_file(task: int) -> Path:
 def use_assets(choice: str | Path | None = None) -> dict[str, str]:
     """Point LIBERO at a set of assets and say which: {"name": "standin" | "official", "sha256": ...}.
 
-    choice: "standin", "hub" (download, only ever when asked for), or a folder in LIBERO's layout. None follows the
-    environment variable LAR_LIBERO_ASSETS, then LIBERO's own local copies, then the stand-in pack.
+    choice: "standin", "hub" (download what the ten tasks load, only ever when asked for), "official" (what None finds, but
+    "hub" in place of the stand-in pack), or a folder in LIBERO's layout. None follows the environment variable
+    LAR_LIBERO_ASSETS, then LIBERO's own local copies, then the stand-in pack.
     Raises LarError for a folder that lacks a file, naming the first one.
     """
     setup()
@@ -174,21 +176,39 @@ def _provenance(folder: Path, digest: str) -> dict[str, str]:
 
 def resolve_assets(choice: str | Path | None = None) -> Path:
     """The folder that `choice` (see `use_assets`) stands for."""
+    if choice == "official":
+        found = resolve_assets()
+        choice = found if found != STANDIN or os.environ.get("LAR_LIBERO_ASSETS") else "hub"
     choice = choice or os.environ.get("LAR_LIBERO_ASSETS")
     if choice == "standin":
         return STANDIN
     if choice == "hub":
-        from ..data.hub import download  # the hub's library is slow to import, and every worker would
-
-        return download("libero-assets", folder=_hub_copy())
+        return _pinned_copy()
     if choice:
         return Path(choice).resolve()
     copies = (libero_root() / "assets", _hub_copy())
     return next((copy for copy in copies if (copy / ARENA).exists()), None) or STANDIN
 
 
+def assets_of(profile: Profile) -> str | None:
+    """The choice of assets (`use_assets`) that a profile's bench stands for."""
+    return "official" if profile.bench == "libero" else None
+
+
 def _hub_copy() -> Path:
-    return (home() or cache_base()) / ".cache" / "libero" / "assets"  # LIBERO's own download lands here too
+    return (home() or cache_base()) / ".cache" / "libero" / "assets"  # where LIBERO's own download lands, all of it
+
+
+def _pinned_copy() -> Path:
+    """Ours: only the files that the ten tasks load, checked; not where LIBERO would take them for all of it."""
+    folder = cache_base() / "libero-assets"
+    try:
+        needed_files(folder)
+    except LarError:
+        from ..data.hub import download  # the hub's library is slow to import, and every worker would
+
+        download("libero-assets", folder=folder)
+    return folder
 
 
 @cache

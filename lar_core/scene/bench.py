@@ -1,0 +1,51 @@
+"""Which scene a run trains and acts in, decided once and kept in its config.yaml.
+
+`libero`: LIBERO's own assets and human demonstrations, rendered again from their states, at its own placements: what papers
+report. `embedded`: the stand-in pack and the scripted expert, which need no network. `auto`: the first where it can be had.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..run.config import RunConfig
+from ..run.errors import LarError
+from ..run.folder import DATA, RUNS
+from .demonstrations import check_offered
+from .setup import needed_files, resolve_assets
+
+
+def settled(config: RunConfig, folder: Path | None = None, data: Path = DATA) -> RunConfig:
+    """`config` with its bench decided: what its run folder says, else libero where it can be had, else embedded.
+
+    folder: of the run (default: runs/NAME). Under libero the demonstrations are official ones, unless others are named.
+    """
+    bench, kept = config.profile.bench, Path(folder or RUNS / config.name) / "config.yaml"
+    if bench == "auto" and kept.exists():
+        bench = RunConfig.load(kept).profile.bench
+    if bench == "embedded":
+        return config.replace(bench=bench)
+    if bench == "libero":
+        return _libero(config)
+    try:
+        wanted = _libero(config)
+        _check_at_hand(wanted, data)
+        return wanted
+    except LarError as error:
+        print(f"bench=embedded: the stand-in scene and the scripted expert, whose numbers compare with no paper's, because "
+              f"LIBERO's own cannot be had. {error}")
+        return config.replace(bench="embedded")
+
+
+def _libero(config: RunConfig) -> RunConfig:
+    own = {"demos": "official", "render_demos": True} if config.profile.demos == "expert" else {}
+    return config.replace(bench="libero", **own)
+
+
+def _check_at_hand(config: RunConfig, data: Path) -> None:
+    """Bring the assets, and raise LarError where they, or the demonstrations, are not to be had."""
+    if os.environ.get("LAR_LIBERO_ASSETS") == "standin":
+        raise LarError("LAR_LIBERO_ASSETS is standin: unset it.")
+    needed_files(resolve_assets("official"))
+    check_offered(config.profile, data)
