@@ -3,6 +3,9 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/la-reconvla/blob/main/notebooks/02_load_paligemma_8bit.ipynb)
 #
+# *The badge's address still says OWNER, so it leads nowhere: upload this file to Colab, and type the
+# repository's address into the form below.*
+#
 # Three billion parameters on a free GPU with 15 GiB, and room left for training. What is made smaller, what is not, and
 # does it still say the same?
 #
@@ -20,6 +23,7 @@
 # @title Settings
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
 DRIVE = True  # @param {type: "boolean"}
+REPOSITORY = "https://github.com/OWNER/la-reconvla"  # @param {type: "string"}
 
 # %% [markdown]
 # Install, if this is a fresh runtime. Colab's own PyTorch, numpy and ipywidgets are left as they are.
@@ -27,7 +31,11 @@ DRIVE = True  # @param {type: "boolean"}
 # %%
 import importlib.util, os, subprocess, sys
 if importlib.util.find_spec("lar_core") is None:
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
+    if "/OWNER/" in REPOSITORY:
+        sys.exit("This notebook does not know its repository: type its address into REPOSITORY, above, and run all again.")
+    clone = ["git", "clone", "-q", "--depth", "1", REPOSITORY, "la-reconvla"]
+    if not os.path.isdir("la-reconvla") and subprocess.run(clone).returncode:
+        sys.exit(f"git could not bring {REPOSITORY}: correct REPOSITORY in the form above, and run all again.")
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
 

@@ -3,6 +3,9 @@
 #
 # [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/OWNER/la-reconvla/blob/main/notebooks/03_attention_saliency.ipynb)
 #
+# *The badge's address still says OWNER, so it leads nowhere: upload this file to Colab, and type the
+# repository's address into the form below.*
+#
 # *Pick up the black bowl on the ramekin.* Two black bowls stand on the table. Does the policy look at the right one?
 #
 # **You will see** an explorer in which image, heatmap, mask and scores change together while you move through a
@@ -20,6 +23,7 @@
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
 CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
+REPOSITORY = "https://github.com/OWNER/la-reconvla"  # @param {type: "string"}
 
 # %% [markdown]
 # Install, if this is a fresh runtime. Colab's own PyTorch, numpy and ipywidgets are left as they are.
@@ -27,7 +31,11 @@ DRIVE = True  # @param {type: "boolean"}
 # %%
 import importlib.util, os, subprocess, sys
 if importlib.util.find_spec("lar_core") is None:
-    subprocess.run(["git", "clone", "-q", "--depth", "1", "https://github.com/OWNER/la-reconvla"])
+    if "/OWNER/" in REPOSITORY:
+        sys.exit("This notebook does not know its repository: type its address into REPOSITORY, above, and run all again.")
+    clone = ["git", "clone", "-q", "--depth", "1", REPOSITORY, "la-reconvla"]
+    if not os.path.isdir("la-reconvla") and subprocess.run(clone).returncode:
+        sys.exit(f"git could not bring {REPOSITORY}: correct REPOSITORY in the form above, and run all again.")
     subprocess.run(["sh", "la-reconvla/scripts/install_colab.sh", sys.executable], check=True)
     sys.path.insert(0, os.path.abspath("la-reconvla"))
 

@@ -1,7 +1,8 @@
 """Notebook 00 in a stand-in for Colab: killed in the middle of training, run again, finished.
 
 A fresh virtual environment in which `google.colab` can be imported (secrets, Drive) and another PyTorch than ours is
-there already; the checkout comes by `git clone`, the rest through the notebook's own install cell. Afterwards PyTorch,
+there already; the checkout comes by `git clone` from an address typed into the notebook's form, the rest through its own
+install cell. Afterwards PyTorch,
 numpy and ipywidgets must be the very same, and the report complete. Takes several minutes and needs a package index.
 """
 
@@ -87,11 +88,12 @@ def make_runtime() -> None:
     for name, text in STAND_IN.items():
         (packages / "google" / name).parent.mkdir(parents=True, exist_ok=True)
         (packages / "google" / name).write_text(text)
-    (FOLDER / "gitconfig").write_text(f'[url "{ROOT}"]\n  insteadOf = {address()}\n[safe]\n  directory = *\n')
+    (FOLDER / "gitconfig").write_text("[safe]\n  directory = *\n")
     # No time for a micro training to be killed in: this one has more steps.
     notebook = generate(SOURCES / "00_reproduce_condition.py")
     for cell in notebook.cells:
-        cell.source = cell.source.replace("drive=DRIVE)", "drive=DRIVE, samples=1600)")
+        cell.source = cell.source.replace("drive=DRIVE)", "drive=DRIVE, samples=1600)").replace(
+            f'REPOSITORY = "{address()}"', f'REPOSITORY = "{ROOT}"')  # as one would type an address
     nbformat.write(notebook, CONTENT / "00.ipynb")
 
 

@@ -35,6 +35,10 @@ BUILD = ROOT / "build" / "notebooks"
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python"}, "accelerator": "GPU", "colab": {"provenance": []}}
 ADDRESS = re.compile(r"github(?:\.com)?/[\w.-]+/la-reconvla")
+NOWHERE = """# *The badge's address still says OWNER, so it leads nowhere: upload this file to Colab, and type the
+# repository's address into the form below.*
+#
+"""
 SHOWS = re.compile(r"^\s*(?:notebook\.)?(?:show|clip)\(|live_curves\(", re.MULTILINE)
 PROGRESS = re.compile(r"[^\n\r]*\d+%\|[^\n\r]*[\n\r]*(?:\x1b\[A)?")  # a state of tqdm's bar
 MACHINE = (str(ROOT), str(Path.home()), tempfile.gettempdir())  # no business of a reader's
@@ -88,11 +92,16 @@ def make(source: Path, write: bool) -> list[str]:
 
 
 def generate(source: Path) -> NotebookNode:
-    """The notebook that a source stands for, without outputs. The repository's address comes from pyproject.toml."""
+    """The notebook that a source stands for, without outputs.
+
+    The repository's address comes from pyproject.toml; until it is known there, a sentence says that badges lead nowhere.
+    """
     address = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
     owner = address.removeprefix("https://github.com/").split("/")[0]
     text = source.read_text(encoding="utf-8")
     right = ADDRESS.sub(lambda found: f"{found[0].split('/')[0]}/{owner}/la-reconvla", text)
+    if owner != "OWNER":
+        right = right.replace(NOWHERE, "")
     if right != text:
         source.write_text(right, encoding="utf-8")
     notebook = jupytext.reads(right, fmt="py:percent")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +63,47 @@ def test_every_notebook_opens_with_badge_what_to_see_and_what_it_takes(source):
     assert "| time" in opening or "| alone" in opening
     assert made.cells[1].source.startswith("# @title Settings") and "@param" in made.cells[1].source
     assert all(len(cell.source.splitlines()) <= 12 for cell in made.cells if cell.cell_type == "code")
+
+
+def test_while_the_address_is_unknown_every_notebook_says_that_its_badge_leads_nowhere(tmp_path, monkeypatch):
+    assert all(make_notebooks.NOWHERE in source.read_text() for source in SOURCES)
+    known = (ROOT / "pyproject.toml").read_text().replace("OWNER", "somebody")
+    (tmp_path / "pyproject.toml").write_text(known)
+    (tmp_path / SOURCES[0].name).write_bytes(SOURCES[0].read_bytes())
+    monkeypatch.setattr(make_notebooks, "ROOT", tmp_path)
+    made = make_notebooks.generate(tmp_path / SOURCES[0].name)
+    assert "github/somebody/la-reconvla" in made.cells[0].source and "leads nowhere" not in made.cells[0].source
+    assert 'REPOSITORY = "https://github.com/somebody/la-reconvla"' in made.cells[1].source
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """The install cell, the same in every notebook, as in a runtime without the package; takes what the form says."""
+    cells = {next(cell.source for cell in make_notebooks.generate(source).cells if "install_colab.sh" in cell.source)
+             for source in SOURCES}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return lambda address: exec(*cells, {"REPOSITORY": address})
+
+
+def test_without_an_address_the_install_cell_asks_for_one(install):
+    with pytest.raises(SystemExit, match="type its address into REPOSITORY"):
+        install("https://github.com/OWNER/la-reconvla")
+
+
+def test_a_notebook_uploaded_alone_clones_the_address_that_was_typed_in(install, tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-C", tmp_path / "typed", "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
+    (tmp_path / "typed/scripts").mkdir(parents=True)
+    (tmp_path / "typed/scripts/install_colab.sh").write_text('touch installed-by-$(basename "$1")\n')
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    with pytest.raises(SystemExit, match="git could not bring .*/mistyped"):
+        install(str(tmp_path / "mistyped"))
+    install(str(tmp_path / "typed"))
+    assert str(tmp_path / "la-reconvla") in sys.path and list(tmp_path.glob("installed-by-python*"))
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
