@@ -385,6 +385,8 @@ def _doctor(arguments: argparse.Namespace) -> None:
         doctor.full_size(config, arguments.data_dir)
     else:
         doctor.show_plan(config_of(arguments), T4 if arguments.machine else None)
+        if not arguments.machine:
+            doctor.ask(config_of(arguments))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {

@@ -26,6 +26,7 @@ PACKAGE = "la-reconvla"
 PYTHONS = ((3, 11), (3, 13))  # first and last
 NEEDED_MEMORY = 6  # GiB, profile tiny
 NEEDED_DISK = 5  # GiB
+MIX = "google/paligemma-3b-mix-224"
 _TORCH = """
 import torch
 on = torch.cuda.get_device_name() if torch.cuda.is_available() else f"the CPU, {torch.get_num_threads()} threads"
@@ -82,6 +83,40 @@ def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     if made.disk:
         print(f"  disk for the feature cache: {made.disk / 1e9:.1f} GB")
     return made
+
+
+def ask(config: RunConfig) -> None:
+    """Ask the weights, in the profile's precision, to find a bowl, and print what that says of how they are loaded.
+
+    Nothing is downloaded. In place of PaliGemma's base weights its mix is asked where that is on this machine.
+    """
+    backbone = _to_ask(config.profile.backbone)
+    if backbone is None:
+        if not config.profile.miniature:
+            print(f"  {config.profile.backbone} was not asked to find a bowl: neither it nor {MIX} is here.")
+        return
+    from .measure import abilities
+    from .model.paligemma import load_backbone
+    from .model.tiny import find_weights
+    from .run.runtime import device
+    eyes = load_backbone(find_weights(backbone), precision=config.profile.precision, device=device()).eval()
+    answers, seen = abilities.ask(eyes)
+    print(f"  what {backbone} says of one embedded picture, in {config.profile.precision}")
+    for one in answers:
+        found = "no box" if one.iou is None else f"IoU {one.iou:.2f}"
+        print(f"    {one.question}: {one.words or 'nothing'} ({found}, {one.strokes} <seg> tokens)")
+    print(f"    saliency on the bowls: AUC {seen:.2f} (0.5: chance)")
+    print(f"  {abilities.verdict(answers, seen, '-pt-' in backbone)}")
+
+
+def _to_ask(backbone: str) -> str | None:
+    """The weights that can be asked without a download, or None: of PaliGemma-3B the mix, which answers, before the base."""
+    from .data.hub import here, load_manifest
+    if backbone == "tabletop" or Path(backbone).is_dir():
+        return backbone
+    keys = {entry.id: entry.key for entry in load_manifest().values() if entry.kind == "weights"}
+    wanted = (MIX, backbone) if backbone.startswith("google/paligemma-3b") else (backbone,)
+    return next((name for name in wanted if name in keys and here(keys[name])), None)
 
 
 def full_size(config: RunConfig, data: Path) -> None:

@@ -89,6 +89,7 @@ def test_demonstrations_are_those_of_an_existing_run_folder(tmp_path):
 def test_the_doctor_plans_whatever_is_named(monkeypatch, words):
     planned = []
     monkeypatch.setattr(doctor, "show_plan", lambda *arguments: planned.append(arguments))
+    monkeypatch.setattr(doctor, "ask", lambda config: None)
     monkeypatch.setattr(doctor, "examine", lambda: pytest.fail("nothing was planned"))
     assert cli.main(["doctor", *words]) == 0 and len(planned) == 1
 

@@ -157,6 +157,22 @@ def answers_places(backbone: Backbone, images: Tensor, sentences: list[str]) -> 
     return (first <= said) & (said < first + LOCS)
 
 
+@torch.no_grad()
+def spoken(backbone: Backbone, images: Tensor, sentence: str, most: int = 24) -> str:
+    """What the backbone answers, greedily and free to say any token, at most so many; images (1, 3, H, W) in [-1, 1]."""
+    tokenizer, past, prefix = backbone.processor.tokenizer, DynamicCache(), backbone.tokenise([sentence])
+    said: list[int] = []
+    encoding = backbone.upper(backbone.lower(images, prefix), prefix, saliency=False, past=past)
+    state = at_newline(encoding.text, prefix)
+    while len(said) < most:
+        token = backbone.vlm.lm_head(state).argmax(dim=-1)
+        if token.item() == tokenizer.eos_token_id:
+            break
+        said.append(token.item())
+        state = backbone.extend(backbone.vlm.get_input_embeddings()(token)[:, None], prefix, past)[:, 0]
+    return tokenizer.decode(said)
+
+
 def at_newline(text: Tensor, prefix: Prefix) -> Tensor:
     """States of the text (B, L, D) -> those of its last token (B, D), behind which the answer begins."""
     padding = (prefix.mask[:, -text.shape[1]:] == 0).sum(dim=1)
