@@ -69,7 +69,7 @@ def examine() -> bool:
 
 def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     """Print what a configuration will need, part by part, on this machine or another; nothing of it is loaded."""
-    from .estimate import plan, this_machine
+    from .estimate import SESSION, plan, this_machine
 
     made = plan(config, machine or this_machine(config))
     profile = config.profile
@@ -79,7 +79,11 @@ def show_plan(config: RunConfig, machine: Machine | None = None) -> Plan:
     _rows("memory while training, GB", {name: value / 1e9 for name, value in made.memory.items()}, "6.2f")
     verdict = "fits" if made.fits else "DOES NOT FIT: lower batch_size, set checkpointing=true, or choose tune=lora_top"
     print(f"    {'in all':38s} {made.peak / 1e9:6.2f}  of {made.machine.memory / 1e9:.1f} free: {verdict}")
-    _rows("minutes, without demonstrations", {name: value / 60 for name, value in made.seconds.items()}, "6.1f")
+    _rows("minutes, from nothing to the report", {name: value / 60 for name, value in made.seconds.items()}, "6.1f")
+    minutes, limit = sum(made.seconds.values()) / 60, SESSION / 60
+    verdict = "fits" if minutes <= limit else "DOES NOT FIT: lower samples or episodes_per_task; it goes on where it was"
+    print(f"    {'in all':38s} {minutes:6.1f}" + (f"  of {limit:.0f} that a free session usually lasts: {verdict}"
+                                                if "T4" in made.machine.name else ""))
     if made.disk:
         print(f"  disk for the feature cache: {made.disk / 1e9:.1f} GB")
     return made

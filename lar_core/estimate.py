@@ -10,33 +10,31 @@ a factor of two of it; a GPU is faster, so there these are upper bounds). A run 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import psutil
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
 from torch import nn
 from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
-from .data.hub import load_manifest
+from .data.hub import here, load_manifest
 from .measure.costs import own_bytes
 from .model.diffusion import count
 from .model.heads import Trunk
 from .model.policy import make_decoder, make_head, make_readers
 from .model.tiny import full_config, make_processor, tiny_config
+from .model.policy import make_decoder, make_head
+from .model.tiny import architecture
 from .run import processes
 from .run.config import RunConfig
-from .run.errors import LarError
 from .run.files import read_jsonl
 from .run.folder import DATA, Run
 from .run.registry import REGULARISERS
 from .run.runtime import act_precision, device, device_name, float_dtype
 from .run.settings import Profile
 from .scene.collect import demo_paths
+from .scene.demonstrations import converted_paths
 from .scene.episode import kinds
 
 STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
@@ -44,7 +42,13 @@ TEXT = 20  # tokens of an instruction, BOS and newline included
 FRAMES = 110  # of a demonstration of LIBERO-Spatial, without no-op steps
 CUDA_CONTEXT = 500_000_000  # bytes
 DEMO = 4.4  # seconds of one demonstration on one core
+RENDERED = 5.2  # the same of an official one that is rendered again, 120 frames with LIBERO's assets
+FETCHED = 0.62e9 / 40e6  # seconds in which the official demonstrations of a task are downloaded: 40 MB/s are assumed,
+WEIGHTS = 12e9 / 40e6  # and of PaliGemma's weights
+INSTALL, REPORT = 180, 60  # seconds, assumed
+SESSION = 4 * 3600  # seconds that a free Colab session usually lasts
 ENV_STEP = 0.018  # seconds of one environment step with both images at 224 px: a 2-core Xeon, software rendering
+OFFICIAL = 2.0  # times that with LIBERO's own assets
 STEPS_NEEDED = 0.6  # share of max_steps that an episode takes on average
 SAMPLE = {"micro": 0.004, "tiny": 0.016, "cached": 0.0066}  # seconds of one training sample of our small models on one core
 LOOK = 0.005  # seconds in which the frozen part of the small model sees a frame
@@ -65,17 +69,19 @@ class Machine:
     base: int  # bytes that the process, or CUDA's context, takes before anything is loaded
     speed: dict[str, float]  # by precision
     acting: str = ""  # the precision in which policies act here; "": that of training
+    cores: int = 1  # that simulate
+    fresh: bool = False  # nothing is installed or downloaded
 
 
 # Free Colab. Speeds are assumptions, not measurements: fp16 at 35 % of the 65 TFLOP/s that NVIDIA states, int8 three times
 # slower than that (public measurements of LLM.int8 on a T4: 2.5 to 3.9 times), nf4 as int8.
 T4 = Machine("Tesla T4 (assumed speeds)", True, int(15.0e9), CUDA_CONTEXT,
-             {"fp32": 5e12, "fp16": 23e12, "int8": 7.6e12, "nf4": 7.6e12}, acting="fp16")
+             {"fp32": 5e12, "fp16": 23e12, "int8": 7.6e12, "nf4": 7.6e12}, acting="fp16", cores=2, fresh=True)
 
 
 @dataclass
 class Plan:
-    """memory: bytes by part while training; seconds: by step of `lar reproduce`; disk: bytes of the feature cache."""
+    """memory: bytes by part while training; seconds: by step, from nothing to the report; disk: bytes of the cache."""
 
     machine: Machine
     memory: dict[str, float] = field(default_factory=dict)
@@ -103,6 +109,10 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     if frames is None:
         frames = FRAMES * profile.demos_per_task * len(profile.tasks) * (1 - profile.heldout_fraction)
     made = Plan(machine, memory=_memory(size, machine, frames))
+    if machine.fresh:
+        made.seconds["install"] = INSTALL
+    made.seconds |= {"download of the weights": _missing_weights(profile, machine.fresh),
+                     "demonstrations": demo_seconds(profile, machine.cores)}
     frozen, floats = machine.speed[profile.precision], machine.speed[_float_kind(profile.precision, machine.cuda)]
     look = size.vision_flops / floats + size.lower_flops / frozen
     if profile.cache:
@@ -110,13 +120,38 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
         made.seconds["feature cache"] = frames * look
     top = frozen if profile.tune == "lora_all" else floats  # in which the layers from `join` on are kept
     made.step_seconds = profile.batch_size * _step_seconds(size, look, top, floats)
-    made.seconds["training"] = made.step_seconds * config.steps
+    training = made.step_seconds * config.steps
     acting = machine.speed[machine.acting or profile.precision]
     passes = 2 if config.condition.guidance else 1
     act = passes * (size.vision_flops + size.lower_flops + size.upper_flops) / acting
     steps = profile.episodes_per_task * _trials(profile) * STEPS_NEEDED * profile.max_steps
     made.seconds["rollouts"] = steps * (ENV_STEP + act / profile.execute)
+    act = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
+    episode = STEPS_NEEDED * profile.max_steps * (_env_step(profile) + act / profile.execute)
+    made.seconds |= {"training": training, "training of the blind control": training,
+                     "saliency": START + (look + made.step_seconds / profile.batch_size) * profile.grounding_frames,
+                     "rollouts": profile.episodes_per_task * _trials(profile) * episode,
+                     "rollouts of the blind control": profile.episodes_per_task * len(profile.tasks) * episode,
+                     "latency": 5.0 + TIMED * made.step_seconds, "report": REPORT}
     return made
+
+
+def demo_seconds(profile: Profile, cores: int) -> float:
+    """In which the demonstrations of a profile are recorded, or fetched and rendered again; auto is planned as libero."""
+    demos = profile.demos_per_task * len(profile.tasks)
+    if profile.bench == "embedded" and profile.demos == "expert":
+        return START + DEMO * demos / cores
+    return START + FETCHED * len(profile.tasks) + RENDERED * demos / cores
+
+
+def _env_step(profile: Profile) -> float:
+    return ENV_STEP * (1 if profile.bench == "embedded" else OFFICIAL)
+
+
+def _missing_weights(profile: Profile, fresh: bool) -> float:
+    """Seconds in which PaliGemma's weights are downloaded; 0 where they are here."""
+    key = next((key for key, entry in load_manifest().items() if entry.id == profile.backbone), None)
+    return WEIGHTS if key and (fresh or not here(key)) else 0.0
 
 
 def _step_seconds(size: Size, look: float, top_speed: float, floats: float) -> float:
@@ -227,35 +262,6 @@ def _float_kind(precision: str, cuda: bool) -> str:
     return precision
 
 
-def architecture(config: RunConfig) -> PaliGemmaConfig:
-    """The configuration of the backbone, without its weights. Raises LarError for one that is not known here."""
-    profile = config.profile
-    if profile.miniature:
-        return tiny_config(profile, make_processor(profile.image_size, profile.patch_size))
-    if profile.backbone.startswith("google/paligemma-3b"):
-        return full_config()
-    path = _config_of(profile.backbone)
-    try:
-        if path and json.loads(path.read_text(encoding="utf-8"))["model_type"] == "paligemma":
-            return PaliGemmaConfig.from_pretrained(path.parent)
-    except (OSError, ValueError, LookupError, TypeError):
-        pass  # loading the model itself will say what is wrong with it
-    raise LarError(f"There is no plan for backbone {profile.backbone!r}: plans are made for tiny ones, PaliGemma-3B, and "
-                   "PaliGemmas whose config.json is in a folder or has been downloaded.")
-
-
-def _config_of(backbone: str) -> Path | None:
-    """config.json in a folder, or in the hub's cache at the manifest's revision; nothing is downloaded."""
-    if (Path(backbone) / "config.json").exists():
-        return Path(backbone) / "config.json"
-    pinned = next((entry.revision for entry in load_manifest().values() if entry.id == backbone), None)
-    try:
-        cached = try_to_load_from_cache(backbone, "config.json", revision=pinned)
-    except HFValidationError:  # no name of a model
-        return None
-    return Path(cached) if isinstance(cached, str) else None
-
-
 def this_machine(config: RunConfig) -> Machine:
     """Measure this machine: for a second, one linear layer of the model's width in every precision that is needed."""
     on, asked, size = device(), config.profile, Size(config)
@@ -263,7 +269,8 @@ def this_machine(config: RunConfig) -> Machine:
     kinds = {asked.precision, acting, _float_kind(asked.precision, cuda)}
     base = CUDA_CONTEXT if cuda else own_bytes()
     free = torch.cuda.mem_get_info()[0] if cuda else psutil.virtual_memory().available + base
-    return Machine(device_name(), cuda, free, base, {kind: _speed(size, kind, on) for kind in kinds}, acting)
+    return Machine(device_name(), cuda, free, base, {kind: _speed(size, kind, on) for kind in kinds}, acting,
+                   processes.cores())
 
 
 def _speed(size: Size, precision: str, on: torch.device) -> float:
@@ -336,9 +343,8 @@ def expected(run: Run, cores: int | None = None) -> dict[str, Cost]:
 
 def _expected(run: Run, cores: int) -> dict[str, Cost]:
     config, profile, log = run.config, run.config.profile, read_jsonl(run.metrics)
-    demos = profile.demos_per_task * len(profile.tasks)
-    if profile.demos == "expert" and all(path.exists() for path in demo_paths(config, DATA)):
-        demos = 0
+    paths = demo_paths(config, DATA) if profile.demos == "expert" else converted_paths(profile, DATA).values()
+    demos = 1.0 if all(path.exists() for path in paths) else demo_seconds(profile, cores)
     lacking = {name for name in (*SCORES, "latency.json", "training_cost.json") if not (run.path / name).exists()}
     samples = 0 if run.trained else (config.steps - (log[-1]["step"] if log else 0)) * profile.batch_size
     episodes = profile.episodes_per_task * (_trials(profile) + len(profile.tasks))  # and one kind a task of the control's
@@ -348,17 +354,18 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
         kind = "micro" if profile.text_width < 64 else "cached" if profile.cache else "tiny"
         sample, scored, look = SAMPLE[kind], SCORED, LOOK
         cached = LOOK * FRAMES * profile.demos_per_task * len(profile.tasks) if profile.cache and samples else 0.0
-        episode, together = ENV_STEP * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
+        episode, together = _env_step(profile) * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
         gib = _tiny_memory(profile, cores)
     else:
         made = plan(config, this_machine(config))
         sample = scored = made.step_seconds / profile.batch_size
         cached = made.seconds.get("feature cache", 0.0) if samples else 0.0
         look = scored / 3 + made.seconds.get("feature cache", 0.0) / (FRAMES * profile.demos_per_task * len(profile.tasks))
+        cached = made.seconds.get("feature cache", 0.0) + made.seconds["download of the weights"] if samples else 0.0
         episode, together = made.seconds["rollouts"] / (profile.episodes_per_task * _trials(profile)), 1
         gib = dict.fromkeys(STEPS, made.peak / 2**30) | {"demonstrations": LIBRARIES * cores}
     sample = log[-1]["seconds"] / log[-1]["step"] / profile.batch_size if log else sample
-    seconds = {"demonstrations": START + DEMO * demos / cores if demos else 1.0,
+    seconds = {"demonstrations": demos,
                "training": START + cached + sample * samples * 2 / together,
                "saliency": 1.0 if lacking.isdisjoint(SCORES)
                else START + scored * profile.grounding_frames + look * CAUSE,
@@ -366,6 +373,12 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
                "latency": max(1.0, 5.0 * ("latency.json" in lacking)
                               + TIMED * profile.batch_size * sample * ("training_cost.json" in lacking))}
     return {name: Cost(seconds[name], gib[name]) for name in STEPS}
+
+
+def together(costs: dict[str, Cost]) -> Cost:
+    """One after the other: the sum of the times, the most of the memory; unknown where one of them is."""
+    seconds, gib = [cost.seconds for cost in costs.values()], [cost.gib for cost in costs.values()]
+    return UNKNOWN if None in seconds or None in gib else Cost(sum(seconds), max(gib))
 
 
 def _tiny_memory(profile: Profile, cores: int) -> dict[str, float]:

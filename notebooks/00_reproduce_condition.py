@@ -16,7 +16,7 @@
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
 # |---|---|---|
-# | time | up to 4 hours (computed, not yet measured) | 15 to 20 minutes |
+# | time | 2½ of the 4 hours that a session usually lasts (computed, not yet measured) | 15 to 20 minutes |
 # | memory | 9 GiB of the GPU (computed) | 4 GiB |
 # | needed | a Hugging Face token for PaliGemma's weights | nothing |
 
@@ -67,20 +67,22 @@ show(look(["pick up the black bowl next to the plate", "pick up the black bowl n
 # %% [markdown]
 # ## What it will cost
 #
-# Estimates for this machine, of what is still to be done. Each step repeats its own line when it begins, and says what
-# it really took when it ends.
+# Estimates for this machine, of what is still to be done; downloads are part of the step that needs them. Each step repeats
+# its own line when it begins, and says what it really took when it ends. A free Colab session usually lasts four hours; what
+# does not fit into one goes on in the next.
 
 # %%
 expected = estimate.expected(run)
 table(("step", "time", "peak memory, GiB"), [(name, estimate.duration(cost.seconds), cost.gib)
-                                             for name, cost in expected.items()])
+                                             for name, cost in {**expected, "in all": estimate.together(expected)}.items()])
 
 # %% [markdown]
 # ## 1. Demonstrations
 #
-# A scripted expert plays each task of the profile, with a little noise on its hand so that the policy also sees how to
-# recover; only successes are kept. They are written in LIBERO's own file format, next to which objects are where in the
-# picture.
+# Profiles `t4` and `full` take LIBERO's human demonstrations and draw them again, with LIBERO's own assets; where those cannot be
+# had, a sentence above says so. Elsewhere a scripted expert plays each task of the profile, with a little noise on its hand so
+# that the policy also sees how to recover; only successes are kept. They are written in LIBERO's own file format, next to which
+# objects are where in the picture.
 
 # %%
 with step(run, "demonstrations"):

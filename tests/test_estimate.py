@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from lar_core import estimate
 from lar_core.data.hub import entry
+from lar_core.doctor import show_plan
 from lar_core.estimate import T4, Machine, Size, plan, this_machine
 from lar_core.measure.costs import NOISE_FRAMES, noise_dataset
 from lar_core.model.policy import make_policy
@@ -78,6 +79,25 @@ def test_the_cache_saves_time_and_the_second_pass_costs_it():
     assert uncached.step_seconds > 2.5 * cached.step_seconds
     twice = plan(make_config(profile="t4", tune="full_top", cache=False, mask_input=True), CPU)
     assert twice.step_seconds > 1.8 * uncached.step_seconds
+
+
+def test_a_free_session_is_planned_with_every_step_and_lasts(capsys):
+    seconds = plan(make_config(profile="t4"), T4).seconds
+    assert list(seconds) == ["install", "download of the weights", "demonstrations", "feature cache", "training",
+                             "training of the blind control", "saliency", "rollouts", "rollouts of the blind control",
+                             "latency", "report"]
+    assert all(seconds.values()) and 2 * 3600 < sum(seconds.values()) < estimate.SESSION
+    show_plan(make_config(profile="t4"), T4)
+    assert f"{sum(seconds.values()) / 60:.1f}  of 240 that a free session usually lasts: fits" in capsys.readouterr().out
+    show_plan(make_config(profile="t4", tune="lora_all", cache=False), T4)
+    assert "usually lasts: DOES NOT FIT" in capsys.readouterr().out
+
+
+def test_liberos_own_scene_costs_more_and_what_is_here_is_not_downloaded(monkeypatch):
+    own, ours = (plan(make_config(profile="t4", bench=bench), T4).seconds for bench in ("auto", "embedded"))
+    assert own["demonstrations"] > ours["demonstrations"] and own["rollouts"] > 1.5 * ours["rollouts"]
+    monkeypatch.setattr(estimate, "here", lambda key: True)
+    assert plan(make_config(profile="t4"), CPU).seconds["download of the weights"] == 0
 
 
 def test_8_bit_saves_memory_and_costs_time_on_a_t4():
@@ -158,6 +178,12 @@ def run(tmp_path, monkeypatch):
 
 def test_durations_read_as_one_says_them():
     assert [estimate.duration(s) for s in (0.2, 89, 100, 3600, 5000)] == ["1 s", "89 s", "2 min", "1 h 0 min", "1 h 23 min"]
+
+
+def test_together_times_add_up_and_memory_does_not():
+    made = estimate.together({"a": estimate.Cost(60.0, 2.0), "b": estimate.Cost(30.0, 3.0)})
+    assert made == estimate.Cost(90.0, 3.0)
+    assert estimate.together({"a": made, "b": estimate.UNKNOWN}) == estimate.UNKNOWN
 
 
 def test_every_step_has_a_cost_and_more_data_costs_more(run, tmp_path):

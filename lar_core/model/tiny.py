@@ -6,9 +6,12 @@ that what is tried with them runs the very code that the real weights run.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
@@ -157,3 +160,32 @@ def find_weights(name: str) -> Path:
     if name not in keys:
         raise unknown("backbone", name, [*MINIATURES, *keys])
     return download(keys[name])
+
+
+def architecture(config: RunConfig) -> PaliGemmaConfig:
+    """The configuration of the backbone, without its weights. Raises LarError for one that is not known here."""
+    profile = config.profile
+    if profile.miniature:
+        return tiny_config(profile, make_processor(profile.image_size, profile.patch_size))
+    if profile.backbone.startswith("google/paligemma-3b"):
+        return full_config()
+    path = _config_of(profile.backbone)
+    try:
+        if path and json.loads(path.read_text(encoding="utf-8"))["model_type"] == "paligemma":
+            return PaliGemmaConfig.from_pretrained(path.parent)
+    except (OSError, ValueError, LookupError, TypeError):
+        pass  # loading the model itself will say what is wrong with it
+    raise LarError(f"There is no plan for backbone {profile.backbone!r}: plans are made for tiny ones, PaliGemma-3B, and "
+                   "PaliGemmas whose config.json is in a folder or has been downloaded.")
+
+
+def _config_of(backbone: str) -> Path | None:
+    """config.json in a folder, or in the hub's cache at the manifest's revision; nothing is downloaded."""
+    if (Path(backbone) / "config.json").exists():
+        return Path(backbone) / "config.json"
+    pinned = next((entry.revision for entry in load_manifest().values() if entry.id == backbone), None)
+    try:
+        cached = try_to_load_from_cache(backbone, "config.json", revision=pinned)
+    except HFValidationError:  # no name of a model
+        return None
+    return Path(cached) if isinstance(cached, str) else None
