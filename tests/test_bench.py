@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lar_core import studies
+from lar_core import cli, notebook, studies
 from lar_core.data import hub as downloading
 from lar_core.data.hub import entry
 from lar_core.measure import study as comparing
@@ -84,6 +84,23 @@ def test_a_run_that_was_begun_does_not_change_its_mind(nothing_here, tmp_path, m
     monkeypatch.setattr(bench, "_check_at_hand", lambda *_: None)
     assert settled(make_config(profile="t4"), Run.open(other, tmp_path / "other").path).profile.bench == "embedded"
     assert capsys.readouterr().out.count("No network.") == 1
+
+
+@pytest.mark.parametrize("door", ["command", "notebook"])
+def test_every_door_decides_and_writes_it_into_the_run_folder(tmp_path, monkeypatch, door):
+    monkeypatch.setenv("LAR_WORK", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "--profile", "t4", "--run-dir", "runs/attention_mask-t4-s0"]
+    if door == "command":
+        cli._run_of(cli.build_parser().parse_args(words))
+    else:
+        notebook.open_run("attention_mask", "t4")
+    assert Run.load(tmp_path / "runs/attention_mask-t4-s0").config.profile.bench == "embedded"
+
+
+def test_libero_with_the_stand_in_pack_is_a_contradiction():
+    with pytest.raises(LarError, match="LAR_LIBERO_ASSETS is standin: unset it"):
+        setup.resolve_assets("official")
 
 
 def test_it_can_be_forced_either_way_and_small_profiles_are_embedded():

@@ -6,7 +6,6 @@ report. `embedded`: the stand-in pack and the scripted expert, which need no net
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..run.config import RunConfig
@@ -45,7 +44,5 @@ def _libero(config: RunConfig) -> RunConfig:
 
 def _check_at_hand(config: RunConfig, data: Path) -> None:
     """Bring the assets, and raise LarError where they, or the demonstrations, are not to be had."""
-    if os.environ.get("LAR_LIBERO_ASSETS") == "standin":
-        raise LarError("LAR_LIBERO_ASSETS is standin: unset it.")
     needed_files(resolve_assets("official"))
     check_offered(config.profile, data)

@@ -175,10 +175,12 @@ def _provenance(folder: Path, digest: str) -> dict[str, str]:
 
 
 def resolve_assets(choice: str | Path | None = None) -> Path:
-    """The folder that `choice` (see `use_assets`) stands for."""
+    """The folder that `choice` (see `use_assets`) stands for. Raises LarError for assets that are not to be had."""
     if choice == "official":
-        found = resolve_assets()
-        choice = found if found != STANDIN or os.environ.get("LAR_LIBERO_ASSETS") else "hub"
+        if os.environ.get("LAR_LIBERO_ASSETS") == "standin":
+            raise LarError("LIBERO's own assets are asked for (bench=libero), but LAR_LIBERO_ASSETS is standin: unset it, "
+                           "or set bench to embedded.")
+        choice = found if (found := resolve_assets()) != STANDIN else "hub"
     choice = choice or os.environ.get("LAR_LIBERO_ASSETS")
     if choice == "standin":
         return STANDIN
