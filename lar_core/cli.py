@@ -342,7 +342,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 
 def _print_report(made: tuple[dict, Path]) -> None:
-    from .measure.results import beside_kept
+    from .measure.kept import beside_kept
     from .show.report import kept_table, summary_table
     results, report = made
     print(summary_table(results), kept_table(beside_kept(results)), f"Report: {report.resolve()}", sep="\n\n")

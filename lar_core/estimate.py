@@ -23,8 +23,6 @@ from .measure.costs import own_bytes
 from .model.diffusion import count
 from .model.heads import Trunk
 from .model.policy import make_decoder, make_head, make_readers
-from .model.tiny import full_config, make_processor, tiny_config
-from .model.policy import make_decoder, make_head
 from .model.tiny import architecture
 from .run import processes
 from .run.config import RunConfig
@@ -122,14 +120,12 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     made.step_seconds = profile.batch_size * _step_seconds(size, look, top, floats)
     training = made.step_seconds * config.steps
     acting = machine.speed[machine.acting or profile.precision]
-    passes = 2 if config.condition.guidance else 1
-    act = passes * (size.vision_flops + size.lower_flops + size.upper_flops) / acting
-    steps = profile.episodes_per_task * _trials(profile) * STEPS_NEEDED * profile.max_steps
-    made.seconds["rollouts"] = steps * (ENV_STEP + act / profile.execute)
-    act = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
+    seen = (size.vision_flops + size.lower_flops + size.upper_flops) / acting
+    act = seen * (2 if config.condition.guidance else 1)
     episode = STEPS_NEEDED * profile.max_steps * (_env_step(profile) + act / profile.execute)
     made.seconds |= {"training": training, "training of the blind control": training,
-                     "saliency": START + (look + made.step_seconds / profile.batch_size) * profile.grounding_frames,
+                     "saliency": START + CAUSE * seen
+                                 + (look + made.step_seconds / profile.batch_size) * profile.grounding_frames,
                      "rollouts": profile.episodes_per_task * _trials(profile) * episode,
                      "rollouts of the blind control": profile.episodes_per_task * len(profile.tasks) * episode,
                      "latency": 5.0 + TIMED * made.step_seconds, "report": REPORT}
@@ -352,23 +348,20 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
                     for row in read_jsonl(folder / "rollouts.jsonl"))
     if profile.miniature:
         kind = "micro" if profile.text_width < 64 else "cached" if profile.cache else "tiny"
-        sample, scored, look = SAMPLE[kind], SCORED, LOOK
+        sample, saliency = SAMPLE[kind], START + SCORED * profile.grounding_frames + CAUSE * LOOK
         cached = LOOK * FRAMES * profile.demos_per_task * len(profile.tasks) if profile.cache and samples else 0.0
         episode, together = _env_step(profile) * STEPS_NEEDED * profile.max_steps / cores, min(2, cores)
         gib = _tiny_memory(profile, cores)
     else:
         made = plan(config, this_machine(config))
-        sample = scored = made.step_seconds / profile.batch_size
-        cached = made.seconds.get("feature cache", 0.0) if samples else 0.0
-        look = scored / 3 + made.seconds.get("feature cache", 0.0) / (FRAMES * profile.demos_per_task * len(profile.tasks))
+        sample, saliency = made.step_seconds / profile.batch_size, made.seconds["saliency"]
         cached = made.seconds.get("feature cache", 0.0) + made.seconds["download of the weights"] if samples else 0.0
         episode, together = made.seconds["rollouts"] / (profile.episodes_per_task * _trials(profile)), 1
         gib = dict.fromkeys(STEPS, made.peak / 2**30) | {"demonstrations": LIBRARIES * cores}
     sample = log[-1]["seconds"] / log[-1]["step"] / profile.batch_size if log else sample
     seconds = {"demonstrations": demos,
                "training": START + cached + sample * samples * 2 / together,
-               "saliency": 1.0 if lacking.isdisjoint(SCORES)
-               else START + scored * profile.grounding_frames + look * CAUSE,
+               "saliency": 1.0 if lacking.isdisjoint(SCORES) else saliency,
                "rollouts": 4 * START + episode * episodes if episodes > 0 else 1.0,
                "latency": max(1.0, 5.0 * ("latency.json" in lacking)
                               + TIMED * profile.batch_size * sample * ("training_cost.json" in lacking))}

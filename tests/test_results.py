@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lar_core.measure.kept import beside_kept
 from lar_core.measure.results import (
-    beside_kept,
     gather_results,
     load_results,
     modern_rows,

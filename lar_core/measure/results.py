@@ -19,13 +19,15 @@ from ..run.errors import LarError
 from ..run.files import read_jsonl
 from ..run.folder import Run, provenance
 from ..run.runtime import device_name
-from ..run.settings import PATHS, Condition, Profile
+from ..run.settings import PATHS
 from ..scene.placements import OTHER_SENTENCE, RELATIONS
 from ..scene.watch import HAPPENED
 from .schema import Document, Results
 from .statistics import describe_difference, wilson
 
 CONTROLS = ("blind", "blind_deaf")  # the conditions that are trained without images
+OTHER_BENCH = ("One acted in LIBERO's own scene and learned from its demonstrations, the other in the embedded scene from "
+               "the scripted expert's (bench): what differs then is not the condition alone.")
 
 
 def _modern(results: dict) -> dict:
@@ -359,53 +361,3 @@ def outcomes(rows: Iterable[dict], policy: str, instruction: str = "right", plac
 def followed(row: dict) -> bool | None:
     """Whether an episode first touched the bowl that the sentence names; None where that was not recorded."""
     return row["first_touched"] == "named" if "first_touched" in row else None
-
-
-# A run beside the kept ones of its settings: what another seed, or another processor, changes.
-
-OTHER_BENCH = ("One acted in LIBERO's own scene and learned from its demonstrations, the other in the embedded scene from "
-               "the scripted expert's (bench): what differs then is not the condition alone.")
-KEPT = Path(__file__).parents[2] / "results"  # of a checkout; an installed package has none
-
-
-@dataclass(frozen=True)
-class Spread:
-    """One number of a run, and the range of the same over kept runs with other seeds."""
-
-    name: str
-    value: float
-    kept: tuple[float, ...]
-
-    @property
-    def within(self) -> bool:
-        """Whether it falls into their range."""
-        return min(self.kept) <= self.value <= max(self.kept)
-
-
-def beside_kept(results: dict, folder: Path = KEPT) -> list[Spread]:
-    """Every number of `results` that kept runs of the same settings have too; none where fewer than two were kept."""
-    stem = f"{results['run']['condition']}-{results['run']['profile']}-s*.json"
-    kept = [load_results(path) for path in sorted(folder.glob(stem))]
-    own, same = headline_numbers(results), [headline_numbers(one) for one in kept if _same_settings(one, results)]
-    return [Spread(name, value, tuple(one[name] for one in same)) for name, value in own.items()
-            if len(same) > 1 and all(name in one for one in same)]
-
-
-def headline_numbers(results: dict) -> dict[str, float]:
-    """Success rates at the profile's placements, saliency scores and action error, by name; what was measured of them."""
-    placement = results["run"]["config"]["profile"].get("placement")
-    numbers: dict[str, float | None] = {
-        f"success, {row['policy']}, {row['instruction']} instruction": row["rate"]
-        for row in results.get("rollouts") or [] if row["task"] is None and row["placement"] == placement}
-    for name, path in (("AOS", ("grounding", "aos")), ("named minus other bowl", ("grounding", "target_minus_distractor")),
-                       ("held-out action error", ("action", "l1"))):
-        place = (*path, "model", "mean") if path[0] == "grounding" else (*path, "mean")
-        numbers[name] = measured(results, place)
-    return {name: value for name, value in numbers.items() if value is not None}
-
-
-def _same_settings(one: dict, other: dict) -> bool:
-    """Everything but the seed; a setting that an older file does not have is at its default."""
-    defaults = {"condition": Condition().model_dump(mode="json"), "profile": Profile().model_dump(mode="json")}
-    return all(usual | one["run"]["config"][part] == usual | other["run"]["config"][part]
-               for part, usual in defaults.items())

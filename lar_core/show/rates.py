@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..measure.results import CONTROLS, Spread
+from ..measure.kept import Spread
+from ..measure.results import CONTROLS
 from ..measure.statistics import wilson
 from ..run.settings import PAIRED
 from ..scene.episode import kinds_of

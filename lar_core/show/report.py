@@ -19,7 +19,8 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from ..data.hub import Entry, entry
-from ..measure.results import CONTROLS, Spread, beside_kept, gather_results, load_results, read_episodes
+from ..measure.kept import Spread, beside_kept
+from ..measure.results import CONTROLS, gather_results, load_results, read_episodes
 from ..measure.schema import SWEPT
 from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
 from ..run.config import RunConfig
