@@ -5,11 +5,13 @@ import pytest
 from test_demos import make_episode
 
 from lar_core.measure.pixels import NEAR, approaching, heads_for, places
+from lar_core.run.settings import Profile
 from lar_core.scene.env import environment, official_init_states
 from lar_core.scene.placements import BOWLS, COOKIES, RAMEKIN, X_ADDRESS
 from lar_core.scene.rerender import CHANGES, changed, partners, repaint
 
 SIZE = 64
+PROFILE = Profile(tasks=(5,), image_size=SIZE, wrist_size=0)
 
 
 def test_partners_are_what_both_bowls_stand_on_or_next_to_where_that_can_be_moved():
@@ -32,7 +34,7 @@ def test_changed_states_differ_in_what_is_changed_alone():
 def test_pictures_show_what_was_changed():
     state = official_init_states(5)[0]
     states = [changed(state, change, BOWLS, (RAMEKIN, COOKIES)) for change in CHANGES]
-    drawn = dict(zip(CHANGES, repaint(5, (SIZE, 0), [(7, state) for state in states])))
+    drawn = dict(zip(CHANGES, repaint(PROFILE, [(7, state) for state in states])))
     numbers = [environment(5, SIZE, 0).objects.index(bowl) + 1 for bowl in BOWLS]
     counts = {change: [(one["segmentation"] == number).sum() for number in numbers] for change, one in drawn.items()}
     assert min(counts["as_it_was"]) > 10

@@ -92,9 +92,8 @@ def _drawn(moments: Sequence[Moment], profile: Profile) -> dict[str, dict[str, n
     states = {change: [_change(moment, change) for moment in moments] for change in CHANGES}
     where = {change: [i for i, state in enumerate(those) if state is not None] for change, those in states.items()}
     scenes = [(_fixtures(moments[i][0]), states[change][i]) for change in CHANGES for i in where[change]]
-    sizes = (profile.image_size, profile.wrist_size)
-    with pool(1) as executor:  # all ten tasks have the same objects, so that one scene can be put into any state
-        pictures = iter(executor.submit(repaint, profile.tasks[0], sizes, scenes).result())
+    with pool(1) as executor:
+        pictures = iter(executor.submit(repaint, profile, scenes).result())
     rows = {change: [next(pictures) for _ in where[change]] for change in CHANGES if where[change]}
     return {change: {"where": np.array(where[change]), "states": np.stack([states[change][i] for i in where[change]]),
                      **{name: np.stack([row[name] for row in those]) for name in those[0]}}

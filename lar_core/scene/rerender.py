@@ -15,8 +15,10 @@ import numpy as np
 
 from ..data.demos import Episode
 from ..run.errors import LarError
+from ..run.settings import Profile
 from .env import SpatialEnv, environment
 from .placements import BOWLS, RELATIONS, X_ADDRESS
+from .setup import assets_of
 
 CHANGES = ("as_it_was", "named_gone", "other_gone", "swapped")  # what `changed` makes of a scene
 DEEP = 5.0  # metres under the floor: out of every picture
@@ -99,14 +101,14 @@ def changed(state: np.ndarray, change: str, bowls: Sequence[str], swapped: Seque
     return state
 
 
-def repaint(task: int, sizes: tuple[int, int],
-            moments: Sequence[tuple[str | int, np.ndarray]]) -> list[dict[str, np.ndarray]]:
+def repaint(profile: Profile, moments: Sequence[tuple[str | int, np.ndarray]]) -> list[dict[str, np.ndarray]]:
     """The pictures of (where cabinet and stove stand, flattened state), as `render_again` draws them; in a worker process.
 
-    Where they stand: a scene description or, of demonstrations recorded here, the seed of the reset. sizes: pixels of the
-    two cameras. Raises LarError as `render_again` does.
+    Where they stand: a scene description or, of demonstrations recorded here, the seed of the reset. All ten tasks have the
+    same objects, so that one scene can be put into any state. Raises LarError as `render_again` does.
     """
-    env, drawn, standing = environment(task, *sizes), [], None
+    env = environment(profile.tasks[0], profile.image_size, profile.wrist_size, assets_of(profile))
+    drawn, standing = [], None
     for fixtures, state in moments:
         if fixtures != standing:
             env.reset(seed=fixtures if isinstance(fixtures, int) else 0, options={"wait_steps": 0})
