@@ -109,6 +109,7 @@ def test_it_can_be_forced_either_way_and_small_profiles_are_embedded():
     kept = settled(make_config(profile="micro", bench="libero", demos="lerobot")).profile
     assert (kept.demos, kept.render_demos) == ("lerobot", False)
     assert {make_config(profile=name).profile.bench for name in ("micro", "tiny", "small")} == {"embedded"}
+    assert settled(make_config(profile="t4", bench="libero", demos_conventions="gripper=1/0")).profile.demos_conventions
     with pytest.raises(LarError, match="bench=libero means LIBERO's own placements"):
         make_config(profile="tiny", bench="libero")
 

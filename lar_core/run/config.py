@@ -224,7 +224,7 @@ def _impossible_sizes(condition: Condition, profile: Profile) -> Iterator[Verdic
            f"{profile.patch_size}.")
     yield (profile.execute > profile.chunk,
            f"execute is {profile.execute}, but must be between 1 and the chunk length {profile.chunk}.")
-    yield (profile.demos_conventions and profile.demos == "expert",
+    yield (profile.demos_conventions and profile.demos == "expert" and profile.bench == "embedded",
            "demos_conventions says how other people's files are to be read, but demos is expert: set demos to official or "
            "lerobot, or leave it out.")
     yield (profile.bench == "libero" and profile.placement != "official",
