@@ -77,7 +77,8 @@ STEPS: dict[str, tuple[str, str]] = {
     "doctor": ("say what this machine has and what would run on it",
                "Checks Python, packages and their versions, PyTorch, caches, off-screen rendering, memory and disk, and "
                "builds and renders one scene. With --profile it plans: memory and time of the condition, part by part, "
-               "before anything is loaded (--machine t4: on a free Colab T4 instead of here). --full-size builds "
+               "before anything is loaded (--machine t4: on a free Colab T4 instead of here); then it asks weights that are "
+               "here to find a bowl, which tells whether they are loaded rightly. --full-size builds "
                "PaliGemma-3B's true size with random weights, loads it in 8 bit, reads its saliency, trains one step "
                "and acts once, with time and peak memory of each."),
 }

@@ -72,7 +72,7 @@ def test_without_it_is_the_embedded_scene_and_one_sentence_says_why(at_the_hub, 
     profile = settled(make_config(profile="t4", **changes)).profile
     assert (profile.bench, profile.demos, profile.render_demos) == ("embedded", "expert", False)
     said = capsys.readouterr().out
-    assert said.startswith("bench=embedded: the stand-in scene") and said.count("\n") == 1
+    assert said.startswith("bench=embedded, which a run keeps: the stand-in") and said.count("\n") == 1
 
 
 def test_a_run_that_was_begun_does_not_change_its_mind(nothing_here, tmp_path, monkeypatch, capsys):

@@ -32,8 +32,8 @@ def settled(config: RunConfig, folder: Path | None = None, data: Path = DATA) ->
         _check_at_hand(wanted, data)
         return wanted
     except LarError as error:
-        print(f"bench=embedded: the stand-in scene and the scripted expert, whose numbers compare with no paper's, because "
-              f"LIBERO's own cannot be had. {error}")
+        print("bench=embedded, which a run keeps: the stand-in scene and the scripted expert, whose numbers compare with no "
+              f"paper's, because LIBERO's own cannot be had. {error}")
         return config.replace(bench="embedded")
 
 
