@@ -2,9 +2,9 @@
 # colab_t4.sh [--dry-run] [CONDITION]: the session of docs/t4.md on a real T4, from a terminal, through Google's own client.
 #
 # Takes a Colab runtime with a T4, brings this commit there, runs the full-size smoke test, the memory table under 15 GB with
-# latency per precision and head, and one condition at profile t4; fetches each result as soon as it is there (results/gpu.json,
+# latency per precision and head, PaliGemma's answers to detect and segment, and one condition at profile t4; fetches each result as soon as it is there (results/gpu.json,
 # results/CONDITION-t4-s0.json, the rest in build/colab_t4), and gives the runtime back whatever happens. --dry-run prints the
-# commands. The condition needs HF_TOKEN and the licence of PaliGemma's weights, and is left out without them.
+# commands. The last two need HF_TOKEN and the licence of PaliGemma's weights, and are left out without a token.
 #
 # The client: pip install google-colab-cli (github.com/googlecolab/google-colab-cli, Linux and macOS; it asks for a Google
 # account the first time). What is used of it is what its README, its skill file and its source say: new --gpu, upload, exec -f
@@ -73,11 +73,13 @@ step full_size 1800 'python3 -m lar_core doctor --full-size'
 step bench_gpu 7200 'python3 scripts/bench_gpu.py --cap 15 --batches 1 8 --out /content/t4/gpu.json'
 fetch gpu.json results/gpu.json
 if [ -z "${HF_TOKEN:-}" ] && [ -z "$dry" ]; then
-    echo "HF_TOKEN is not set, so $condition was left out: PaliGemma's weights cannot be had without it."
+    echo "HF_TOKEN is not set, so PaliGemma's answers and $condition were left out: its weights cannot be had without it."
     exit 0
 fi
 [ -n "$dry" ] || (umask 077 && printf %s "$HF_TOKEN" > "$out/hf_token")  # by file: the client keeps a history of what it executes
 run colab upload -s "$session" "$out/hf_token" /content/hf_token
+step abilities 1800 'python3 -c "from lar_core.data.hub import download; download(\"paligemma-3b-mix-224\")" &&
+python3 -m lar_core doctor --profile t4'
 step condition 14400 "python3 -m lar_core reproduce --profile t4 --condition $condition --run-dir /content/run &&
 cp /content/run/results.json /content/t4/ &&
 tar -C /content/run -czf /content/t4/run.tar.gz results.json report.html config.yaml metrics.jsonl rollouts.jsonl"

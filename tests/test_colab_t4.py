@@ -69,7 +69,7 @@ def test_a_step_that_fails_ends_the_session_and_the_runtime_is_given_back(script
 def test_without_a_token_the_condition_is_left_out_and_said(script):
     done, calls = script()
     assert done.returncode == 0 and "HF_TOKEN is not set" in done.stdout
-    assert not [call for call in calls if "condition" in call] and calls[-1] == "stop -s lar-t4"
+    assert not [call for call in calls if "condition" in call or "abilities" in call] and calls[-1] == "stop -s lar-t4"
 
 
 def test_without_the_client_it_says_what_to_install(script, tmp_path):
