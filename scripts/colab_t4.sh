@@ -2,9 +2,10 @@
 # colab_t4.sh [--dry-run] [CONDITION]: the session of docs/t4.md on a real T4, from a terminal, through Google's own client.
 #
 # Takes a Colab runtime with a T4, brings this commit there, runs the full-size smoke test, the memory table under 15 GB with
-# latency per precision and head, PaliGemma's answers to detect and segment, and one condition at profile t4; fetches each result as soon as it is there (results/gpu.json,
-# results/CONDITION-t4-s0.json, the rest in build/colab_t4), and gives the runtime back whatever happens. --dry-run prints the
-# commands. The last two need HF_TOKEN and the licence of PaliGemma's weights, and are left out without a token.
+# latency per precision and head, PaliGemma's answers to detect and segment, and one condition at profile t4; fetches each
+# result as soon as it is there (results/gpu.json, results/CONDITION-t4-s0.json, the rest in build/colab_t4), and gives the
+# runtime back whatever happens. --dry-run prints the commands. The last two need HF_TOKEN and the licence of PaliGemma's
+# weights, and are left out without a token.
 #
 # The client: pip install google-colab-cli (github.com/googlecolab/google-colab-cli, Linux and macOS; it asks for a Google
 # account the first time). What is used of it is what its README, its skill file and its source say: new --gpu, upload, exec -f
@@ -76,7 +77,7 @@ if [ -z "${HF_TOKEN:-}" ] && [ -z "$dry" ]; then
     echo "HF_TOKEN is not set, so PaliGemma's answers and $condition were left out: its weights cannot be had without it."
     exit 0
 fi
-[ -n "$dry" ] || (umask 077 && printf %s "$HF_TOKEN" > "$out/hf_token")  # by file: the client keeps a history of what it executes
+[ -n "$dry" ] || (umask 077 && printf %s "$HF_TOKEN" > "$out/hf_token")  # a file: the client logs code
 run colab upload -s "$session" "$out/hf_token" /content/hf_token
 step abilities 1800 'python3 -c "from lar_core.data.hub import download; download(\"paligemma-3b-mix-224\")" &&
 python3 -m lar_core doctor --profile t4'
