@@ -10,7 +10,7 @@ from torch import nn
 
 from lar_core.data.conventions import METRES, RADIANS
 from lar_core.data.dataset import Stats
-from lar_core.measure.cause import STEPS, Answer, blocks, curves, divergence, hide, occlusion, surroundings
+from lar_core.measure.cause import STEPS, Answer, _nats, blocks, curves, hide, occlusion, surroundings
 from lar_core.measure.maps import agreement
 
 STATS = Stats((-1.0,) * 7, (1.0,) * 7, (0.0,) * 8, (1.0,) * 8)
@@ -28,8 +28,8 @@ def answer(policy_of, batch):
 def test_divergence_is_scipys():
     one, other = torch.randn(5, 256, generator=torch.Generator().manual_seed(0)), torch.randn(5, 256)
     expected = [jensenshannon(*pair) ** 2 for pair in zip(softmax(one.numpy(), 1), softmax(other.numpy(), 1))]
-    assert np.allclose(divergence(one, other), expected, atol=1e-6)
-    assert divergence(one, one).abs().max() < 1e-6
+    assert np.allclose(_nats(one, other), expected, atol=1e-6)
+    assert _nats(one, one).abs().max() < 1e-6
 
 
 def test_surroundings_are_the_mean_of_up_to_eight_blocks_around():

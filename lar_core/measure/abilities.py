@@ -18,7 +18,7 @@ from ..model.places import LOCS, spoken
 from ..scene.env import SpatialEnv
 from ..scene.placements import BOWLS, Scene, evaluation_scenes
 from ..scene.sentences import asked_for
-from .metrics import Truth, auc
+from .metrics import Truth, auc, box_iou, box_of
 
 TASK, PLACEMENT = 8, "wide"  # one bowl next to the plate, one next to the ramekin
 QUESTIONS = ("detect", "segment")
@@ -86,17 +86,5 @@ def _iou(words: str, bowls: np.ndarray) -> float | None:
     found = _BOX.match(words)
     if found is None:
         return None
-    box = np.array(found.groups(), dtype=float) * bowls.shape[1] / LOCS
-    return max(_overlap(box, _around(bowl)) for bowl in bowls)
-
-
-def _around(region: np.ndarray) -> np.ndarray:
-    """The box (top, left, bottom, right) of pixels."""
-    places = np.argwhere(region)
-    return np.concatenate([places.min(axis=0), places.max(axis=0) + 1]).astype(float)
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union."""
-    both = np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None))
-    return float(both / (np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - both))
+    top, left, bottom, right = (int(edge) * bowls.shape[1] / LOCS for edge in found.groups())
+    return max(box_iou((left, top, right, bottom), box_of(bowl)) for bowl in bowls)

@@ -12,6 +12,7 @@ motions differs, in millimetres and degrees. Only the camera's picture is change
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -24,8 +25,10 @@ from tqdm import tqdm
 from ..data.conventions import METRES, RADIANS
 from ..data.dataset import DemoDataset, Stats, to_device
 from ..model.backbone import Seen
+from ..model.losses import each
 from ..model.masking import Clues, area_resample, mask_top, pixel_mask
 from ..model.policy import Policy
+from ..model.regularisers import divergence
 from ..run.registry import MASK_SOURCES
 from ..run.runtime import Draws
 from ..run.settings import PATHS
@@ -58,7 +61,9 @@ class Answer:
         """How much it changes without a path of attention in some layers; `loss` beside it, by how much that grows."""
         with self.policy.without(self.batch, path, layers):
             answer = self.ask(self.batch, self.seen if min(layers) >= self.policy.backbone.join else None)
-        return self.compare(answer) | {"loss": self._loss(answer) - self._loss(self.own)}
+        truth = (self.batch["actions"], self.batch["action_pad"])
+        after, before = (each(self.policy.head.loss, said, *truth) for said in (answer, self.own))
+        return self.compare(answer) | {"loss": after - before}
 
     def ask(self, batch: dict, seen: Seen | None = None) -> Tensor:
         """What the head says: numbers (B, K, 7) or logits (B, K, 7, 256); seen: what `look` gave, where it has looked."""
@@ -67,7 +72,7 @@ class Answer:
     def compare(self, other: Tensor) -> Changes:
         """How much another answer differs from this one."""
         motion = self.motion(self.own) - self.motion(other)  # (B, 6)
-        nats = {} if self.policy.head.l1 else {"nats": self._mean(divergence(self.own, other).mean(dim=-1))}
+        nats = {} if self.policy.head.l1 else {"nats": self._mean(_nats(self.own, other).mean(dim=-1))}
         return nats | {"mm": motion[:, :3].norm(dim=1) * 1000, "degrees": motion[:, 3:].norm(dim=1).rad2deg()}
 
     def motion(self, answer: Tensor) -> Tensor:
@@ -76,20 +81,14 @@ class Answer:
         units = torch.from_numpy(actions[..., :6]).to(self.valid) * self.valid[..., None]
         return units.sum(dim=1) * torch.tensor([METRES] * 3 + [RADIANS] * 3).to(units)
 
-    def _loss(self, answer: Tensor) -> Tensor:
-        truth = (self.batch["actions"], self.batch["action_pad"])
-        return torch.stack([self.policy.head.loss(*one) for one in zip(*(rows.split(1) for rows in (answer, *truth)))])
-
     def _mean(self, values: Tensor) -> Tensor:
         """(B, K) -> (B,), over valid steps."""
         return (values * self.valid).sum(dim=1) / self.valid.sum(dim=1)
 
 
-def divergence(one: Tensor, other: Tensor) -> Tensor:
-    """Jensen-Shannon divergence in nats of two distributions given as logits (..., C): 0 = the same, ln 2 at most."""
-    one, other = one.float().log_softmax(dim=-1), other.float().log_softmax(dim=-1)
-    middle = torch.logaddexp(one, other) - np.log(2)
-    return sum((part.exp() * (part - middle)).sum(dim=-1) for part in (one, other)) / 2
+def _nats(one: Tensor, other: Tensor) -> Tensor:
+    """Jensen-Shannon divergence (...) of distributions given as logits (..., C): 0 = the same, ln 2 at most."""
+    return divergence(*(answer.float().softmax(dim=-1) for answer in (one, other))) * math.log(2)
 
 
 # What is taken away of a picture

@@ -23,7 +23,7 @@ from ..run.registry import METRICS
 
 MIN_COVERAGE = 0.2
 LEVEL = 0.5  # of the peak: patches above it belong to its region
-Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, right and bottom exclusive
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, right and bottom exclusive
 
 
 # What is where

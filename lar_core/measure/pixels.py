@@ -4,8 +4,8 @@
     other_gone   the other bowl, its twin, is not there
     swapped      each bowl, with what it stands on or next to, takes the other's place, where the scene has such a thing
 
-The sentence stays as it is. In `swapped` the same two bowls stand where they stood, and only what they are named by has
-changed places: a policy that acts on what is named now heads for the other place. Frames before the gripper first closes
+The sentence stays as it is. In `swapped` two such bowls stand about where two stood, and what they are named by has changed
+places: a policy that acts on what is named now heads for the other place. Frames before the gripper first closes
 are asked, while the hand is farther than NEAR from both bowls.
 """
 

@@ -165,9 +165,9 @@ def pooled_bars(runs: Sequence[dict]) -> tuple[list[tuple], list[list[float]]]:
 
 def without_bars(results: dict) -> list[tuple]:
     """Success with a path of attention cut, told the right sentence, as `success_bars`."""
-    return [("the policy with a path of attention cut, " + (made := bar(row["placement"], PATHS[row["path"]], "changed",
-                                                                      row["successes"], row["episodes"]))[0], *made[1:])
+    bars = [bar(row["placement"], PATHS[row["path"]], "changed", row["successes"], row["episodes"])
             for row in results.get("without") or [] if row["instruction"] == "right"]
+    return [(f"the policy with a path of attention cut, {placements}", *rest) for placements, *rest in bars]
 
 
 def modality_table(arms: Sequence[dict], seeing: str, placements: Iterable[str]) -> list[tuple[str, ...]]:

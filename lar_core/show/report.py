@@ -32,6 +32,7 @@ from . import causes, figures, findings, rates
 from .rates import bounds, estimate, success_bars
 
 AGREEMENT = "agreement"  # of a map with the occlusion map, beside the metrics of maps
+_NO_METRICS = {"action_l1": "held-out action error", AGREEMENT: "saliency's agreement with what mattered"}  # of a study
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _LICENCES = {"Gemma Terms of Use": "gemma"}  # the manifest's word -> the hub's
 _DATASETS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # keys of the manifest
@@ -93,8 +94,7 @@ def write_study_page(folder: Path) -> Path:
         modality=rates.modality_table(study["arms"], study["study"]["reference"], study["study"]["placements"]),
         success=rates.success_table(success), happened=rates.happened_table(success),
         differences_figure=figures.differences(rows, study["study"]["reference"]), caveats=findings.caveats(study),
-        scores={name: METRICS.about(name).label if name in METRICS else words for name, words in zip(
-            SCORES, ("", "", "held-out action error", "saliency's agreement with what mattered"))})
+        scores={name: _NO_METRICS.get(name) or METRICS.about(name).label for name in SCORES})
 
 
 def study_table(study: dict) -> str:
