@@ -194,7 +194,7 @@ def likeness(one: Tensor, other: Tensor) -> Tensor:
 
 
 def divergence(one: Tensor, other: Tensor) -> Tensor:
-    """Jensen-Shannon divergence (...) of two distributions (..., P), as maps are, in bits: 0 = the same, 1 = nowhere both."""
+    """Jensen-Shannon divergence (...) of distributions (..., P), as maps are, in bits: 0 = the same, 1 = nowhere both."""
     middle = ((one + other) / 2).clamp_min(1e-12).log2()
     parts = [(part * (part.clamp_min(1e-12).log2() - middle)).sum(dim=-1) for part in (one, other)]
     return (parts[0] + parts[1]) / 2
