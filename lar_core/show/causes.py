@@ -71,7 +71,7 @@ def knockout_lines(cause: dict) -> Figure:
             _path_line(axis, [row for row in cause["knockout"] if (row["path"], row["onwards"]) == (path, onwards)], path)
         axis.grid(axis="y", alpha=0.6)
     axes[0].set_ylabel("change of the chunk (mm)")
-    axes[1].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=8)  # single layers lose less, so that there is room above them
     return figure
 
 
