@@ -172,13 +172,15 @@ def make_report(run: Run) -> tuple[dict, Path]:
     return gather_results(run), write_report(run)
 
 
-def reproduce(run: Run, data: Path = DATA, workers: int | None = None) -> tuple[dict, Path]:
+def reproduce(run: Run, data: Path = DATA, workers: int | None = None,
+              instructions: tuple[str, ...] | None = None) -> tuple[dict, Path]:
     """All steps in order, each skipped where it is done; returns the results and the report's path.
 
-    workers: scenes that are simulated at the same time, one process each; None: one a core.
+    workers: scenes that are simulated at the same time, one process each; None: one a core. instructions: as
+    `roll_out_policy` has them.
     """
     train_both(run, data, workers)
     scores(run, data, workers)
-    roll_out_policy(run, workers=workers)
+    roll_out_policy(run, instructions, workers=workers)
     times(run)
     return make_report(run)

@@ -48,7 +48,7 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
     make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
     controls = [run for run in runs.values() if run.config.condition.blind]
     others = [run for run in runs.values() if not run.config.condition.blind]
-    job = partial(make_arm, placements=study.placement, data=data)
+    job = partial(make_arm, study=study, data=data)
     with (_workers(workers or _default_workers(len(others))) as each,
           tqdm(total=len(runs), unit="run", desc=study.name) as bar):
         for wave in (controls, others):
@@ -64,12 +64,12 @@ def _configs(study: Study, folder: Path, data: Path) -> dict[tuple[str, int], Ru
     return {arm: settled(config.replace(bench=bench)) for arm, config in configs.items()}
 
 
-def make_arm(run: Run, placements: tuple[str, ...], data: Path) -> str | None:
+def make_arm(run: Run, study: Study, data: Path) -> str | None:
     """One run from nothing to its report; returns the sentence of a foreseeable failure, so that others can go on."""
     try:
-        reproduce(run, data)
-        for placement in placements[1:]:
-            roll_out_policy(run, placement=placement)
+        reproduce(run, data, instructions=study.instructions)
+        for placement in study.placement[1:]:
+            roll_out_policy(run, study.instructions, placement)
             make_report(run)
     except LarError as error:
         return str(error)

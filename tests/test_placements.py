@@ -22,6 +22,7 @@ from lar_core.scene.placements import (
     other_instruction,
     sample_scene,
     success,
+    tasks_with,
 )
 
 STORED = [(placement, task) for placement in EVALUATION_SCENES for task in range(10)
@@ -76,6 +77,9 @@ def test_every_task_but_the_first_has_a_sentence_for_its_other_bowl():
     assert OTHER_SENTENCE == {1: 6, 2: 8, 3: 9, 4: 9, 5: 3, 6: 7, 7: 9, 8: 1, 9: 7}
     with pytest.raises(LarError, match="Task 0 has no counterfactual pair.*1, 2, 3, 4, 5, 6, 7, 8, 9"):
         evaluation_scenes(0, "counterfactual")
+    assert tasks_with("near_counterfactual", [0, 4, 5]) == [4, 5] and tasks_with("wide", [0, 4]) == [0, 4]
+    with pytest.raises(LarError, match="Task 0 has no counterfactual pair"):
+        tasks_with("counterfactual", [0])
 
 
 def test_counterfactual_scenes_come_twice_and_name_either_bowl():

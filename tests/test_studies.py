@@ -86,7 +86,7 @@ def test_what_was_finished_before_the_kill_was_not_made_anew(folder):
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     made = []
 
-    def reproduce(run, data):
+    def reproduce(run, data, instructions=None):
         if run.config.condition.name == "contrastive_attention":
             raise LarError("No sentence names the other bowl.")
         made.append(run.config.condition.name)

@@ -73,6 +73,8 @@ def test_demonstrations_stand_at_the_first_placement(tmp_path):
     ("conditions: [gaze_mask, gaze_mask]", "nothing twice"),
     ("condition: [gaze_mask]", "did you mean 'conditions'"),
     ("conditions: [gaze_mask]\nreference: action_only", "Unknown reference 'action_only'"),
+    ("conditions: [gaze_mask]\ninstructions: [blank]", "add right"),
+    ("conditions: [gaze_mask]\ninstructions: [rihgt]", "did you mean 'right'"),
     ("conditions: [gaze_mask]\nseeds: 3", "seeds is 3, but must be a list"),
     ("conditions: [gaze_mask]\nseeds: [0, true]", "seeds[1] is True, but must be a valid integer"),
     ("conditions: [gaze_mask]\nprofile: tiney", "did you mean 'tiny'"),

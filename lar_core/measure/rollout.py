@@ -28,7 +28,7 @@ from ..run.folder import Run
 from ..run.processes import processes
 from ..run.settings import Profile
 from ..scene.episode import check_kinds, episode_env, kinds, kinds_of, told
-from ..scene.placements import evaluation_scenes
+from ..scene.placements import evaluation_scenes, tasks_with
 from ..scene.reference import MEANING
 from ..scene.setup import prepare
 from .film import Film
@@ -51,6 +51,8 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
              placement: str | None = None, workers: int | None = None, cut: str = "") -> list[dict]:
     """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
 
+    Tasks without a counterfactual pair are left out there, beside tasks that have one.
+
     workers: environments that run at the same time, one process each; None: one a core. cut: a path of attention that is
     cut in every layer (one of PATHS).
     Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder, and for a
@@ -61,7 +63,7 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
         raise LarError("guidance compares answers to two sentences, and a path of attention is cut for one: set guidance=0.")
     check_kinds(instructions, profile.tasks)
     placement = placement or profile.placement
-    for task in profile.tasks:
+    for task in tasks_with(placement, profile.tasks):
         scenes = evaluation_scenes(task, placement)
         if profile.episodes_per_task > len(scenes):
             raise LarError(f"episodes_per_task is {profile.episodes_per_task}, but task {task} has {len(scenes)} "
@@ -77,8 +79,8 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
 
 def rolled_out(run: Run, instructions: tuple[str, ...], placement: str | None = None) -> bool:
     """Whether `roll_out` would find nothing left to do, and nothing to refuse."""
-    profile = run.config.profile
-    missing = (_todo(run, instructions, placement or profile.placement, task) for task in profile.tasks)
+    profile, placement = run.config.profile, placement or run.config.profile.placement
+    missing = (_todo(run, instructions, placement, task) for task in tasks_with(placement, profile.tasks))
     return set(instructions) <= set(kinds_of(profile.tasks)) and not any(missing)
 
 

@@ -20,7 +20,7 @@ from ..run.config import CONDITIONS, PROFILES, RunConfig, make_config
 from ..run.errors import LarError, unknown
 from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
-from ..run.settings import Count, Placement, Share
+from ..run.settings import Count, Instruction, Placement, Share
 from . import statistics
 from .results import (
     CONTROLS,
@@ -52,6 +52,7 @@ class Study(Checked):
     profile: str = "tiny"
     tasks: tuple[int, ...] | None = Field(None, strict=False)  # None: the profile's
     placement: tuple[Placement, ...] = Field(("official",), strict=False)  # of demonstrations the first, of rollouts each
+    instructions: tuple[Instruction, ...] | None = Field(None, strict=False)  # of rollouts; None: all there are
     set: dict[str, Any] = {}  # fields of condition or profile, the same in every run
 
     @model_validator(mode="before")
@@ -66,7 +67,7 @@ class Study(Checked):
         named = lines["conditions"]
         return {"reference": named[0], **lines} if isinstance(named, list | tuple) and named else lines
 
-    @field_validator("conditions", "seeds", "tasks", "placement")
+    @field_validator("conditions", "seeds", "tasks", "placement", "instructions")
     @classmethod
     def _each_once(cls, values: tuple, info: ValidationInfo) -> tuple:
         if values is not None and (not values or len({*values}) < len(values)):
@@ -84,6 +85,8 @@ class Study(Checked):
         for name in self.set:
             if name in OWN_LINE:
                 raise LarError(f"{name} stands under set, but has a line of its own in a study: see docs/study.md.")
+        if self.instructions and "right" not in self.instructions:
+            raise LarError(f"instructions is {[*self.instructions]}, but arms are compared under the right one: add right.")
         if self.reference not in self.arms:
             raise unknown("reference", self.reference, self.arms)
         return self

@@ -15,7 +15,8 @@ from .registry import REGULARISERS, Checked, number
 
 Placement = Literal["official", "wide", "counterfactual", "near", "near_counterfactual"]
 PLACEMENTS: tuple[str, ...] = get_args(Placement)
-INSTRUCTIONS = ("right", "blank", "other_task", "other_bowl")  # what a policy is told: scene/episode.py
+Instruction = Literal["right", "blank", "other_task", "other_bowl"]  # what a policy is told: scene/episode.py
+INSTRUCTIONS: tuple[str, ...] = get_args(Instruction)
 BLANK = "."  # the shortest sentence that is not empty: what says nothing
 PAIRED = ("counterfactual", "near_counterfactual")  # where each scene comes twice, once for either bowl
 MINIATURES = ("scratch", "tabletop")

@@ -19,7 +19,7 @@ Positions are metres in the world frame: x away from the robot, y to its left; t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from itertools import combinations
@@ -123,6 +123,17 @@ def evaluation_scenes(task: int, placement: str) -> list[Scene]:
     with np.load(files(__package__) / "init_states" / f"{placement}.npz", allow_pickle=False) as stored:
         layouts = list(zip(stored[f"task_{task}_seeds"].tolist(), stored[f"task_{task}_states"]))
     return [_scene(task, placement, seed, state, side) for seed, state in layouts for side in sides(placement)]
+
+
+def tasks_with(placement: str, tasks: Sequence[int]) -> list[int]:
+    """Those of `tasks` that have scenes with a placement; a counterfactual pair is not in every one.
+
+    Raises LarError where none has.
+    """
+    having = [task for task in tasks if placement not in PAIRED or task in OTHER_SENTENCE]
+    if not having:
+        _check(tasks[0], placement)
+    return having
 
 
 def sample_scene(env: SpatialEnv, placement: str, index: int) -> Scene:
