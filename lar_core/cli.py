@@ -65,11 +65,10 @@ STEPS: dict[str, tuple[str, str]] = {
     "report": ("write results.json and report.html from what is there",
                "Steps that have not been run are named in the report with the command that fills them."),
     "study": ("compare conditions over seeds, as a YAML file says",
-              "Makes every run of the study (conditions x seeds, and a blind control for each seed that all share), "
-              "several at a time on a CPU, one after the other on a GPU, all from the same init states. Then writes the "
-              "comparison, study.json and study.html: intervals, paired tests corrected for their number, effect sizes, "
-              "and what so many rollouts could have missed. Stop it at any moment and run it again: it goes on. The "
-              "file's lines are explained in docs/study.md."),
+              "Makes every run of the study (conditions x seeds, and a blind control for each seed that all share), seed by "
+              "seed, several at a time on a CPU, one after the other on a GPU, all from the same init states, and compares "
+              "them in study.json and study.html: intervals, paired tests corrected for their number, effect sizes, and "
+              "what was missed at most. Stopped at any moment and run again it goes on. The file's lines: docs/study.md."),
     "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
              "Weights as safetensors, settings, normalisation and a model card with the run's numbers beside its "
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
@@ -177,8 +176,8 @@ def _add_study_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("study", type=Path, metavar="STUDY.yaml", help="what to compare, e.g. studies/small.yaml")
     step.add_argument("--run-dir", type=Path, help=f"study folder, every run in a folder of it (default: {RUNS}/NAME)")
     step.add_argument("--data-dir", type=Path, default=DATA, help=f"where demonstrations are kept (default: {DATA})")
-    step.add_argument("--workers", type=int, metavar="N",
-                      help="runs at the same time, which share the cores (default: what the machine has)")
+    step.add_argument("--workers", type=int, metavar="N", help="runs at the same time (default: what the machine has)")
+    step.add_argument("--so-far", action="store_true", help="make no run, compare those that are finished")
 
 
 def _add_check_options(step: argparse.ArgumentParser) -> None:
@@ -352,8 +351,9 @@ def _print_report(made: tuple[dict, Path]) -> None:
 def _study(arguments: argparse.Namespace) -> None:
     from .measure.study import Study
     from .show.report import study_table
-    from .studies import run_study
-    comparison, page = run_study(Study.load(arguments.study), arguments.run_dir, arguments.data_dir, arguments.workers)
+    from .studies import compare_so_far, run_study
+    asked = Study.load(arguments.study), arguments.run_dir, arguments.data_dir
+    comparison, page = compare_so_far(*asked) if arguments.so_far else run_study(*asked, arguments.workers)
     print(study_table(comparison), f"\nComparison: {page.resolve()}", sep="\n")
 
 

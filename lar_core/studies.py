@@ -1,6 +1,6 @@
 """Run a study: every arm is the run that `lar reproduce` makes, several at a time where there are several cores.
 
-    demonstrations -> blind control of each seed -> every condition of each seed -> study.json, study.html
+    demonstrations -> for each seed: blind control -> every condition -> study.json, study.html of the seeds so far
 
 Killed at any moment and started again, it goes on: finished runs are only read, unfinished ones continue.
 """
@@ -21,16 +21,22 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from .measure.plan import UNDECIDED
+from .measure.results import PLANNED
+from .measure.rollout import rolled_out
 from .measure.study import Study, compare_arms
 from .run.config import RunConfig
 from .run.errors import LarError
+from .run.files import write_json
 from .run.folder import DATA, RUNS, Run
 from .run.processes import STOPS, cores, end_with_parent, interrupt, on_stop, processes, stop
 from .run.runtime import forget_launch, quiet
 from .scene.bench import settled
+from .scene.episode import kinds_of
 from .show.report import write_study_page
 from .steps import make_demos, make_report, reproduce, roll_out_policy
 
+Runs = dict[tuple[str, int], Run]  # of a condition and a seed
 Job = Callable[[Run], "str | None"]
 Outcome = tuple[Run, "str | None"]  # a run, and the sentence of its failure
 
@@ -39,6 +45,8 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
               workers: int | None = None) -> tuple[dict, Path]:
     """Make every run of `study` in `folder` (default: runs/NAME), compare them; returns study.json and the page's path.
 
+    They are made seed by seed, and compared after each, so that there is something to read early; in a planned study a
+    condition is left alone when all that was asked of it is decided.
     workers: runs at the same time; None: what the machine has (one on a GPU). They share its cores.
     Raises LarError, after the other runs were finished, when some could not be made.
     """
@@ -46,14 +54,60 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA,
     folder = folder or RUNS / study.name
     runs = {arm: Run.open(config, folder / config.name) for arm, config in _configs(study, folder, data).items()}
     make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
-    controls = [run for run in runs.values() if run.config.condition.blind]
-    others = [run for run in runs.values() if not run.config.condition.blind]
-    job = partial(make_arm, study=study, data=data)
-    with (_workers(workers or _default_workers(len(others))) as each,
+    job, failed, made = partial(make_arm, study=study, data=data), [], None
+    with (_workers(workers or _default_workers(len(study.conditions))) as each,
           tqdm(total=len(runs), unit="run", desc=study.name) as bar):
-        for wave in (controls, others):
-            _finish(each(job, wave), bar)
-    return compare_arms(study, runs, folder), write_study_page(folder)
+        for seed in study.seeds:
+            failed += _make_seed(study, runs, seed, partial(_finish, each, job, bar), made and made[0])
+            made = _compare(study, runs, folder)
+    _refuse(failed)
+    return made or _compare_so_far(study, runs, folder)
+
+
+def compare_so_far(study: Study, folder: Path | None = None, data: Path = DATA) -> tuple[dict, Path]:
+    """Compare the runs of `study` that are finished in `folder`; makes none. Raises LarError where there is too little."""
+    folder = folder or RUNS / study.name
+    configs = {arm: config for arm, config in _configs(study, folder, data).items() if (folder / config.name).exists()}
+    return _compare_so_far(study, {arm: Run.open(config, folder / config.name) for arm, config in configs.items()}, folder)
+
+
+def _compare_so_far(study: Study, runs: Runs, folder: Path) -> tuple[dict, Path]:
+    finished = {arm: run for arm, run in runs.items() if _finished(study, run)}
+    return compare_arms(study, finished, folder), write_study_page(folder)
+
+
+def _compare(study: Study, runs: Runs, folder: Path) -> tuple[dict, Path] | None:
+    """None where the reference has no finished run yet, because it failed."""
+    there = any(_finished(study, run) for (condition, _), run in runs.items() if condition == study.reference)
+    return _compare_so_far(study, runs, folder) if there else None
+
+
+def _finished(study: Study, run: Run) -> bool:
+    kinds = study.instructions or kinds_of(run.config.profile.tasks)
+    return run.results.exists() and all(rolled_out(run, kinds, placement) for placement in study.placement)
+
+
+def _make_seed(study: Study, runs: Runs, seed: int, finish: Callable[[list[Run]], list[Outcome]],
+               so_far: dict | None) -> list[Outcome]:
+    """The runs of one seed, the blind controls first, which the others need; returns those that failed."""
+    asked = still_asked(study, so_far)
+    mine = {condition: run for (condition, its), run in runs.items() if its == seed and condition in asked}
+    failed = finish([run for run in mine.values() if run.config.condition.blind])
+    _refuse(failed)
+    return finish([run for run in mine.values() if not run.config.condition.blind])
+
+
+def still_asked(study: Study, so_far: dict | None) -> set[str]:
+    """The conditions of which a planned question is open, and those that stand beside them; all where nothing was planned.
+
+    so_far: study.json of the seeds before.
+    """
+    decided = {(row["condition"], row["beside"]) for row in (so_far or {}).get("answers", ()) if row["verdict"] != UNDECIDED}
+    still = [question for question in study.questions if question not in decided]
+    if study.questions and not still:
+        return set()
+    settled = {name for question in study.questions for name in question} - {name for question in still for name in question}
+    return {*study.arms} - settled
 
 
 def _configs(study: Study, folder: Path, data: Path) -> dict[tuple[str, int], RunConfig]:
@@ -67,6 +121,8 @@ def _configs(study: Study, folder: Path, data: Path) -> dict[tuple[str, int], Ru
 def make_arm(run: Run, study: Study, data: Path) -> str | None:
     """One run from nothing to its report; returns the sentence of a foreseeable failure, so that others can go on."""
     try:
+        if study.plan and not (run.path / PLANNED).exists():
+            write_json(run.path / PLANNED, {"plan": study.plan.sha256})
         reproduce(run, data, instructions=study.instructions)
         for placement in study.placement[1:]:
             roll_out_policy(run, study.instructions, placement)
@@ -76,13 +132,18 @@ def make_arm(run: Run, study: Study, data: Path) -> str | None:
     return None
 
 
-def _finish(outcomes: Iterator[Outcome], bar: tqdm) -> None:
-    """Wait for a wave of runs. Raises LarError when some failed, naming the first."""
+def _finish(each: Callable[[Job, Iterable[Run]], Iterator[Outcome]], job: Job, bar: tqdm, wave: list[Run]) -> list[Outcome]:
+    """Wait for a wave of runs; returns those that failed, each with why."""
     failed = []
-    for run, failure in outcomes:
+    for run, failure in each(job, wave):
         bar.write(f"{run.path}: {failure or 'done'}")
         bar.update()
         failed += [(run, failure)] if failure else []
+    return failed
+
+
+def _refuse(failed: list[Outcome]) -> None:
+    """Raises LarError when some failed, naming the first."""
     if failed:
         run, failure = failed[0]
         more = f" (and {len(failed) - 1} more, see above)" if len(failed) > 1 else ""

@@ -48,6 +48,7 @@ def control_of(results: dict) -> str:
 
 _ARM = ("policy", "instruction", "placement")
 NAMING = ("right", "other_bowl")  # the kinds of instruction that name a bowl of the scene
+PLANNED = "plan.json"  # of a run that belongs to a planned study: {"plan": hash}
 SCENE = ("assets", "gl", "versions", "picture")  # of a row of rollouts.jsonl: see `scene.reference.scene_record`
 
 
@@ -63,7 +64,7 @@ def gather_results(run: Run) -> dict:
                 "seed": run.config.seed, "fingerprint": run.config.fingerprint, "config": config},
         "provenance": {**provenance(), "device": device_name(), "assets": _assets(run, episodes),
                        "scenes": scenes(episodes),
-                       "demonstrations": (heldout or {}).get("demonstrations")},
+                       "demonstrations": (heldout or {}).get("demonstrations"), **(_read(run.path / PLANNED) or {})},
         "training": _training(run, heldout) if heldout else None,
         **{part: heldout and heldout.get(part) for part in ("action", "shortcut", "reconstruction", "denoising",
                                                              "grounding", "aggregations", "robustness", "layers", "cause")},

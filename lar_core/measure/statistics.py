@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 ALPHA = 0.05
 RESAMPLES = 9999  # of a bootstrap
@@ -78,6 +79,34 @@ def clustered_bootstrap(values: np.ndarray) -> Interval:
 def _percentiles(values: np.ndarray, means: Sequence[float] | np.ndarray) -> Interval:
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
     return Interval(float(values.mean()), float(low), float(high), len(values))
+
+
+def over_seeds(values: Sequence[float] | np.ndarray, level: float = ALPHA) -> Interval:
+    """Mean of one value a seed with Student's interval, which few seeds need; it has none for a single seed.
+
+    Raises ValueError for no values.
+    """
+    values = np.asarray(values, dtype=float)
+    if not len(values):
+        raise ValueError("A mean needs at least one value.")
+    if len(values) == 1:
+        return Interval(float(values[0]), None, None, 1)
+    reach = _student(level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return Interval(float(values.mean()), float(values.mean() - reach), float(values.mean() + reach), len(values))
+
+
+@cache
+def _student(level: float, freedom: int) -> float:
+    return float(stats.t.ppf(1 - level / 2, freedom))
+
+
+def evidence(a: int, b: int) -> float:
+    """e-value of `a` cases one way and `b` the other, against both ways being equally likely; 1 where there are none.
+
+    The likelihood ratio of a coin whose bias is drawn evenly from [0, 1]. If it is fair, the chance that this ever exceeds
+    1 / alpha, however often one looks, is alpha at most (Ville's inequality; Robbins 1970).
+    """
+    return float(np.exp(special.betaln(1 + a, 1 + b) + (a + b) * np.log(2)))
 
 
 def mean_over_episodes(values: np.ndarray, episode: np.ndarray) -> Interval | None:
@@ -164,8 +193,8 @@ def not_detected(name_a: str, name_b: str, numbers: str, least: float) -> str:
             f"So few rollouts can miss differences of up to about {100 * least:.0f} points.")
 
 
-def points(difference: Interval, over: str = "") -> str:
+def points(difference: Interval, over: str = "", percent: float = 95) -> str:
     """`+15 points, 95 % interval -5 to +35 points`; over: what the interval covers, where that must be said."""
     low, high = difference.low, difference.high
     return f"{100 * difference.value:+.0f} points, " + (
-        "no interval" if low is None else f"95 % interval {over}{100 * low:+.0f} to {100 * high:+.0f} points")
+        "no interval" if low is None else f"{percent:.0f} % interval {over}{100 * low:+.0f} to {100 * high:+.0f} points")

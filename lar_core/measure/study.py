@@ -22,6 +22,7 @@ from ..run.folder import Run, blind_twin
 from ..run.registry import Checked
 from ..run.settings import Count, Instruction, Placement, Share
 from . import statistics
+from .plan import DEVIATIONS, Answer, Plan, PlanSection, answers, sealed
 from .results import (
     CONTROLS,
     OTHER_BENCH,
@@ -53,6 +54,7 @@ class Study(Checked):
     tasks: tuple[int, ...] | None = Field(None, strict=False)  # None: the profile's
     placement: tuple[Placement, ...] = Field(("official",), strict=False)  # of demonstrations the first, of rollouts each
     instructions: tuple[Instruction, ...] | None = Field(None, strict=False)  # of rollouts; None: all there are
+    plan: Plan | None = None  # of a study that was planned before it was run (docs/plan.md)
     set: dict[str, Any] = {}  # fields of condition or profile, the same in every run
 
     @model_validator(mode="before")
@@ -87,19 +89,26 @@ class Study(Checked):
                 raise LarError(f"{name} stands under set, but has a line of its own in a study: see docs/study.md.")
         if self.instructions and "right" not in self.instructions:
             raise LarError(f"instructions is {[*self.instructions]}, but arms are compared under the right one: add right.")
-        if self.reference not in self.arms:
-            raise unknown("reference", self.reference, self.arms)
+        for kind, name in (("reference", self.reference),
+                           *(("condition of a planned question", name) for question in self.questions for name in question)):
+            if name not in self.arms:
+                raise unknown(kind, name, self.arms)
         return self
 
     @classmethod
     def load(cls, path: Path | str) -> Study:
         """Read a study's YAML. Raises LarError for a file that is none, naming the mistake."""
-        return cls(**{"name": Path(path).stem, **_mapping(Path(path))})
+        return cls(**{"name": Path(path).stem, **sealed(Path(path), _mapping(Path(path)))})
 
     @property
     def arms(self) -> tuple[str, ...]:
         """The conditions, and their blind control (of deaf ones a deaf one)."""
         return tuple(dict.fromkeys((*self.conditions, *(condition for condition, _ in self.configs()))))
+
+    @property
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """That were planned."""
+        return self.plan.questions if self.plan else ()
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -213,6 +222,7 @@ Comparison = section(
     followed=optional(section(condition=Number, reference=Number, difference=Estimate)), proved=(bool, False))
 StudyDocument = section(
     schema_version=Literal[1], provenance=Provenance, arms=listed(Arm), comparisons=list[Comparison],
+    plan=optional(PlanSection), answers=(list[Answer], []),
     study=section(name=Word, conditions=listed(Word), reference=Word, seeds=listed(int), profile=Word,
                   placements=listed(Placement), changes=Values))
 
@@ -224,37 +234,64 @@ def _modern(document: dict) -> dict:
     return document | {"arms": [arm | {"success": of(arm["success"])} for arm in document["arms"]]}
 
 
+Arms = dict[str, dict[int, Result]]  # of every condition its finished runs, by seed
 STUDY = Document(StudyDocument, "study", "lar study", _modern)
 
 
 def compare_arms(study: Study, runs: dict[tuple[str, int], Run], folder: Path) -> dict:
-    """Compare the finished runs of a study; validates, writes and returns `study.json`.
+    """Compare the finished runs of a study, all or those that there are; validates, writes and returns `study.json`.
 
-    Raises LarError for rollouts that cannot be paired and for runs that used different assets.
+    Arms are compared over the seeds that both have. Raises LarError for rollouts that cannot be paired, for runs that used
+    different assets, and where the reference has no finished run.
     """
-    results = {arm: Result(run.path.name, load_results(run.results), tuple(episodes_of(run))) for arm, run in runs.items()}
-    arms = {condition: [results[condition, seed] for seed in study.seeds] for condition in study.arms}
+    arms: dict[str, dict[int, Result]] = {}
+    for (condition, seed), run in runs.items():
+        made = Result(run.path.name, load_results(run.results), tuple(episodes_of(run)))
+        arms.setdefault(condition, {})[seed] = made
+    if study.reference not in arms:
+        raise LarError(f"No run of {study.reference}, the reference of the study, is finished in {folder}: there is nothing "
+                       "to compare the others with yet.")
+    arms = {condition: arms[condition] for condition in study.arms if condition in arms}
     document = {
         "schema_version": 1,
-        "study": {"name": study.name, "conditions": list(study.arms), "reference": study.reference,
-                  "seeds": list(study.seeds), "profile": study.profile, "placements": list(study.placement),
+        "study": {"name": study.name, "conditions": list(arms), "reference": study.reference,
+                  "seeds": [seed for seed in study.seeds if any(seed in made for made in arms.values())],
+                  "profile": study.profile, "placements": list(study.placement),
                   "changes": json.loads(json.dumps(study.changes))},
-        "provenance": _provenance(arms),
+        "provenance": _provenance(study, arms),
         "arms": [_arm(condition, made, arms[study.reference], study.placement) for condition, made in arms.items()],
-        "comparisons": comparisons(study, arms)}
+        "comparisons": comparisons(study, arms), **_planned(study, arms)}
     STUDY.save(folder / FILE, document)
     return document
 
 
-def comparisons(study: Study, arms: dict[str, Sequence[Result]]) -> list[dict]:
+def _planned(study: Study, arms: Arms) -> dict:
+    """What was planned, and the answers at the first placement so far."""
+    if study.plan is None:
+        return {}
+    where, planned = study.placement[0], len(study.seeds)
+    tables = {(a, b): _paired(*_shared(arms[a], arms[b]), where) for a, b in study.questions
+              if {a, b} <= {*arms} and {*arms[a]} & {*arms[b]}}
+    return {"plan": {**study.plan.model_dump(include={"document", "sha256", "margin"}), "planned": planned},
+            "answers": answers(study.plan, tables, planned, where)}
+
+
+def _shared(a: dict[int, Result], b: dict[int, Result]) -> tuple[list[Result], list[Result]]:
+    """The runs of two arms with the same seeds, in order."""
+    seeds = [seed for seed in a if seed in b]
+    return [a[seed] for seed in seeds], [b[seed] for seed in seeds]
+
+
+def comparisons(study: Study, arms: Arms) -> list[dict]:
     """Every arm against the reference, at every placement; all p values are corrected together."""
-    others = [condition for condition in study.arms if condition != study.reference]
-    contrasts = {(condition, placement): Contrast.of(*_paired(arms[condition], arms[study.reference], placement))
-                 for placement in study.placement for condition in others}
+    pairs = {condition: _shared(made, arms[study.reference]) for condition, made in arms.items()
+             if condition != study.reference and {*made} & {*arms[study.reference]}}
+    contrasts = {(condition, placement): Contrast.of(*_paired(*both, placement))
+                 for placement in study.placement for condition, both in pairs.items()}
     corrected = statistics.holm([contrast.p for contrast in contrasts.values()])
     return [comparison((condition, study.reference), placement, contrast, p, len(contrasts))
-            | {"followed": _followed(*_paired(arms[condition], arms[study.reference], placement, followed)),
-               "proved": all(row.get("begun") for arm in (condition, study.reference) for result in arms[arm]
+            | {"followed": _followed(*_paired(*pairs[condition], placement, followed)),
+               "proved": all(row.get("begun") for results in pairs[condition] for result in results
                              for row in result.rows if row["placement"] == placement)}
             for ((condition, placement), contrast), p in zip(contrasts.items(), corrected)]
 
@@ -288,21 +325,22 @@ def _paired(a: Sequence[Result], b: Sequence[Result], placement: str,
     return tuple(np.array([[table[key] for key in keys] for table in arm]) for arm in tables)
 
 
-def _arm(condition: str, made: Sequence[Result], reference: Sequence[Result], placements: Sequence[str]) -> dict:
+def _arm(condition: str, seeds: dict[int, Result], reference: dict[int, Result], placements: Sequence[str]) -> dict:
     """One entry of `arms`; success is counted over all seeds."""
+    made = [*seeds.values()]
     rows = [row for result in made for row in result.rows if row["placement"] in placements]
     return {"condition": condition, "runs": [result.name for result in made], "success": summarise(rows),
-            **{name: _score(made, reference, path) for name, path in SCORES.items()},
+            **{name: _score(seeds, reference, path) for name, path in SCORES.items()},
             "costs": {name: _cost(made, path) for name, path in COSTS.items()}}
 
 
-def _score(made: Sequence[Result], reference: Sequence[Result], path: Sequence[str]) -> dict | None:
+def _score(made: dict[int, Result], reference: dict[int, Result], path: Sequence[str]) -> dict | None:
     """Mean over seeds, and mean difference from the same seeds of the reference, with intervals over seeds."""
-    values = [measured(result.results, (*path, "mean")) for result in made]
+    values = [measured(result.results, (*path, "mean")) for result in made.values()]
     if None in values:
         return None
-    beside = [measured(result.results, (*path, "mean")) for result in reference]
-    gain = None if None in beside else statistics.bootstrap_mean(np.subtract(values, beside)).written
+    own, beside = ([measured(result.results, (*path, "mean")) for result in arm] for arm in _shared(made, reference))
+    gain = None if None in beside or not beside else statistics.bootstrap_mean(np.subtract(own, beside)).written
     return {**statistics.bootstrap_mean(values).written, "seeds": values, "over_reference": gain}
 
 
@@ -316,12 +354,18 @@ def _cost(made: Sequence[Result], path: Sequence[str]) -> dict | None:
     return {"mean": float(np.mean(values)), "ratio": ratio}
 
 
-def _provenance(arms: dict[str, Sequence[Result]]) -> dict:
-    """That of the first run. Raises LarError where another one is of another bench or used other assets."""
-    if len({bench_of(result.results) for results in arms.values() for result in results}) > 1:
+def _provenance(study: Study, arms: Arms) -> dict:
+    """That of the first run. Raises LarError where another one is of another bench or plan, or used other assets."""
+    results = [result for made in arms.values() for result in made.values()]
+    for result in results if study.plan else ():
+        if result.results["provenance"].get("plan") != study.plan.sha256:
+            raise LarError(f"{result.name} was not made under the plan that {study.plan.document} and the study's file have "
+                           f"now: put both back as they were, and write what changed under \"{DEVIATIONS}\", which is no "
+                           "part of the plan.")
+    if len({bench_of(result.results) for result in results}) > 1:
         raise LarError(f"The runs of this study are of two benches. {OTHER_BENCH} Run all with one, in another --run-dir.")
-    made = [result.results["provenance"] for results in arms.values() for result in results]
+    made = [result.results["provenance"] for result in results]
     if len({json.dumps(one["assets"], sort_keys=True) for one in made}) > 1:
         raise LarError("The runs of this study used different assets: run all with one set in another --run-dir.")
     return {**made[0], "commit": ", ".join(sorted({one["commit"] for one in made})),
-            "scenes": scenes([row for results in arms.values() for result in results for row in result.rows])}
+            "scenes": scenes([row for result in results for row in result.rows])}

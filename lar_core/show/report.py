@@ -104,7 +104,8 @@ def study_table(study: dict) -> str:
     modality = rates.modality_table(study["arms"], study["study"]["reference"], study["study"]["placements"])
     lines += ["", *(f"{placement:<16} saw {saw:<13} told the sentence {told:<22} told nothing {nothing}"
                     for placement, saw, told, nothing in modality)] if modality else []
-    return "\n".join([*lines, "", *(row["sentence"] for row in study["comparisons"])])
+    planned = [f"{number}. {row['sentence']}" for number, row in enumerate(study.get("answers") or [], 1)]
+    return "\n".join([*lines, "", *(row["sentence"] for row in study["comparisons"]), *([""] if planned else []), *planned])
 
 
 def study_bars(study: dict) -> list[tuple]:
@@ -162,7 +163,8 @@ def fill_template(template: str, **values: object) -> str:
 def _templates() -> jinja2.Environment:
     made = jinja2.Environment(loader=jinja2.PackageLoader(__package__), keep_trailing_newline=True,
                               autoescape=jinja2.select_autoescape(["html"]), finalize=_unbroken)
-    made.filters |= {"png": _png, "estimate": estimate, "bounds": bounds, "g3": "{:.3g}".format, "amount": amount}
+    made.filters |= {"png": _png, "estimate": estimate, "bounds": bounds, "g3": "{:.3g}".format, "amount": amount,
+                     "whole_points": lambda rate: f"{100 * rate:+.0f}"}
     made.globals |= {"metrics_guide": metrics_guide, "spread": rates.spread, "ratio": ratio, "percent": rates.percent}
     return made
 
