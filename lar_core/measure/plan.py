@@ -1,11 +1,12 @@
 """A study that is planned before it is run: its questions in order, and the rule by which one is decided (docs/plan.md).
 
 The runs so far may be looked at after every seed from the third on, because the rule keeps its error (`power` simulates it
-with studies in which nothing differs). Two things have to agree:
+with studies in which nothing differs). Two p values have to be small, so the larger one counts, corrected by Holm's method
+for the number of questions of a family (those that decide, and further ones):
 
-* the pairs (same seed, task and init state): an e-value of those with different outcomes, which bounds the error at any time
-  of looking (Ville 1939; Robbins 1970), corrected by Holm's method for the number of questions;
-* the seeds: Student's interval of their differences. Rollouts of one trained policy resemble each other, and a test that
+* of the pairs (same seed, task and init state): from an e-value of those with different outcomes, which bounds the error at
+  any time of looking (Ville 1939; Robbins 1970);
+* of the seeds: Student's test of their differences. Rollouts of one trained policy resemble each other, and a test that
   counts pairs as independent finds differences between policies of one recipe that differ by their seeds only.
 """
 
@@ -25,7 +26,7 @@ from ..run.errors import LarError
 from ..run.registry import Checked
 from ..run.settings import Count, Placement, Share
 from .schema import Estimate, Number, Word, listed, section
-from .statistics import ALPHA, Interval, evidence, holm, over_seeds, points
+from .statistics import ALPHA, Interval, evidence, holm, over_seeds, points, student_test
 
 HELPS, HURTS, EQUIVALENT, UNDECIDED = "helps", "hurts", "equivalent", "undecided"
 FIRST_LOOK = 3  # seeds
@@ -40,7 +41,8 @@ class Plan(Checked):
     """What a study was to find out: the lines of `plan` in its file."""
 
     document: str  # beside the file
-    questions: tuple[Question, ...] = Field(min_length=1, strict=False)  # in order of importance
+    questions: tuple[Question, ...] = Field(min_length=1, strict=False)  # that decide, in order of importance
+    further: tuple[Question, ...] = Field((), strict=False)  # a family of its own
     margin: float = Field(0.1, gt=0, lt=1)  # differences of the success rate within it are called equivalent
     sha256: str = ""  # of the document and the file, filled in when the file is read
 
@@ -65,7 +67,7 @@ class Look:
 
     seeds: int
     last: bool  # whether no more seeds are planned
-    p: float  # of the pairs, valid at any time of looking
+    p: float  # the larger one of pairs and seeds
     difference: Interval  # over seeds, at the level of this look
     narrow: Interval  # the same at twice that level: inside the margin, two one-sided tests (Schuirmann 1987) say equivalent
 
@@ -76,14 +78,14 @@ class Look:
         wins, losses = (a & ~b).sum(1).cumsum(), (b & ~a).sum(1).cumsum()
         last, differences = len(a) >= planned, a.mean(1) - b.mean(1)
         level = ALPHA if last else EARLY
-        return cls(len(a), last, 1 / max(1.0, *map(evidence, wins, losses)), over_seeds(differences, level),
-                   over_seeds(differences, 2 * level))
+        p = max(1 / max(1.0, *map(evidence, wins, losses)), student_test(differences) * ALPHA / level)
+        return cls(len(a), last, min(1.0, p), over_seeds(differences, level), over_seeds(differences, 2 * level))
 
     def verdict(self, p_holm: float, margin: float) -> str:
         """One of the four words at the top."""
-        if self.difference.low is None or self.seeds < FIRST_LOOK:
+        if self.seeds < FIRST_LOOK:
             return UNDECIDED
-        if p_holm < ALPHA and (self.difference.low > 0 or self.difference.high < 0):
+        if p_holm < ALPHA:
             return HELPS if self.difference.value > 0 else HURTS
         return EQUIVALENT if -margin < self.narrow.low and self.narrow.high < margin else UNDECIDED
 
@@ -104,15 +106,18 @@ def decide(tables: Mapping[Question, Outcomes], planned: int, margin: float) -> 
 PlanSection = section(document=Word, sha256=Word, margin=Share, planned=Count)
 Answer = section(
     condition=Word, beside=Word, placement=Placement, seeds=Number, planned=Count, pairs=Number, only_condition=Number,
-    only_beside=Number, difference=Estimate, per_seed=listed(float), level=Share, p=Share, p_holm=Share,
+    only_beside=Number, difference=Estimate, per_seed=listed(float), level=Share, p=Share, p_holm=Share, further=bool,
     verdict=Literal[HELPS, HURTS, EQUIVALENT, UNDECIDED], sentence=Word)
 
 
 def answers(plan: Plan, tables: Mapping[Question, Outcomes], planned: int, placement: str) -> list[dict]:
     """One entry an asked question that has outcomes, in the plan's order."""
-    found = decide(tables, planned, plan.margin)
-    return [_answer(question, *tables[question], *found[question], planned, placement, plan.margin)
-            for question in plan.questions if question in found]
+    rows = []
+    for further, family in enumerate((plan.questions, plan.further)):
+        found = decide({question: tables[question] for question in family if question in tables}, planned, plan.margin)
+        rows += [_answer(question, *tables[question], *decided, planned, placement, plan.margin) | {"further": bool(further)}
+                 for question, decided in found.items()]
+    return rows
 
 
 def _answer(question: Question, a: np.ndarray, b: np.ndarray, look: Look, p_holm: float, verdict: str, planned: int,

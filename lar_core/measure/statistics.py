@@ -95,6 +95,15 @@ def over_seeds(values: Sequence[float] | np.ndarray, level: float = ALPHA) -> In
     return Interval(float(values.mean()), float(values.mean() - reach), float(values.mean() + reach), len(values))
 
 
+def student_test(values: Sequence[float] | np.ndarray) -> float:
+    """Two-sided p value of Student's test that the mean is 0, of one value a seed; 1 where they are too few or all 0."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2 or not values.any():
+        return 1.0
+    spread = max(values.std(ddof=1) / np.sqrt(len(values)), np.finfo(float).tiny)
+    return float(2 * special.stdtr(len(values) - 1, -abs(values.mean() / spread)))
+
+
 @cache
 def _student(level: float, freedom: int) -> float:
     return float(stats.t.ppf(1 - level / 2, freedom))

@@ -107,8 +107,8 @@ class Study(Checked):
 
     @property
     def questions(self) -> tuple[tuple[str, str], ...]:
-        """That were planned."""
-        return self.plan.questions if self.plan else ()
+        """That were planned, further ones last."""
+        return (*self.plan.questions, *self.plan.further) if self.plan else ()
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -95,6 +95,8 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
     Condition(name="attention_mask"),
     Condition(name="attention_mask_l01", lambda_recon=0.1),
     Condition(name="attention_mask_l10", lambda_recon=1.0),
+    *(Condition(name=f"attention_mask_closed{part}", lambda_recon=weight, mask_input=True)
+      for part, weight in (("", 0.5), ("_l01", 0.1), ("_l10", 1.0))),
     Condition(name="inverse_mask", mask_source="inverse_attention"),
     Condition(name="gaze_mask", mask_source="gaze"),
     _DENOISED.replace(name="gaze_diffusion", mask_source="gaze"),
