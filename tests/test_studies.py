@@ -23,8 +23,8 @@ from lar_core.run.errors import LarError
 
 MICRO = Path(__file__).resolve().parents[1] / "studies" / "micro.yaml"
 PRESETS = ("action_only", "growing_mask", "gaze_diffusion", "contrastive_attention", "joint_mask", "autoregressive_head",
-           "focus_head", "contrastive_action", "guided_actions", "blind")  # every reconstructor, losses that look again, heads
-# and rivals of every kind, the control
+           "focus_head", "contrastive_action", "guided_actions", "blind")
+# every reconstructor, losses that look again, heads and rivals of every kind, the control
 
 
 @pytest.fixture(scope="module")
