@@ -139,6 +139,35 @@ def test_what_nohup_ignores_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+DEAF_TO_CTRL_C = """
+import multiprocessing, signal, time
+from lar_core.run.processes import interrupt, on_stop, stop
+
+def work(begun):
+    with on_stop(stop):
+        begun.set()
+        time.sleep(600)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what it puts into the background
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=work, args=(begun,))
+    process.start()
+    begun.wait()
+    interrupt(process)
+    process.join(60)
+    print("alive" if process.is_alive() else "stopped")
+    process.kill()
+"""
+
+
+def test_a_worker_of_a_background_command_stops_when_it_is_asked_to(tmp_path):
+    (tmp_path / "parent.py").write_text(DEAF_TO_CTRL_C)
+    done = subprocess.run([sys.executable, tmp_path / "parent.py"], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "stopped"
+
+
 def test_outside_the_main_thread_nothing_is_handled_and_nothing_raised():
     passed = []
 

@@ -107,7 +107,7 @@ def interrupt(process: BaseProcess) -> None:
     """Ask a process that was started here to save and stop, if it still runs."""
     with suppress(ProcessLookupError):
         if process.pid:
-            os.kill(process.pid, signal.SIGINT)
+            os.kill(process.pid, signal.SIGTERM)  # SIGINT is ignored in what a shell has put into the background
 
 
 def end_with_parent() -> None:
