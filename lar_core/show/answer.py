@@ -1,0 +1,56 @@
+"""docs/findings.md and its figure, from the studies that are kept in results/answer/: no number is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..measure import statistics
+from ..measure.plan import UNDECIDED
+from ..measure.statistics import Interval
+from ..measure.study import NOT_DETECTED, STUDY
+from ..run.config import PROFILES
+from . import figures, rates
+from .report import fill_template
+
+SHOWN = {"target_minus_distractor": "named minus other bowl", "agreement": "agreement with what mattered",
+         "action_l1": "held-out action error"}  # of study.SCORES: those that do not saturate on a backbone that sees
+
+
+def kept_studies(folder: Path) -> list[dict]:
+    """The planned studies in a folder, by name. Raises LarError for a file that is none."""
+    return [STUDY.load(path) for path in sorted(folder.glob("*.json"))]
+
+
+def findings_page(studies: Sequence[dict]) -> str:
+    """The text of docs/findings.md."""
+    return fill_template("findings.md", studies=studies, shown=SHOWN, solved=_solved, points=_points, backbone=_backbone)
+
+
+def answer_figure(study: dict) -> Figure:
+    """The planned differences of one study, in the plan's order."""
+    rows = [{"condition": f"{row['condition']} − {row['beside']}", "placement": f"{row['seeds']} seeds",
+             "difference": row["difference"], "verdict": NOT_DETECTED if row["verdict"] == UNDECIDED else row["verdict"]}
+            for row in study["answers"]]
+    return figures.differences(rows, "the other arm")
+
+
+def _solved(arm: dict, placement: str) -> str:
+    """`31/60 (39 to 64 %)`, over all tasks."""
+    row = next((row for row in arm["success"] if (row["placement"], row["instruction"], row["task"])
+                == (placement, "right", None)), None)
+    if row is None:
+        return "not rolled out"
+    return f"{row['successes']}/{row['episodes']} ({rates.percent(row['low'], row['high'])})"
+
+
+def _points(difference: dict, level: float) -> str:
+    interval = Interval(difference["mean"], difference["low"], difference["high"], 0)
+    return statistics.points(interval, percent=100 * (1 - level))
+
+
+def _backbone(study: dict) -> str:
+    named = study["study"]["changes"].get("backbone", PROFILES[study["study"]["profile"]].backbone)
+    return f"backbone {Path(str(named)).name}"

@@ -1,0 +1,27 @@
+"""Write docs/findings.md and docs/images/answer.png from results/answer/; folders of studies are put there first.
+
+python scripts/write_findings.py [runs/answer ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from lar_core.measure.study import FILE, STUDY
+from lar_core.run.files import write_text
+from lar_core.show.answer import answer_figure, findings_page, kept_studies
+from lar_core.show.figures import encoded
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT, PAGE, PICTURE = ROOT / "results" / "answer", ROOT / "docs" / "findings.md", ROOT / "docs" / "images" / "answer.png"
+
+if __name__ == "__main__":
+    for folder in map(Path, sys.argv[1:]):
+        study = STUDY.load(folder / FILE)
+        STUDY.save(KEPT / f"{study['study']['name']}.json", study)
+    studies = kept_studies(KEPT)
+    write_text(PAGE, findings_page(studies))
+    if studies:
+        PICTURE.write_bytes(encoded(answer_figure(studies[0]), format="png", dpi=140, facecolor="white"))
+    print(PAGE)

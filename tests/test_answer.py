@@ -1,0 +1,35 @@
+"""docs/findings.md says what results/answer/ says."""
+
+import copy
+import json
+from pathlib import Path
+
+from test_plan import outcomes, planned
+from test_study import made  # noqa: F401  (a fixture)
+
+from lar_core.measure.plan import PlanSection, answers
+from lar_core.measure.study import STUDY, compare_arms
+from lar_core.show.answer import answer_figure, findings_page, kept_studies
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_is_what_the_kept_studies_say():
+    assert (ROOT / "docs" / "findings.md").read_text() == findings_page(kept_studies(ROOT / "results" / "answer"))
+
+
+def test_every_number_on_the_page_is_the_studys(made, tmp_path):  # noqa: F811
+    study = planned(tmp_path)
+    document = json.loads(json.dumps(compare_arms(*made)))
+    document["answers"] = answers(study.plan, {("attention_mask", "action_only"): outcomes((15, 20, 18, 22, 16))}, 5, "wide")
+    document["plan"] = PlanSection(document="plan.md", sha256=study.plan.sha256, margin=0.1, planned=5).model_dump()
+    STUDY.save(tmp_path / "kept" / "answer.json", document)
+    page = findings_page(kept_studies(tmp_path / "kept"))
+    for words in ("attention_mask beside action_only: helps** (mine, 3 of 5 planned seeds, +18 points",
+                  "| `attention_mask` | 2 | 34/40 (71 to 93 %) |", document["answers"][0]["sentence"],
+                  "Each seed: +15, +20, +18 points", study.plan.sha256[:12]):
+        assert words in page, words
+    assert answer_figure(document).axes[0].get_yticklabels()[0].get_text() == "attention_mask − action_only, 3 seeds"
+    changed = copy.deepcopy(document)
+    changed["answers"][0]["verdict"] = "undecided"
+    assert findings_page([changed]) != page
