@@ -1,12 +1,14 @@
 """Kinds of instruction: each is one thing in every scene that has it, and no scene has one that would be another thing."""
 
+import numpy as np
 import pytest
 
 from lar_core.run.config import PROFILES
 from lar_core.run.errors import LarError
 from lar_core.scene.env import instruction
-from lar_core.scene.episode import check_kinds, kinds, kinds_of, other_task, told
+from lar_core.scene.episode import EpisodeEnv, check_kinds, kinds, kinds_of, other_task, told
 from lar_core.scene.placements import BOWLS, OTHER_SENTENCE, RELATIONS, evaluation_scenes
+from lar_core.scene.setup import prepare
 
 TEN = tuple(range(10))
 
@@ -59,3 +61,22 @@ def test_a_kind_that_no_task_has_is_refused_and_one_that_some_lack_is_said(capsy
         check_kinds(("other_bowl",), (0,))
     check_kinds(("right", "other_bowl"), (0, 5))
     assert capsys.readouterr().out.startswith("Task 0 is left out under other_bowl instructions: ")
+
+
+def test_pictures_that_nobody_looks_at_are_not_drawn_and_change_nothing():
+    prepare()
+    env, actions = EpisodeEnv(5, "near", PROFILES["micro"]), np.random.default_rng(0).uniform(-0.5, 0.5, (6, 7))
+
+    def end(drawn: list[bool]) -> tuple:
+        before, _ = env.reset(seed=3)
+        pictures = []
+        for env.drawn, action in zip(drawn, actions):
+            observation, *_ = env.step(action)
+            pictures.append(observation["agentview_rgb"])
+        return before["agentview_rgb"], pictures, observation, env.env.state()
+
+    _, every, expected, state = end([True] * 6)
+    before, few, observation, same = end([False] * 5 + [True])
+    assert (state == same).all() and all((observation[name] == expected[name]).all() for name in expected)
+    assert (few[4] == before).all() and (every[4] != before).any()
+    env.close()

@@ -177,11 +177,13 @@ def _run_wave(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: 
     observation, _ = envs.reset(seed=padded, options={"other_bowl": trial.instruction == "other_bowl"})
     begun, steps = envs.get_attr("begun"), np.full(len(padded), profile.max_steps)
     finished, solved = np.zeros((2, len(padded)), dtype=bool)
-    films = [Film() for _ in padded]
+    films, filmed = [Film() for _ in padded], any(episode < profile.videos_per_task for episode in wave)
     for step in range(profile.max_steps):
         place = step % profile.execute
         if place == 0:
             chunk, saliency = plan(observation, sentences)
+        if not filmed and place in (0, profile.execute - 1):
+            envs.set_attr("drawn", place == profile.execute - 1)  # only what the next plan sees
         observation, reward, done, _, _ = envs.step(chunk[:, place])
         steps[done & ~finished] = step + 1
         for i, episode in enumerate(wave):

@@ -117,9 +117,10 @@ class SpatialEnv(gymnasium.Env):
             self.stock.step(WAIT_ACTION)
         return self._observation(), {"seed": seed, "instruction": self.instruction}
 
-    def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
+    def step(self, action: np.ndarray, draw: bool = True) -> tuple[dict, float, bool, bool, dict]:
         """Advance 1/20 s. `terminated` is LIBERO's success predicate; the number of steps is the caller's business.
 
+        draw=False leaves the pictures those of an earlier moment, which saves most of the time; states are the same.
         Raises LarError for an action that is not seven finite numbers.
         """
         action = np.asarray(action, dtype=np.float64)
@@ -127,7 +128,7 @@ class SpatialEnv(gymnasium.Env):
             raise LarError(f"An action must be 7 finite numbers, but the policy gave {action.tolist()}: "
                            "check its training for a non-finite loss.")
         _, reward, success, _ = self.stock.step(action)
-        return self._observation(), float(reward), bool(success), False, {"success": bool(success)}
+        return self._observation(draw), float(reward), bool(success), False, {"success": bool(success)}
 
     def render(self) -> np.ndarray:
         """The agentview picture, upright."""
@@ -234,21 +235,25 @@ class SpatialEnv(gymnasium.Env):
         return {**{name: spaces.Box(0, 255, shape, np.uint8) for name, shape in pictures.items()},
                 **{name: spaces.Box(-np.inf, np.inf, (count,), np.float64) for name, count in numbers.items()}}
 
-    def _observation(self) -> dict[str, np.ndarray]:
+    def _observation(self, draw: bool = True) -> dict[str, np.ndarray]:
         from robosuite.utils.transform_utils import convert_quat, quat2axisangle
 
         robot, data = self.stock.robots[0], self.stock.sim.data
         quaternion = convert_quat(np.array(data.get_body_xquat(robot.robot_model.eef_name)), to="xyzw")
-        observation = {"agentview_rgb": self.render(),
-                       "ee_pos": np.array(data.site_xpos[robot.eef_site_id]),
-                       "ee_ori": np.array(quat2axisangle(quaternion)),
-                       "gripper_states": data.qpos[robot._ref_gripper_joint_pos_indexes],
-                       "joint_states": data.qpos[robot._ref_joint_pos_indexes]}
+        if draw:
+            self._pictures = self._draw()
+        return self._pictures | {"ee_pos": np.array(data.site_xpos[robot.eef_site_id]),
+                                 "ee_ori": np.array(quat2axisangle(quaternion)),
+                                 "gripper_states": data.qpos[robot._ref_gripper_joint_pos_indexes],
+                                 "joint_states": data.qpos[robot._ref_joint_pos_indexes]}
+
+    def _draw(self) -> dict[str, np.ndarray]:
+        pictures = {"agentview_rgb": self.render()}
         if self.wrist_size:
-            observation["eye_in_hand_rgb"] = self.render_camera("robot0_eye_in_hand", self.wrist_size)
+            pictures["eye_in_hand_rgb"] = self.render_camera("robot0_eye_in_hand", self.wrist_size)
         if self.segmentation:
-            observation["agentview_segmentation"] = self.segment(self.image_size)
-        return observation
+            pictures["agentview_segmentation"] = self.segment(self.image_size)
+        return pictures
 
     def _paint(self, size: int):
         """A painter of the present model (a stock reset makes a new one) for pictures of at least `size` pixels."""

@@ -36,7 +36,8 @@ class EpisodeEnv(gymnasium.Wrapper):
 
     With the option "other_bowl" success is the scene's other bowl on the plate, and its own bowl there ends the episode
     without success. At its end the scene stands still, so that the environments beside it can finish their episodes.
-    `happened` is what it came to beside success (`watch.HAPPENED`).
+    `happened` is what it came to beside success (`watch.HAPPENED`). Set `drawn` to False before steps whose pictures nobody
+    looks at.
     """
 
     def __init__(self, task: int, placement: str, profile: Profile):
@@ -50,7 +51,7 @@ class EpisodeEnv(gymnasium.Wrapper):
         """Start evaluation scene number `seed`. options: {"other_bowl": True} to ask for its other bowl."""
         self.scene = self.scenes[seed]
         self.asked = self.scene.of_other_bowl() if (options or {}).get("other_bowl") else self.scene
-        self.reward, self.done = 0.0, False
+        self.reward, self.done, self.drawn = 0.0, False, True
         self.last, info = self.env.reset(seed=self.scene.seed, options={"init_state": self.scene.init_state,
                                                                        "wait_steps": self.wait_steps})
         self.watch = Watch(self.env, self.asked)
@@ -60,7 +61,7 @@ class EpisodeEnv(gymnasium.Wrapper):
     def step(self, action: np.ndarray):
         """Move until a bowl that counts is on the plate, then stand still."""
         if not self.done:
-            self.last, *_ = self.env.step(action)
+            self.last, *_ = self.env.step(action, draw=self.drawn)
             self.watch.look()
             self.reward = float(success(self.env, self.asked))
             self.done = bool(self.reward) or (self.asked is not self.scene and self.env.satisfied(self.scene.goal))
