@@ -132,7 +132,7 @@ CONDITIONS: dict[str, Condition] = {condition.name: condition for condition in (
 )}
 
 _BASE = Profile()
-_TINY = _BASE.replace(backbone="tabletop", tune="full_top", cache=True, placement="near", demos_per_task=100)
+_TINY = _BASE.replace(backbone="tabletop", tune="full_top", cache=True, placement="near_counterfactual", demos_per_task=100)
 _T4 = _BASE.replace(
     backbone="google/paligemma-3b-pt-224", image_size=224, wrist_size=112, patch_size=14, vision_width=1152,
     vision_layers=27, text_width=2048, text_layers=18, attention_heads=8, precision="int8", tune="lora_top", cache=True,
