@@ -55,9 +55,9 @@ run = notebook.trained_run(CONDITION, profile, drive=DRIVE)
 #
 # Ten wait steps, then at most 220 steps of 1/20 second; after every inference, eight actions are executed before the
 # next one (both are settings of the profile, and both change results). Success is LIBERO's own predicate: the *named*
-# bowl stands on the plate. Init states are stored ones, never those of a demonstration: profile `tiny` takes `near`
-# placements, where everything stands 3.5 to 6 cm from the benchmark's own places, and PaliGemma the benchmark's. Episodes
-# that are in the run folder already are not repeated.
+# bowl stands on the plate. Init states are stored ones, never those of a demonstration: profile `tiny` takes pairs of near
+# placements (`near_counterfactual`), where everything stands 3.5 to 6 cm from the benchmark's own places and either bowl is
+# named in turn, and PaliGemma the benchmark's. Episodes that are in the run folder already are not repeated.
 
 # %%
 with step(run, "rollouts"):
@@ -125,7 +125,7 @@ notebook.clip(other["film"], words=f"told “{other['sentence']}”: {outcome(ot
 # ## What to take along
 #
 # - Read a success rate beside its interval, and beside the blind control's.
-# - Official placements can be passed without looking, `near` ones hardly. `lar rollout --on wide` moves everything;
-#   `--placement counterfactual` names either bowl in the same scene, and is the honest test of language.
+# - Official placements can be passed without looking, near ones hardly. `lar rollout --on wide` moves everything; counterfactual
+#   pairs name either bowl in the same scene, and are the honest test of language: a deaf policy has half of them at most.
 #
 # Next: **06_latency** measures what a step costs, **07_results** compares runs.

@@ -204,7 +204,7 @@ def test_what_is_done_already_costs_no_more(run, tmp_path, monkeypatch):
     before = estimate.expected(run, cores=2)
     (tmp_path / "demo.hdf5").touch()
     monkeypatch.setattr(estimate, "demo_paths", lambda *_: [tmp_path / "demo.hdf5"])
-    for placement in ["near"] * 60 + ["wide"] * 20:
+    for placement in ["near_counterfactual"] * 60 + ["wide"] * 20:
         append_jsonl(run.path / "rollouts.jsonl", {"placement": placement})
     for name in ("heldout.json", "gallery.npz", "training_cost.json"):
         (run.path / name).touch()

@@ -101,12 +101,12 @@ def test_a_blank_instruction_that_lowers_success_is_not_called_understanding():
 
 @pytest.mark.parametrize("other, ignored, verdict", [(15, 2, DETECTED), (2, 15, OPPOSITE), (6, 5, NOT_DETECTED)])
 def test_the_other_bowls_sentence_is_judged_by_which_bowl_is_brought(other, ignored, verdict):
-    results = minimal(tasks=(5, 3)) | {"rollouts": [other_bowl("attention_mask", other, ignored)]}
+    results = minimal(tasks=(5, 3), placement="near") | {"rollouts": [other_bowl("attention_mask", other, ignored)]}
     found = finding(results, "the other bowl's instruction")
     assert found.verdict == verdict
     assert f"in {other} and the scene's own in {ignored} of 20 rollouts" in found.sentence
     assert f"p = {binomtest(other, other + ignored).pvalue:.2g}" in found.sentence and "not trained on" not in found.sentence
-    new = finding(results | minimal(tasks=(5,)), "the other bowl's instruction").sentence
+    new = finding(results | minimal(tasks=(5,), placement="near"), "the other bowl's instruction").sentence
     assert "not trained on the sentence told in task 5" in new
 
 
@@ -140,7 +140,7 @@ def test_what_was_not_run_on_other_placements_is_asked_for_there():
             and found.verdict == NOT_RUN]
     assert len(gaps) > 1 and all(" --on wide" in gap for gap in gaps)
     arguments = build_parser().parse_args(shlex.split(findings.command(results, "rollout", "wide"))[1:])
-    assert arguments.on == "wide" and "--on" not in findings.command(results, "rollout", "near")
+    assert arguments.on == "wide" and "--on" not in findings.command(results, "rollout", "near_counterfactual")
 
 
 def test_tasks_are_pooled_once():

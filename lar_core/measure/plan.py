@@ -87,7 +87,8 @@ class Look:
             return UNDECIDED
         if p_holm < ALPHA:
             return HELPS if self.difference.value > 0 else HURTS
-        return EQUIVALENT if -margin < self.narrow.low and self.narrow.high < margin else UNDECIDED
+        within = self.last and -margin < self.narrow.low and self.narrow.high < margin  # said at the end only
+        return EQUIVALENT if within else UNDECIDED
 
 
 def decide(tables: Mapping[Question, Outcomes], planned: int, margin: float) -> dict[Question, tuple[Look, float, str]]:

@@ -187,7 +187,7 @@ def _check(task: int, placement: str) -> None:
         raise unknown("task", task, range(len(RELATIONS)))
     if placement in PAIRED and task not in OTHER_SENTENCE:
         raise LarError(f"Task {task} has no counterfactual pair: in its scene no sentence names the other bowl alone. "
-                       f"Tasks that have one: {', '.join(map(str, OTHER_SENTENCE))}. For this one say --placement near, or wide.")
+                       f"Tasks that have one: {', '.join(map(str, OTHER_SENTENCE))}. For this one say --placement near.")
 
 
 def _official_state(env: SpatialEnv, seed: int) -> np.ndarray:
