@@ -68,7 +68,7 @@ STEPS: dict[str, tuple[str, str]] = {
               "Makes every run of the study (conditions x seeds, and a blind control for each seed that all share), seed by "
               "seed, several at a time on a CPU, one after the other on a GPU, all from the same init states, and compares "
               "them in study.json and study.html: intervals, paired tests corrected for their number, effect sizes, and "
-              "what was missed at most. Stopped at any moment and run again it goes on. The file's lines: docs/study.md."),
+              "what was missed at most. Stopped and run again it goes on. More: docs/study.md; of clusters: docs/cluster.md."),
     "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
              "Weights as safetensors, settings, normalisation and a model card with the run's numbers beside its "
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
@@ -177,6 +177,9 @@ def _add_study_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--run-dir", type=Path, help=f"study folder, every run in a folder of it (default: {RUNS}/NAME)")
     step.add_argument("--data-dir", type=Path, default=DATA, help=f"where demonstrations are kept (default: {DATA})")
     step.add_argument("--workers", type=int, metavar="N", help="runs at the same time (default: what the machine has)")
+    step.add_argument("--engine", choices=("local", "ray"), default="local", help="this machine (default), or a Ray cluster")
+    step.add_argument("--address", metavar="WHERE",
+                      help="of the Ray cluster: auto, HOST:PORT or ray://HOST:PORT (default: a Ray of this machine's own)")
     step.add_argument("--so-far", action="store_true", help="make no run, compare those that are finished")
 
 
@@ -285,8 +288,7 @@ def _look(arguments: argparse.Namespace) -> None:
 
 def _demos(arguments: argparse.Namespace) -> None:
     from . import steps
-    for path in steps.make_demos(_settled(arguments), arguments.data_dir, arguments.workers):
-        print(path)
+    print(*steps.make_demos(_settled(arguments), arguments.data_dir, arguments.workers), sep="\n")
 
 
 def _check_demos(arguments: argparse.Namespace) -> None:
@@ -311,8 +313,7 @@ def _pretrain(arguments: argparse.Namespace) -> None:
         run = Run.open(config, arguments.run_dir)
     found = pretrain(run, arguments.data_dir, arguments.workers)
     print(table({name: found[name] for name in ("before", "early", "after", "centre")}))
-    print(f"\nPicture: {write_picture(run).resolve()}")
-    print(f"Use it in any condition: --set backbone={pretrained(run)}")
+    print(f"\nPicture: {write_picture(run).resolve()}\nUse it in any condition: --set backbone={pretrained(run)}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -353,7 +354,8 @@ def _study(arguments: argparse.Namespace) -> None:
     from .show.report import study_table
     from .studies import compare_so_far, run_study
     asked = Study.load(arguments.study), arguments.run_dir, arguments.data_dir
-    comparison, page = compare_so_far(*asked) if arguments.so_far else run_study(*asked, arguments.workers)
+    comparison, page = compare_so_far(*asked) if arguments.so_far else run_study(
+        *asked, arguments.workers, arguments.engine, arguments.address)
     print(study_table(comparison), f"\nComparison: {page.resolve()}", sep="\n")
 
 
@@ -362,10 +364,8 @@ def _push(arguments: argparse.Namespace) -> None:
     if (arguments.repo_id is None) == (arguments.to is None):
         raise LarError("Say where the policy goes: either a name on the hub, OWNER/NAME, or --to FOLDER.")
     run = _run_of(arguments)
-    if arguments.to:
-        print(share.export(run, arguments.to))
-    else:
-        print(share.push(run, arguments.repo_id, private=not arguments.public))
+    print(share.export(run, arguments.to) if arguments.to else
+          share.push(run, arguments.repo_id, private=not arguments.public))
 
 
 def _doctor(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ def test_every_step_teaches(step, capsys):
         cli.main([step, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    own = {"study": ("--run-dir", "--workers"), "check-demos": ("--set", "PATH"),
+    own = {"study": ("--run-dir", "--workers", "--engine", "--address"), "check-demos": ("--set", "PATH"),
            "look": ("SENTENCE", "--picture", "--scene", "--run-dir", "--backbone", "--out")}
     options = own.get(step, ("--condition", "--profile", "--seed", "--run-dir"))
     assert len(text) > 200 and all(option in text for option in options)

@@ -396,7 +396,8 @@ def test_the_kept_results_say_what_was_hidden_in_their_pool(condition, ignored):
 def test_a_run_is_put_beside_the_kept_ones_of_its_settings(tmp_path):
     def kept(seed: int, successes: int, aos: float, **changes: object) -> dict:
         config = make_config(profile="tiny", seed=seed, **changes)
-        rows = [rollout("attention_mask", "right", successes, task=task, placement="near_counterfactual") for task in (5, None)]
+        rows = [rollout("attention_mask", "right", successes, task=task, placement=config.profile.placement)
+                for task in (5, None)]
         return json.loads(json.dumps(full() | {"rollouts": rows, "run": {
             "name": config.name, "condition": "attention_mask", "profile": "tiny", "seed": seed,
             "fingerprint": config.fingerprint, "config": config.model_dump(mode="json")},

@@ -1,0 +1,284 @@
+"""The runs of a study on the machines of a Ray cluster, wherever cores and GPUs are free (docs/cluster.md).
+
+    driver (lar study)  ── the run as it is ─►  Arm, an actor with cores and perhaps a GPU  ──►  the job, in a process
+                        ◄── what changed in its folder, every few seconds ──┘
+
+A machine that sees the study's folder works in it, and nothing is sent. Any other one is sent the run folder, its blind
+control and the demonstrations, works in a folder of its own, and what it makes is fetched. So a run whose machine is lost
+begins again, on another one, from what the study's folder holds by then. That is why the runs are actors and not tasks:
+Ray begins a task again with what it was first given, and a task can neither be looked at while it runs nor be asked to save.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .engine import (
+    STOPPED,
+    Each,
+    Job,
+    Outcome,
+    available_cores,
+    interrupt_children,
+    interruptible,
+    pool,
+    side_by_side,
+    usual_workers,
+)
+from .run.errors import LarError, first_line
+from .run.files import build_once, remove, temporary_folder
+from .run.folder import Run, provenance
+from .run.processes import cores, on_stop, stop
+
+LOOK = 10.0  # seconds between two looks at what a run has made
+TRIES = 3  # times that a run whose machine was lost is begun
+
+
+@contextmanager
+def on_ray(folder: Path, data: Path, runs: int, workers: int | None = None, address: str | None = None) -> Iterator[Each]:
+    """Make runs in `folder` on the cluster at `address` (None: a Ray of this machine's own, open to nobody else).
+
+    runs: how many there will be; workers: at most so many at the same time. Raises LarError where there is no Ray.
+    """
+    ray = _connect(address)
+    mark = f".seen-{secrets.token_hex(8)}"
+    for place in (folder, data):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / mark).touch()
+    fleet = Fleet(ray, _share([node["Resources"] for node in ray.nodes() if node["Alive"]], runs, workers), data, mark)
+    with on_stop(stop):  # Ray has put handlers of its own
+        try:
+            yield partial(fleet.each, workers)
+        except KeyboardInterrupt:
+            fleet.stop()
+            raise
+        finally:
+            fleet.threads.shutdown()
+            ray.shutdown()
+            for place in (folder, data):
+                (place / mark).unlink(missing_ok=True)
+
+
+def _connect(address: str | None) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    own: dict[str, Any] = {}
+    if address is None:
+        own = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": 10**8}
+        if "ray" not in sys.modules:  # it reads these once
+            os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # as there: every port on loopback only
+                           "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        import ray
+    except ImportError as error:
+        raise LarError("--engine ray needs Ray, which is not installed: type `pip install ray`, on every machine of the "
+                       "cluster, or leave --engine out.") from error
+    try:
+        ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise LarError(f"No Ray cluster answers at {address or 'this machine'} ({first_line(error)}): start one with `ray "
+                       "start --head`, or leave --address out (docs/cluster.md).") from error
+    return ray
+
+
+def _share(nodes: Sequence[dict[str, float]], runs: int, workers: int | None) -> dict[str, int]:
+    """The cores and GPUs of each run, the same for all: as many cores as let the runs that may go side by side do so.
+
+    nodes: what each machine has. Where some have GPUs, only these are used, one GPU a run.
+    """
+    gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if gpus:
+        return {"num_cpus": max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in gpus))), "num_gpus": 1}
+    found = [int(node.get("CPU", 0)) for node in nodes]
+    workers = workers or min(runs, sum(usual_workers(runs, own) for own in found))
+    return {"num_cpus": max((size for size in range(1, max(found, default=1) + 1)
+                             if sum(own // size for own in found) >= workers), default=1)}
+
+
+class Fleet:
+    """The driver's side: every run has a thread here, which begins it somewhere and fetches what it makes.
+
+    ray: the module, connected; share: what each run is given; mark: the file that whoever shares our folders sees there.
+    """
+
+    def __init__(self, ray: Any, share: dict[str, int], data: Path, mark: str):
+        self.ray, self.threads_of_a_run, self.data, self.mark = ray, share["num_cpus"], data.absolute(), mark
+        self.kind = ray.remote(Arm).options(max_concurrency=2, **share)  # 2: `stop` is heard while `look` waits
+        self.threads = ThreadPoolExecutor(max_workers=1000)
+        self.stopping, self.packing = threading.Event(), threading.Lock()
+        self.arms: dict[Any, bool] = {}  # each, and whether Ray has found a place for it
+        self.sent: Any = None  # the demonstrations, once a machine needed them
+
+    def each(self, workers: int | None, job: Job, runs: Iterable[Run], needs: Sequence[Path]) -> Iterator[Outcome]:
+        """As every engine. Without `workers` Ray is told of all runs at once, so that a cluster that can grow does."""
+        runs = list(runs)
+        return side_by_side(lambda run: self.threads.submit(self.make, job, run, needs), workers or max(1, len(runs)), runs)
+
+    def stop(self) -> None:
+        """Ask every run to save and stop; those that wait for a place are not begun."""
+        self.stopping.set()
+        for arm, begun in list(self.arms.items()):
+            arm.stop.remote() if begun else self.ray.kill(arm)
+
+    def make(self, job: Job, run: Run, needs: Sequence[Path]) -> str | None:
+        """One run, begun again where its machine was lost; returns the sentence of its failure."""
+        run, lost = Run(run.path.absolute(), run.config), ""
+        for number in range(1, TRIES + 1):
+            try:
+                return self._once(job, run, needs)
+            except self.ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, LarError):
+                    return str(error.cause)
+                if not isinstance(error.cause, BrokenProcessPool):
+                    raise
+                lost = "its process was killed, perhaps for lack of memory"
+            except self.ray.exceptions.RayError as error:
+                lost = first_line(error)
+            except LarError as error:
+                return str(error)
+            if self.stopping.is_set():
+                return STOPPED
+            tqdm.write(f"{run.path}: lost, try {number} of {TRIES} ({lost})")
+        return f"It was lost {TRIES} times, the last time because: {lost.rstrip('.')}."
+
+    def _once(self, job: Job, run: Run, needs: Sequence[Path]) -> str | None:
+        ray, arm = self.ray, self.kind.remote(self.threads_of_a_run)
+        self.arms[arm] = False
+        try:
+            shared, theirs = ray.get(arm.meet.remote([run.path.parent / self.mark, self.data / self.mark]))
+            self.arms[arm] = True
+            _refuse_others(theirs)
+            with nullcontext() if shared else run.alone():
+                ray.get(arm.begin.remote(job, run, self.data, *([] if shared else self._luggage(run, needs))))
+                while True:
+                    packed, kept, done, failure = ray.get(arm.look.remote(LOOK))
+                    if packed:
+                        unpack(packed, run.path.parent)
+                        for old in run.checkpoints():
+                            if old.name not in kept:
+                                remove(old)
+                    if done:
+                        return failure
+        finally:
+            del self.arms[arm]
+            ray.kill(arm)
+
+    def _luggage(self, run: Run, needs: Sequence[Path]) -> tuple[bytes, list[Any]]:
+        """What a machine needs that does not see our folders: runs, packed, and where Ray keeps the demonstrations."""
+        with self.packing:
+            self.sent = self.sent or self.ray.put(pack([path.absolute() for path in needs], self.data))
+        folders = {run.path, run.control} if run.control.exists() else {run.path}
+        files = [path for folder in folders for path in visible(folder)]
+        return pack(files, run.path.parent), [self.sent]  # in a list Ray does not unpack it before it is asked for
+
+
+class Arm:
+    """One run, on the machine where Ray has put this actor."""
+
+    def __init__(self, threads: int):
+        self.pool = pool([({*available_cores()}, threads)])
+        self.packed: dict[Path, tuple[int, int]] | None = None  # files that the driver has, by time and size; None: shared
+        self.stopped = False
+
+    def meet(self, marks: Sequence[Path]) -> tuple[bool, dict[str, str]]:
+        """Whether this machine shares the driver's folders, and what it has installed."""
+        return all(mark.exists() for mark in marks), _kind()
+
+    def begin(self, job: Job, run: Run, data: Path, packed: bytes | None = None, demos: Sequence[Any] = ()) -> None:
+        """Start the job: in the driver's own folders or, with packed runs and demonstrations, in some of this machine."""
+        if packed is not None:
+            import ray
+            brought, base = ray.get(demos[0]), temporary_folder("ray")
+            data = build_once(base / f"data-{hashlib.sha256(brought).hexdigest()[:12]}", partial(unpack, brought))
+            self.own = tempfile.TemporaryDirectory(prefix="run-", dir=base, ignore_cleanup_errors=True)
+            unpack(packed, Path(self.own.name))
+            run = Run(Path(self.own.name, run.path.name), run.config)
+            self.packed = {path: _stamp(path) for path in visible(run.path)}
+        self.run, self.future = run, self.pool.submit(interruptible, job, run, data)
+        if self.stopped:
+            self.stop()
+
+    def look(self, seconds: float) -> tuple[bytes | None, list[str], bool, str | None]:
+        """Wait so long, or for the end; what changed, packed; names of checkpoints; whether it ended; its failure."""
+        done = bool(wait([self.future], seconds).done)
+        changed, kept = None, [path.name for path in self.run.checkpoints()]
+        if self.packed is not None:
+            with nullcontext() if done else suppress(OSError):  # a checkpoint was just replaced: next time, then
+                now = {path: _stamp(path) for path in visible(self.run.path)}
+                changed = pack([path for path in now if self.packed.get(path) != now[path]], self.run.path.parent)
+                self.packed = now
+            if done:
+                self.own.cleanup()
+        return changed, kept, done, self.future.result() if done else None
+
+    def stop(self) -> None:
+        """As Ctrl-C: the run saves and stops."""
+        self.stopped = True
+        interrupt_children()
+
+
+def _kind() -> dict[str, str]:
+    """What may differ between machines and changes numbers; builds for other GPUs count as the same version."""
+    return {name: version.split("+")[0] for name, version in provenance().items() if name not in ("machine", "python")}
+
+
+def _refuse_others(theirs: dict[str, str]) -> None:
+    """Raise LarError where a machine has other versions than this one."""
+    ours = _kind()
+    if other := [name for name in ours | theirs if ours.get(name) != theirs.get(name)]:
+        name = other[0]
+        raise LarError(f"A machine of the cluster has {name} {theirs.get(name, '(none)')} where this one has "
+                       f"{ours.get(name, '(none)')}, which may change numbers: install the same versions on both.")
+
+
+# Files on their way: in a zip file, by their names below a common folder; unpacked, each is whole or absent.
+
+def visible(folder: Path) -> Iterator[Path]:
+    """The files of a run folder, without locks and what is not finished: their names begin with a dot."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    return path.stat().st_mtime_ns, path.stat().st_size
+
+
+def pack(files: Iterable[Path], base: Path) -> bytes:
+    """The files as one zip file, not compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in files:
+            archive.write(path, path.relative_to(base))
+    return buffer.getvalue()
+
+
+def unpack(packed: bytes, folder: Path) -> None:
+    """Bring packed files into `folder`; a folder that is new there, such as a checkpoint, appears as a whole."""
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as new:
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            archive.extractall(new)
+        _move(Path(new), folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    for entry in list(source.iterdir()):
+        if entry.is_dir() and (target / entry.name).is_dir():
+            _move(entry, target / entry.name)
+        else:
+            os.replace(entry, target / entry.name)

@@ -1,0 +1,204 @@
+"""The engine for several machines, without Ray: a stand-in calls here what Ray would call elsewhere.
+
+With Ray, on two nodes of which one is killed: scripts/ray_test.py.
+"""
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from types import SimpleNamespace
+
+import pytest
+
+from lar_core import cli, ray_engine, studies
+from lar_core.measure.study import Study
+from lar_core.ray_engine import Arm, Fleet, pack, unpack, visible
+from lar_core.run.config import make_config
+from lar_core.run.errors import LarError
+from lar_core.run.folder import Run
+
+
+class Lost(Exception):
+    """As Ray raises when a machine is gone."""
+
+
+class Raised(Lost):
+    """As Ray raises what was raised there."""
+
+    def __init__(self, cause):
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class Handle:
+    def __init__(self, arm):
+        self.arm = arm
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=lambda *words: (name, getattr(self.arm, name), words))
+
+
+class StandIn:
+    """The calls of Ray that the engine makes. lost: the number of the look, if any, that finds the machine gone."""
+
+    exceptions = SimpleNamespace(RayError=Lost, RayTaskError=Raised)
+
+    def __init__(self, *lost):
+        self.lost, self.looks, self.begun, self.gone, self.written = lost, 0, 0, Event(), Event()
+
+    def remote(self, kind):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *words: self.begin(kind(*words))))
+
+    def begin(self, arm):
+        self.begun += 1
+        return Handle(arm)
+
+    def put(self, value):
+        return "put", lambda: value, ()
+
+    def get(self, promised):
+        name, call, words = promised
+        if name == "look":
+            self.looks += 1
+            assert self.written.wait(60)
+            if self.looks in self.lost:
+                self.gone.set()
+                raise Lost("The node is gone.")
+        try:
+            return call(*words)
+        except LarError as error:
+            raise Raised(error) from error
+
+    def kill(self, arm):
+        pass
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A function that makes a fleet whose machines share no folder with the driver's."""
+    monkeypatch.setattr(ray_engine, "pool", lambda shares: ThreadPoolExecutor(1))
+    monkeypatch.setattr(ray_engine, "interruptible", lambda job, run, data: job(run, data))
+    monkeypatch.setattr(ray_engine, "LOOK", 0.01)
+    monkeypatch.setattr(ray_engine, "temporary_folder", lambda name: there)
+    (there := tmp_path / "there").mkdir()
+    (tmp_path / "data" / "demos").mkdir(parents=True)
+    (tmp_path / "data" / "demos" / "task5.hdf5").write_text("bowls")
+
+    def make(ray):
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        return Fleet(ray, {"num_cpus": 1}, tmp_path / "data", ".a-mark-that-is-nowhere")
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run.open(make_config("action_only", "micro"), tmp_path / "here" / "action_only-micro-s0")
+
+
+def outcome(fleet, job, run):
+    return list(fleet.each(None, job, [run], [run.path.parents[1] / "data" / "demos" / "task5.hdf5"]))
+
+
+def test_a_run_is_made_elsewhere_from_what_was_sent_and_comes_back(elsewhere, run, tmp_path):
+    def job(there, data):
+        assert there.path != run.path and there.config == run.config
+        (there.path / "said.txt").write_text((data / "demos" / "task5.hdf5").read_text())
+        (there.path / ".lock").touch()
+        ray.written.set()
+
+    ray = StandIn()
+    assert outcome(elsewhere(ray), job, run) == [(run, None)]
+    assert (run.path / "said.txt").read_text() == "bowls" and not (run.path / ".lock-owner").exists()
+    assert not list((tmp_path / "there").glob("run-*"))
+
+
+def test_a_run_whose_machine_was_lost_goes_on_from_what_had_come_back(elsewhere, run):
+    def job(there, data):
+        found = [path.name for path in there.checkpoints()]
+        if not found:
+            (there.path / "checkpoints" / "step_000002").mkdir(parents=True)
+            (there.path / "checkpoints" / "step_000002" / "trainer.pt").write_text("2")
+            ray.written.set()
+            ray.gone.wait(60)
+            return None
+        return f"begun again with {found}"
+
+    ray = StandIn(2)
+    ((_, said),) = outcome(elsewhere(ray), job, run)
+    assert said == "begun again with ['step_000002']" and ray.begun == 2
+
+
+def test_a_checkpoint_that_training_has_taken_away_goes_here_too(elsewhere, run):
+    for step in ("step_000001", "step_000002"):
+        (run.path / "checkpoints" / step).mkdir(parents=True)
+        (run.path / "checkpoints" / step / "trainer.pt").write_text(step)
+
+    def job(there, data):
+        for old in there.checkpoints()[:1]:
+            ray_engine.remove(old)
+        ray.written.set()
+
+    outcome(elsewhere(ray := StandIn()), job, run)
+    assert [path.name for path in run.checkpoints()] == ["step_000002"]
+
+
+def test_a_run_that_is_lost_every_time_is_a_failure_and_the_others_go_on(elsewhere, run):
+    ray = StandIn(1, 2, 3)
+    ray.written.set()
+    other = Run.open(make_config("random_mask", "micro"), run.path.with_name("random_mask-micro-s0"))
+    fleet = elsewhere(ray)
+    made = dict((found.config.condition.name, said) for found, said in
+                fleet.each(1, lambda there, data: None, [run, other], [run.path.parents[1] / "data/demos/task5.hdf5"]))
+    assert "lost 3 times, the last time because: The node is gone." in made["action_only"]
+    assert made["random_mask"] is None
+
+
+def test_a_machine_with_other_versions_is_refused(elsewhere, run, monkeypatch):
+    monkeypatch.setattr(Arm, "meet", lambda *_: (False, ray_engine._kind() | {"torch": "1.0"}))
+    ((_, said),) = outcome(elsewhere(StandIn()), lambda *_: None, run)
+    assert "A machine of the cluster has torch 1.0 where this one has" in said
+
+
+def test_files_come_whole_and_without_what_is_not_finished(tmp_path):
+    for name in ("a/results.json", "a/.lock", "a/checkpoints/.step.tmp/x", "a/checkpoints/step_000001/trainer.pt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "b" / "a").mkdir(parents=True)
+    (tmp_path / "b" / "a" / "results.json").write_text("older")
+    unpack(pack(visible(tmp_path / "a"), tmp_path), tmp_path / "b")
+    found = {str(path.relative_to(tmp_path / "b")): path.read_text() for path in (tmp_path / "b").rglob("*.*")
+             if path.is_file()}
+    assert found == {name: name for name in ("a/results.json", "a/checkpoints/step_000001/trainer.pt")}
+
+
+@pytest.mark.parametrize("nodes, runs, workers, share", [
+    ([{"CPU": 2}], 8, None, {"num_cpus": 1}),  # two runs, as the local engine
+    ([{"CPU": 16}], 4, None, {"num_cpus": 4}),
+    ([{"CPU": 16}, {"CPU": 16}], 3, None, {"num_cpus": 8}),
+    ([{"CPU": 16}, {"CPU": 4}], 40, None, {"num_cpus": 2}),
+    ([{"CPU": 4}, {"CPU": 4}], 40, 20, {"num_cpus": 1}),
+    ([{}, {"CPU": 16, "GPU": 4}, {"CPU": 64}], 40, None, {"num_cpus": 4, "num_gpus": 1}),
+    ([{}], 3, None, {"num_cpus": 1}),  # machines are yet to come
+])
+def test_a_run_is_given_what_the_local_engine_would(nodes, runs, workers, share):
+    assert ray_engine._share(nodes, runs, workers) == share
+
+
+def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(LarError, match="needs Ray, which is not installed: type `pip install ray`"):
+        studies.run_study(Study(name="mine", conditions=("action_only",), profile="micro"), tmp_path, tmp_path, engine="ray")
+
+
+def test_an_address_without_ray_is_refused(tmp_path):
+    with pytest.raises(LarError, match="say --engine ray too"):
+        studies.run_study(Study(name="mine", conditions=("action_only",)), tmp_path, tmp_path, address="auto")
+
+
+def test_engine_and_address_reach_the_study(monkeypatch, tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("conditions: [action_only]")
+    monkeypatch.setattr(studies, "run_study", lambda *words: (_ for _ in ()).throw(LarError(str(words[3:]))))
+    assert cli.main(["study", str(tmp_path / "a.yaml"), "--engine", "ray", "--address", "auto", "--workers", "3"]) == 2
+    assert "(3, 'ray', 'auto')" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["study", str(tmp_path / "a.yaml"), "--engine", "slurm"])
