@@ -68,7 +68,7 @@ STEPS: dict[str, tuple[str, str]] = {
               "Makes every run of the study (conditions x seeds, and a blind control for each seed that all share), seed by "
               "seed, several at a time on a CPU, one after the other on a GPU, all from the same init states, and compares "
               "them in study.json and study.html: intervals, paired tests corrected for their number, effect sizes, and "
-              "what was missed at most. Stopped and run again it goes on. More: docs/study.md; of clusters: docs/cluster.md."),
+              "what was missed at most. Stopped and run again it goes on. More: docs/study.md; clusters: docs/cluster.md."),
     "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
              "Weights as safetensors, settings, normalisation and a model card with the run's numbers beside its "
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "

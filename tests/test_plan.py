@@ -14,7 +14,7 @@ from lar_core.measure.study import Study, compare_arms
 from lar_core.run.errors import LarError
 from lar_core.run.files import write_json
 from lar_core.show.report import study_table, write_study_page
-from lar_core.studies import still_asked
+from lar_core.studies import _order, still_asked
 
 
 def outcomes(gains, pairs=100, base=40):
@@ -156,3 +156,12 @@ def test_what_is_decided_is_left_alone():
                             for (a, b), verdict in zip(study.questions, verdicts)]}
     assert still_asked(study, so_far(HELPS, UNDECIDED)) == {"action_only", "random_mask", "blind"}
     assert still_asked(study, so_far(EQUIVALENT, HURTS)) == set()
+
+
+def test_what_the_deciding_questions_need_is_made_first(tmp_path):
+    study = planned(tmp_path, FILE.replace("action_only, attention_mask]\n", "action_only, gaze_mask, attention_mask, deaf]\n", 1))
+    order = [*_order(study)]
+    assert [seed for seed, _ in order] == [0, 1, 2, 0, 1, 2]
+    assert order[0][1] & {*study.arms} == {"action_only", "attention_mask", "blind", "blind_deaf"}
+    assert order[3][1] == {"gaze_mask", "deaf"}
+    assert [*_order(Study(name="s", conditions=("action_only",), seeds=(4,)))] == [(4, {"action_only", "blind"})]
