@@ -30,8 +30,7 @@ STEPS: dict[str, tuple[str, str]] = {
              "looks, which knows this table and the words of lar_core/scene/sentences.py only; with "
              "--backbone google/paligemma-3b-pt-224 PaliGemma does."),
     "demos": ("record demonstrations with the scripted expert",
-              "Writes LIBERO's own HDF5 format to DATA/demos. Episodes that are there already are kept; a failed "
-              "attempt is never saved."),
+              "Writes LIBERO's own HDF5 format to DATA/demos; what is there is kept, and a failed attempt never saved."),
     "check-demos": ("say by which conventions other people's demonstrations were made",
                     "For an HDF5 file, a folder of them or a LeRobot data set: whether rows were observed before or after "
                     "the action, how pictures lie, sense and range of the gripper, scale of the actions and order of the "
@@ -45,8 +44,7 @@ STEPS: dict[str, tuple[str, str]] = {
                  "that bowls are and where it looks. Any condition takes the result: --set backbone=RUN_DIR/pretrained."),
     "train": ("train one condition",
               "Demonstrations are recorded first where they are missing. Checkpoints go to RUN_DIR/checkpoints, losses "
-              "to RUN_DIR/metrics.jsonl. `--condition blind` trains the control that sees grey images, "
-              "`deaf` the one that is told nothing."),
+              "beside them. --condition blind trains the control that sees grey images, deaf the one that is told nothing."),
     "saliency": ("score where the trained policy looks, on held-out demonstrations",
                  "Attention overlap (AOS), pointing game, AUC and target-minus-distractor mass beside baselines that "
                  "never look at the image, and layer by layer; action error beside the mean action; reconstruction beside "
@@ -131,6 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--full-size", action="store_true", help="run the true size: 6 GB of disk, 10 of memory")
         if name in WORKING:
             step.add_argument("--workers", type=int, metavar="N", help="processes that simulate (default: one a core)")
+        if name == "demos":
+            step.add_argument("--to", nargs=2, metavar=("lerobot", "FOLDER"), help="copy them in LeRobot's format, too")
         if name == "pretrain":
             step.add_argument("--recipe", metavar="NAME", help="places or words (default: places)")
         if name == "push":
@@ -288,7 +288,9 @@ def _look(arguments: argparse.Namespace) -> None:
 
 def _demos(arguments: argparse.Namespace) -> None:
     from . import steps
-    print(*steps.make_demos(_settled(arguments), arguments.data_dir, arguments.workers), sep="\n")
+    paths = steps.make_demos(_settled(arguments), arguments.data_dir, arguments.workers)
+    for path in [steps.copy_demos(paths, *arguments.to)] if arguments.to else paths:
+        print(path)
 
 
 def _check_demos(arguments: argparse.Namespace) -> None:

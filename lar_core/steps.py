@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,11 +23,11 @@ from .measure.rollout import episodes_of, roll_out, rolled_out
 from .model.policy import load_policy
 from .model.train import train
 from .run.config import RunConfig
-from .run.errors import LarError
+from .run.errors import LarError, unknown
 from .run.folder import DATA, Run, blind_twin, without
 from .run.processes import Stopped, end_with_parent, interrupt, on_stop, stop
 from .run.runtime import device, forget_launch, group, quiet, use_cores
-from .scene.demonstrations import demonstrations
+from .scene.demonstrations import demonstrations, other_sentence
 from .scene.episode import kinds_of
 from .show.report import write_report
 
@@ -34,6 +35,15 @@ from .show.report import write_report
 def make_demos(config: RunConfig, data: Path = DATA, workers: int | None = None) -> list[Path]:
     """Record, or fetch and convert, the demonstrations that `config` asks for; those that are there are kept."""
     return demonstrations(config, data, workers=workers)
+
+
+def copy_demos(paths: Sequence[Path], form: str, folder: str) -> Path:
+    """Copy demonstration files of ours into the new folder, in another format; returns the folder."""
+    from .data.lerobot_writer import write_lerobot
+
+    if form != "lerobot":
+        raise unknown("format", form, ("lerobot",))
+    return write_lerobot(paths, folder, other_sentence)
 
 
 def train_policy(run: Run, data: Path = DATA, workers: int | None = None) -> None:

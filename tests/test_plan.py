@@ -159,7 +159,8 @@ def test_what_is_decided_is_left_alone():
 
 
 def test_what_the_deciding_questions_need_is_made_first(tmp_path):
-    study = planned(tmp_path, FILE.replace("action_only, attention_mask]\n", "action_only, gaze_mask, attention_mask, deaf]\n", 1))
+    more = FILE.replace("[action_only, attention_mask]\n", "[action_only, gaze_mask, attention_mask, deaf]\n")
+    study = planned(tmp_path, more)
     order = [*_order(study)]
     assert [seed for seed, _ in order] == [0, 1, 2, 0, 1, 2]
     assert order[0][1] & {*study.arms} == {"action_only", "attention_mask", "blind", "blind_deaf"}

@@ -31,7 +31,7 @@ from ..run.processes import Stopped, on_stop
 from ..run.registry import REGULARISERS
 from ..run.runtime import Draws, device, float_dtype, group, mixed_precision
 from ..run.settings import Profile
-from ..scene.placements import BOWLS, other_instruction
+from ..scene.demonstrations import other_sentence
 from .losses import gradient_norm
 from .paligemma import activation_ranges, too_large
 from .policy import Policy, Teacher, make_policy
@@ -60,7 +60,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     stats = Stats.of(episodes)
     if group().is_main_process:
         stats.save(run.stats)
-    dataset = make_dataset(episodes, stats, run.config, _other_sentence)
+    dataset = make_dataset(episodes, stats, run.config, other_sentence)
     if dataset.others is not None and not any(dataset.others):
         asking = next(name for name in run.config.condition.regularisers if REGULARISERS.about(name).needs == "others")
         raise LarError(f"No sentence names the other bowl of these demonstrations' scenes, which {asking} compares with: "
@@ -76,12 +76,6 @@ def _say_other_look(profile: Profile, episodes: list[Episode]) -> None:
         say_once(f"The backbone tabletop was pre-trained on the stand-in objects, but these demonstrations show others "
                  f"({', '.join(sorted(shown))}): it may not find them. `lar pretrain` with the same assets makes one that "
                  "does: --set backbone=RUN_DIR/pretrained.")
-
-
-def _other_sentence(episode: Episode) -> str | None:
-    """The sentence that names the other bowl of an episode's scene; None where none does, or the scene is not known."""
-    task = episode.provenance.get("task")
-    return None if task is None else other_instruction(task, episode.target or BOWLS[0])
 
 
 def rate(step: int, warm_up: int, steps: int) -> float:

@@ -41,6 +41,7 @@ from ..run.settings import Profile
 from .check_demos import draw_verdict
 from .collect import collect, parts_folder
 from .env import environment, instruction, pool, tasks_by_instruction
+from .placements import BOWLS, other_instruction
 from .rerender import render_again
 from .setup import assets_of, bddl_file, task_names, use_assets
 
@@ -85,6 +86,12 @@ def converted_paths(profile: Profile, data_dir: Path) -> dict[int, Path]:
     folder = (data_dir / "demos" / f"{profile.demos}-{_version(profile, data_dir)[:13]}" / pictures
               / f"{profile.image_size}-{profile.wrist_size}px-n{profile.demos_per_task}-{read}")
     return {task: folder / f"{task_names()[task]}_demo.hdf5" for task in profile.tasks}
+
+
+def other_sentence(episode: Episode) -> str | None:
+    """The sentence that names the other bowl of an episode's scene; None where none does, or the scene is not known."""
+    task = episode.provenance.get("task")
+    return None if task is None else other_instruction(task, episode.target or BOWLS[0])
 
 
 @dataclass(frozen=True)
