@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lar_core import cli, notebook, studies
+from lar_core import cli, notebook, options, studies
 from lar_core.data import hub as downloading
 from lar_core.data.hub import entry
 from lar_core.measure import study as comparing
@@ -92,7 +92,7 @@ def test_every_door_decides_and_writes_it_into_the_run_folder(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     words = ["train", "--profile", "t4", "--run-dir", "runs/attention_mask-t4-s0"]
     if door == "command":
-        cli._run_of(cli.build_parser().parse_args(words))
+        cli._run_of(options.build_parser().parse_args(words))
     else:
         notebook.open_run("attention_mask", "t4")
     assert Run.load(tmp_path / "runs/attention_mask-t4-s0").config.profile.bench == "embedded"

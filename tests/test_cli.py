@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-from lar_core import cli, doctor, steps
+from lar_core import cli, doctor, options, steps
 from lar_core.run.config import make_config
 from lar_core.run.folder import Run
 
 
-@pytest.mark.parametrize("step", cli.STEPS)
+@pytest.mark.parametrize("step", options.STEPS)
 def test_every_step_teaches(step, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([step, "--help"])
@@ -18,9 +18,9 @@ def test_every_step_teaches(step, capsys):
     text = capsys.readouterr().out
     own = {"study": ("--run-dir", "--workers", "--engine", "--address"), "check-demos": ("--set", "PATH"),
            "look": ("SENTENCE", "--picture", "--scene", "--run-dir", "--backbone", "--out")}
-    options = own.get(step, ("--condition", "--profile", "--seed", "--run-dir"))
-    assert len(text) > 200 and all(option in text for option in options)
-    assert ("--workers" in text) == (step in ("study", *cli.WORKING))
+    named = own.get(step, ("--condition", "--profile", "--seed", "--run-dir"))
+    assert len(text) > 200 and all(option in text for option in named)
+    assert ("--workers" in text) == (step in ("study", *options.WORKING))
 
 
 @pytest.mark.parametrize("words, message", [
@@ -60,12 +60,12 @@ def test_nonsense_is_one_sentence_and_exit_code_2(words, message, capsys, tmp_pa
 
 def test_an_existing_run_folder_brings_its_own_settings(tmp_path):
     Run.open(make_config("random_mask", "micro", 7), tmp_path / "run")
-    arguments = cli.build_parser().parse_args(["report", "--run-dir", str(tmp_path / "run")])
+    arguments = options.build_parser().parse_args(["report", "--run-dir", str(tmp_path / "run")])
     assert cli._run_of(arguments).config == make_config("random_mask", "micro", 7)
 
 
 def test_settings_on_the_command_line_reach_the_configuration():
-    arguments = cli.build_parser().parse_args(
+    arguments = options.build_parser().parse_args(
         ["train", "--condition", "gaze_mask", "--tasks", "2", "5", "--set", "samples=100", "mask_input=true"])
     config = cli.config_of(arguments)
     assert config.profile.tasks == (2, 5) and config.profile.samples == 100 and config.condition.mask_input
@@ -73,7 +73,7 @@ def test_settings_on_the_command_line_reach_the_configuration():
 
 @pytest.mark.parametrize("words, value", [("1e-4", 1e-4), ("2E-5", 2e-5), ("1.5e-3", 1.5e-3), ("0.01", 0.01)])
 def test_numbers_may_be_written_as_people_write_them(words, value):
-    arguments = cli.build_parser().parse_args(["train", "--set", f"learning_rate={words}", f"sparsity={words}"])
+    arguments = options.build_parser().parse_args(["train", "--set", f"learning_rate={words}", f"sparsity={words}"])
     config = cli.config_of(arguments)
     assert config.profile.learning_rate == value and config.condition.regularisers == {"sparsity": value}
 
@@ -81,7 +81,7 @@ def test_numbers_may_be_written_as_people_write_them(words, value):
 def test_demonstrations_are_those_of_an_existing_run_folder(tmp_path):
     config = make_config("random_mask", "micro", 7)
     Run.open(config, tmp_path / "run")
-    arguments = cli.build_parser().parse_args(["demos", "--run-dir", str(tmp_path / "run")])
+    arguments = options.build_parser().parse_args(["demos", "--run-dir", str(tmp_path / "run")])
     assert cli.config_of(arguments) == config
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lar_core import cli
+from lar_core import cli, options
 from lar_core.run.config import CONDITIONS, PROFILES, RunConfig, make_config
 from lar_core.run.errors import LarError
 
@@ -113,6 +113,6 @@ def test_nothing_of_torch_is_needed_before_a_configuration_is_made():
 def test_the_command_of_the_parity_page_is_one():
     page = (Path(__file__).parents[1] / "docs/parity.md").read_text(encoding="utf-8")
     command = next(line for line in page.splitlines() if " lar reproduce " in line).split()
-    arguments = cli.build_parser().parse_args(command[command.index("lar") + 1:])
+    arguments = options.build_parser().parse_args(command[command.index("lar") + 1:])
     profile = cli.config_of(arguments).profile
     assert (profile.episodes_per_task, profile.execute, profile.max_steps, len(profile.tasks)) == (50, 5, 220, 10)

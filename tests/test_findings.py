@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import binomtest
 from test_results import change, full, interval, minimal, other_bowl, rollout, scene, went
 
-from lar_core.cli import build_parser, config_of
+from lar_core.cli import config_of
+from lar_core.options import build_parser
 from lar_core.run.config import make_config
 from lar_core.show import findings
 from lar_core.show.findings import DESCRIBED, DETECTED, NOT_DETECTED, NOT_RUN, OPPOSITE

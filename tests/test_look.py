@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lar_core import cli
+from lar_core import cli, options
 from lar_core.data.dataset import Stats
 from lar_core.model.paligemma import load_backbone
 from lar_core.model.places import Answers, answers_places
@@ -118,5 +118,5 @@ def test_the_first_picture_of_the_readme_is_there_and_its_command_is_one():
     shown = next(number for number, line in enumerate(lines) if "docs/images/look.png" in line)
     assert shown < 12 and 10_000 < (ROOT / "docs" / "images" / "look.png").stat().st_size < 300_000
     command = next(line for line in lines[shown:] if line.startswith("    lar look"))
-    arguments = cli.build_parser().parse_args(shlex.split(command)[1:])
+    arguments = options.build_parser().parse_args(shlex.split(command)[1:])
     assert len(arguments.sentences) == 2 and arguments.out == Path("docs/images/look.png")

@@ -87,8 +87,9 @@ class _Writer:
 
     def _columns(self, episode: Episode) -> dict[str, np.ndarray]:
         steps, sentence = np.arange(len(episode)), self.other(episode)
-        counters = (steps, len(self.episodes), self.frames + steps, self._task(episode.instruction),
-                    -1 if sentence is None else self._task(sentence))
+        counters: tuple[np.ndarray | int, ...] = (
+            steps, len(self.episodes), self.frames + steps, self._task(episode.instruction),
+            -1 if sentence is None else self._task(sentence))
         state = np.hstack([episode.ee_pos, episode.ee_ori, episode.gripper_states])
         pictures = {key: getattr(episode, name) for key, name in CAMERAS.items()} | {"segmentation": episode.segmentation}
         return {**{name: array for name, array in pictures.items() if array is not None},
