@@ -4,6 +4,7 @@
 # make notebooks   sets everything up, then executes all notebooks at the smallest size and checks what they show
 # make browser-test  the same for the widgets, in a real browser (installs Chromium where that is allowed)
 # make colab-test  the first notebook in a stand-in for Colab, killed in the middle and run again
+# make ray-test    a study on a Ray cluster of this machine, one node of which is killed in the middle (installs Ray)
 # make bench       shows the speed claims as ratios measured side by side
 # ARGS="..." goes to lar reproduce, to pytest or to the script: make reproduce ARGS="--condition random_mask --seed 1"
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
@@ -11,7 +12,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup reproduce test lint notebooks browser-test colab-test bench clean
+.PHONY: setup reproduce test lint notebooks browser-test colab-test ray-test bench clean
 
 setup: $(READY)
 	@sh scripts/install_gl.sh
@@ -44,6 +45,10 @@ browser-test: setup
 
 colab-test: setup
 	@$(VENV)/bin/python scripts/colab_test.py $(ARGS)
+
+ray-test: setup
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
+	@$(VENV)/bin/python scripts/ray_test.py $(ARGS)
 
 bench: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/bench_env.py

@@ -12,13 +12,11 @@ Ray begins a task again with what it was first given, and a task can neither be 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import secrets
 import sys
 import tempfile
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,24 +27,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .engine import (
-    STOPPED,
-    Each,
-    Job,
-    Outcome,
-    available_cores,
-    interrupt_children,
-    interruptible,
-    pool,
-    side_by_side,
-    usual_workers,
-)
+from . import engine
+from .engine import STOPPED, Each, Job, Outcome
 from .run.errors import LarError, first_line
 from .run.files import build_once, remove, temporary_folder
 from .run.folder import Run, provenance
+from .run.parcel import pack, stamps, unpack
 from .run.processes import cores, on_stop, stop
 
 LOOK = 10.0  # seconds between two looks at what a run has made
+AT_ONCE = 1000  # runs that Ray is told of
 TRIES = 3  # times that a run whose machine was lost is begun
 
 
@@ -90,9 +80,11 @@ def _connect(address: str | None) -> Any:
                        "cluster, or leave --engine out.") from error
     try:
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise LarError(f"No Ray cluster answers at {address or 'this machine'} ({first_line(error)}): start one with `ray "
-                       "start --head`, or leave --address out (docs/cluster.md).") from error
+    except Exception as error:  # Ray raises what it likes
+        cure = ("start one with `ray start --head`, or leave --address out (docs/cluster.md)" if address else
+                "try again, or leave --engine out")
+        where = address or "this machine"
+        raise LarError(f"No Ray answers at {where} ({first_line(error).rstrip('.')}): {cure}.") from error
     return ray
 
 
@@ -105,7 +97,7 @@ def _share(nodes: Sequence[dict[str, float]], runs: int, workers: int | None) ->
     if gpus:
         return {"num_cpus": max(1, int(min(node.get("CPU", 1) // node["GPU"] for node in gpus))), "num_gpus": 1}
     found = [int(node.get("CPU", 0)) for node in nodes]
-    workers = workers or min(runs, sum(usual_workers(runs, own) for own in found))
+    workers = workers or min(runs, sum(engine.usual_workers(runs, own) for own in found))
     return {"num_cpus": max((size for size in range(1, max(found, default=1) + 1)
                              if sum(own // size for own in found) >= workers), default=1)}
 
@@ -119,15 +111,14 @@ class Fleet:
     def __init__(self, ray: Any, share: dict[str, int], data: Path, mark: str):
         self.ray, self.threads_of_a_run, self.data, self.mark = ray, share["num_cpus"], data.absolute(), mark
         self.kind = ray.remote(Arm).options(max_concurrency=2, **share)  # 2: `stop` is heard while `look` waits
-        self.threads = ThreadPoolExecutor(max_workers=1000)
+        self.threads = ThreadPoolExecutor(AT_ONCE)
         self.stopping, self.packing = threading.Event(), threading.Lock()
         self.arms: dict[Any, bool] = {}  # each, and whether Ray has found a place for it
         self.sent: Any = None  # the demonstrations, once a machine needed them
 
     def each(self, workers: int | None, job: Job, runs: Iterable[Run], needs: Sequence[Path]) -> Iterator[Outcome]:
         """As every engine. Without `workers` Ray is told of all runs at once, so that a cluster that can grow does."""
-        runs = list(runs)
-        return side_by_side(lambda run: self.threads.submit(self.make, job, run, needs), workers or max(1, len(runs)), runs)
+        return engine.side_by_side(lambda run: self.threads.submit(self.make, job, run, needs), workers or AT_ONCE, runs)
 
     def stop(self) -> None:
         """Ask every run to save and stop; those that wait for a place are not begun."""
@@ -139,6 +130,8 @@ class Fleet:
         """One run, begun again where its machine was lost; returns the sentence of its failure."""
         run, lost = Run(run.path.absolute(), run.config), ""
         for number in range(1, TRIES + 1):
+            if self.stopping.is_set():
+                return STOPPED
             try:
                 return self._once(job, run, needs)
             except self.ray.exceptions.RayTaskError as error:
@@ -151,8 +144,6 @@ class Fleet:
                 lost = first_line(error)
             except LarError as error:
                 return str(error)
-            if self.stopping.is_set():
-                return STOPPED
             tqdm.write(f"{run.path}: lost, try {number} of {TRIES} ({lost})")
         return f"It was lost {TRIES} times, the last time because: {lost.rstrip('.')}."
 
@@ -183,7 +174,7 @@ class Fleet:
         with self.packing:
             self.sent = self.sent or self.ray.put(pack([path.absolute() for path in needs], self.data))
         folders = {run.path, run.control} if run.control.exists() else {run.path}
-        files = [path for folder in folders for path in visible(folder)]
+        files = [path for folder in folders for path in stamps(folder)]
         return pack(files, run.path.parent), [self.sent]  # in a list Ray does not unpack it before it is asked for
 
 
@@ -191,8 +182,8 @@ class Arm:
     """One run, on the machine where Ray has put this actor."""
 
     def __init__(self, threads: int):
-        self.pool = pool([({*available_cores()}, threads)])
-        self.packed: dict[Path, tuple[int, int]] | None = None  # files that the driver has, by time and size; None: shared
+        self.pool = engine.pool([({*engine.available_cores()}, threads)])
+        self.known: dict[Path, tuple[int, int]] | None = None  # the files that the driver has too; None: it sees all
         self.stopped = False
 
     def meet(self, marks: Sequence[Path]) -> tuple[bool, dict[str, str]]:
@@ -208,28 +199,29 @@ class Arm:
             self.own = tempfile.TemporaryDirectory(prefix="run-", dir=base, ignore_cleanup_errors=True)
             unpack(packed, Path(self.own.name))
             run = Run(Path(self.own.name, run.path.name), run.config)
-            self.packed = {path: _stamp(path) for path in visible(run.path)}
-        self.run, self.future = run, self.pool.submit(interruptible, job, run, data)
+            self.known = stamps(run.path)
+        self.run, self.future = run, self.pool.submit(engine.interruptible, job, run, data)
         if self.stopped:
             self.stop()
 
     def look(self, seconds: float) -> tuple[bytes | None, list[str], bool, str | None]:
         """Wait so long, or for the end; what changed, packed; names of checkpoints; whether it ended; its failure."""
         done = bool(wait([self.future], seconds).done)
-        changed, kept = None, [path.name for path in self.run.checkpoints()]
-        if self.packed is not None:
+        changed = None
+        if self.known is not None:
             with nullcontext() if done else suppress(OSError):  # a checkpoint was just replaced: next time, then
-                now = {path: _stamp(path) for path in visible(self.run.path)}
-                changed = pack([path for path in now if self.packed.get(path) != now[path]], self.run.path.parent)
-                self.packed = now
-            if done:
-                self.own.cleanup()
+                now = stamps(self.run.path)
+                changed = pack([path for path in now if self.known.get(path) != now[path]], self.run.path.parent)
+                self.known = now
+        kept = [path.name for path in self.run.checkpoints()]  # asked for last: none that is sent may be missing here
+        if done and self.known is not None:
+            self.own.cleanup()
         return changed, kept, done, self.future.result() if done else None
 
     def stop(self) -> None:
         """As Ctrl-C: the run saves and stops."""
         self.stopped = True
-        interrupt_children()
+        engine.interrupt_children()
 
 
 def _kind() -> dict[str, str]:
@@ -244,41 +236,3 @@ def _refuse_others(theirs: dict[str, str]) -> None:
         name = other[0]
         raise LarError(f"A machine of the cluster has {name} {theirs.get(name, '(none)')} where this one has "
                        f"{ours.get(name, '(none)')}, which may change numbers: install the same versions on both.")
-
-
-# Files on their way: in a zip file, by their names below a common folder; unpacked, each is whole or absent.
-
-def visible(folder: Path) -> Iterator[Path]:
-    """The files of a run folder, without locks and what is not finished: their names begin with a dot."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield path
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    return path.stat().st_mtime_ns, path.stat().st_size
-
-
-def pack(files: Iterable[Path], base: Path) -> bytes:
-    """The files as one zip file, not compressed."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for path in files:
-            archive.write(path, path.relative_to(base))
-    return buffer.getvalue()
-
-
-def unpack(packed: bytes, folder: Path) -> None:
-    """Bring packed files into `folder`; a folder that is new there, such as a checkpoint, appears as a whole."""
-    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as new:
-        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
-            archive.extractall(new)
-        _move(Path(new), folder)
-
-
-def _move(source: Path, target: Path) -> None:
-    for entry in list(source.iterdir()):
-        if entry.is_dir() and (target / entry.name).is_dir():
-            _move(entry, target / entry.name)
-        else:
-            os.replace(entry, target / entry.name)

@@ -5,17 +5,20 @@ With Ray, on two nodes of which one is killed: scripts/ray_test.py.
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from threading import Event
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from lar_core import cli, ray_engine, studies
+from lar_core import cli, engine, ray_engine, studies
 from lar_core.measure.study import Study
-from lar_core.ray_engine import Arm, Fleet, pack, unpack, visible
+from lar_core.ray_engine import Arm, Fleet
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
 from lar_core.run.folder import Run
+from lar_core.run.parcel import pack, stamps, unpack
 
 
 class Lost(Exception):
@@ -76,8 +79,8 @@ class StandIn:
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A function that makes a fleet whose machines share no folder with the driver's."""
-    monkeypatch.setattr(ray_engine, "pool", lambda shares: ThreadPoolExecutor(1))
-    monkeypatch.setattr(ray_engine, "interruptible", lambda job, run, data: job(run, data))
+    monkeypatch.setattr(engine, "pool", lambda shares: ThreadPoolExecutor(1))
+    monkeypatch.setattr(engine, "interruptible", lambda job, run, data: job(run, data))
     monkeypatch.setattr(ray_engine, "LOOK", 0.01)
     monkeypatch.setattr(ray_engine, "temporary_folder", lambda name: there)
     (there := tmp_path / "there").mkdir()
@@ -165,7 +168,7 @@ def test_files_come_whole_and_without_what_is_not_finished(tmp_path):
         (tmp_path / name).write_text(name)
     (tmp_path / "b" / "a").mkdir(parents=True)
     (tmp_path / "b" / "a" / "results.json").write_text("older")
-    unpack(pack(visible(tmp_path / "a"), tmp_path), tmp_path / "b")
+    unpack(pack(stamps(tmp_path / "a"), tmp_path), tmp_path / "b")
     found = {str(path.relative_to(tmp_path / "b")): path.read_text() for path in (tmp_path / "b").rglob("*.*")
              if path.is_file()}
     assert found == {name: name for name in ("a/results.json", "a/checkpoints/step_000001/trainer.pt")}
@@ -182,6 +185,16 @@ def test_files_come_whole_and_without_what_is_not_finished(tmp_path):
 ])
 def test_a_run_is_given_what_the_local_engine_would(nodes, runs, workers, share):
     assert ray_engine._share(nodes, runs, workers) == share
+
+
+@pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed: pip install ray")
+def test_ray_itself_makes_runs_and_listens_on_loopback_only(tmp_path, run):
+    with ray_engine.on_ray(run.path.parent, tmp_path / "data", 1, 1) as each:
+        assert list(each(print, [run], [])) == [(run, None)]
+        heard = {port.laddr.ip for process in psutil.Process().children(recursive=True)
+                 for port in process.net_connections("inet") if port.status == psutil.CONN_LISTEN}
+    assert str(tmp_path / "data") in (run.path / "log.txt").read_text()
+    assert heard and all("127.0.0.1" in address for address in heard)
 
 
 def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):

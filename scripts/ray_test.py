@@ -1,0 +1,110 @@
+"""A study on a Ray cluster of this machine: what a node has made outlives it, and the numbers are the same as without one.
+
+    make ray-test      # minutes; Linux with `unshare`. Not part of the tests: it installs Ray, and takes four micro runs
+
+Everything happens in a network of its own, where there is nothing but loopback. The first node sees none of the study's
+folders, so the runs are sent to it and fetched; it is killed when the trained policy of the second run has come back. Then a
+second node joins, which does see them, and finishes. study.json must hold the same numbers as that of the local engine.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+PORT, IFREQ = "6379", "16sh22x"  # the latter: how Linux describes a network interface
+CONDITION = "random_mask"
+STUDY = {"name": "ray", "conditions": (CONDITION,), "profile": "micro",
+         "set": {"samples": 16, "episodes_per_task": 1, "max_steps": 4, "grounding_frames": 1, "videos_per_task": 0}}
+
+
+def main() -> int:
+    """Run the study twice and compare; 0 where both say the same."""
+    if "LAR_RAY_TEST" not in os.environ:
+        own = {"LAR_RAY_TEST": "1", "LAR_LIBERO_ASSETS": "standin", "OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
+        return subprocess.call(["unshare", "--map-root-user", "--net", "--mount", sys.executable, *sys.argv],
+                               env=os.environ | own)
+    raise_loopback()
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="ray-test-"))
+    began = time.monotonic()
+    expected = run(folder, "local", workers=1)
+    print(f"local: {time.monotonic() - began:.0f} s", flush=True)
+    nodes = [node("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"), start_far_node(folder)]
+    try:
+        threading.Thread(target=kill_once_trained, args=(folder, nodes), daemon=True).start()
+        found = run(folder, "ray", engine="ray", address=f"127.0.0.1:{PORT}")
+    finally:
+        for one in nodes:
+            kill(one)
+    checkpoint = next((folder / "ray" / f"{CONDITION}-micro-s0" / "checkpoints").glob("step_*/model.safetensors"))
+    assert len(nodes) == 3, "The first node was not killed: the study was done before."
+    assert checkpoint.stat().st_mtime < nodes[2].started, "The policy was trained a second time."
+    assert numbers(found) == numbers(expected), f"Other numbers: see {folder}/local/study.json and {folder}/ray/study.json."
+    print(f"The same numbers, with one node killed: {time.monotonic() - began:.0f} s in all, {folder}")
+    return 0
+
+
+def run(folder: Path, name: str, **how: object) -> dict:
+    """The study by one engine, with the same demonstrations."""
+    from lar_core.measure.study import Study
+    from lar_core.studies import run_study
+    return run_study(Study(**STUDY), folder / name, folder / "data", **how)[0]
+
+
+def numbers(study: dict) -> str:
+    """All that study.json says but for times, memory and the commit."""
+    arms = [{name: value for name, value in arm.items() if name != "costs"} for arm in study["arms"]]
+    sizes = [{name: arm["costs"][name] for name in ("parameters", "flops")} for arm in study["arms"]]
+    origin = study["provenance"] | {"commit": ""}
+    return json.dumps([study["study"], origin, study["comparisons"], arms, sizes], sort_keys=True)
+
+
+def node(*words: str, before: str = "true") -> subprocess.Popen:
+    """Start a Ray node in a process group and a mount namespace of its own; again where the head was not ready."""
+    command = ["unshare", "--mount", "sh", "-c", f'{before} && until "$@"; do sleep 1; done', "sh", *RAY, *words]
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    started.started = time.time()
+    return started
+
+
+def start_far_node(folder: Path) -> subprocess.Popen:
+    """A node in whose eyes `folder` is empty, so that it shares nothing with the driver."""
+    return node(f"--address=127.0.0.1:{PORT}", "--num-cpus=1", before=f"sleep 5 && mount -t tmpfs none '{folder}'")
+
+
+def kill_once_trained(folder: Path, nodes: list[subprocess.Popen]) -> None:
+    """Kill the first node when the policy it has trained has come back, and let another one join."""
+    while not list((folder / "ray" / f"{CONDITION}-micro-s0" / "checkpoints").glob("step_*")):
+        time.sleep(0.2)
+    kill(nodes[1])
+    print("killed the first node", flush=True)
+    nodes.append(node(f"--address=127.0.0.1:{PORT}", "--num-cpus=1"))
+
+
+def kill(one: subprocess.Popen) -> None:
+    """A node with all that it has started."""
+    os.killpg(one.pid, signal.SIGKILL)
+    one.wait()
+
+
+def raise_loopback() -> None:
+    """A new network namespace has a loopback interface that is down."""
+    with socket.socket() as any_socket:
+        asked = struct.pack(IFREQ, b"lo", 0)
+        flags = struct.unpack(IFREQ, fcntl.ioctl(any_socket, 0x8913, asked))[1]  # SIOCGIFFLAGS
+        fcntl.ioctl(any_socket, 0x8914, struct.pack(IFREQ, b"lo", flags | 1))  # SIOCSIFFLAGS, IFF_UP
+
+
+if __name__ == "__main__":
+    sys.exit(main())
