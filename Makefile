@@ -5,6 +5,7 @@
 # make browser-test  the same for the widgets, in a real browser (installs Chromium where that is allowed)
 # make colab-test  the first notebook in a stand-in for Colab, killed in the middle and run again
 # make ray-test    a study on a Ray cluster of this machine, one node of which is killed in the middle (installs Ray)
+# make lerobot-test  our scenes, demonstrations and a policy through LeRobot itself, in an environment of its own
 # make bench       shows the speed claims as ratios measured side by side
 # ARGS="..." goes to lar reproduce, to pytest or to the script: make reproduce ARGS="--condition random_mask --seed 1"
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p && break; done)
@@ -12,7 +13,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup reproduce test lint notebooks browser-test colab-test ray-test bench clean
+.PHONY: setup reproduce test lint notebooks browser-test colab-test ray-test lerobot-test bench clean
 
 setup: $(READY)
 	@sh scripts/install_gl.sh
@@ -28,7 +29,7 @@ test: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint
-	@$(VENV)/bin/ruff check lar_core tests scripts notebooks
+	@$(VENV)/bin/ruff check lar_core tests scripts notebooks integrations
 	@$(VENV)/bin/mypy
 
 $(VENV)/.lint: $(READY)
@@ -49,6 +50,9 @@ colab-test: setup
 ray-test: setup
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	@$(VENV)/bin/python scripts/ray_test.py $(ARGS)
+lerobot-test: setup
+	@sh scripts/lerobot_setup.sh $(PYTHON) build/lerobot-env
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/lerobot_test.py $(ARGS)
 
 bench: setup
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/bench_env.py

@@ -1,0 +1,104 @@
+"""Our environment beside LeRobot's LIBERO environment, in one process: same assets, same init state, same actions.
+
+    build/lerobot-env/bin/python integrations/bench_lerobot.py [--task 5] [--size 256] [--steps 50] [--repeats 5]
+
+Both stand at one stored init state and are driven by the same actions, drawn beforehand; a policy's time (--policy-
+ms) counts in every step of an episode. LeRobot's also with robosuite's soft reset, which is no option of 0.4.4. Rows
+are milliseconds: reset with its ten wait steps, a step, both pictures, and the difference. Last, whether the
+simulator's states agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+from lerobot_env_lar.env import LarSpatial
+
+from lar_core.scene.setup import use_assets
+
+CAMERAS = ("agentview", "robot0_eye_in_hand")
+
+
+def theirs(task: int, size: int):
+    """LeRobot's LiberoEnv on the assets that ours uses; `use_assets` has told LIBERO where, so that it downloads nothing."""
+    from lerobot.envs.libero import LiberoEnv, _get_suite
+
+    return LiberoEnv(_get_suite("libero_spatial"), task, "libero_spatial", observation_width=size, observation_height=size)
+
+
+def timed(call: Callable[[], object], repeats: int) -> float:
+    """Median milliseconds, after one call that does not count."""
+    taken = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        call()
+        taken.append((time.perf_counter() - began) * 1e3)
+    return statistics.median(taken[1:])
+
+
+def measure(reset: Callable[[], object], env, pictures: Callable[[], object], options) -> dict[str, float]:
+    """Milliseconds by name, and episodes a minute."""
+    actions = iter(np.random.default_rng(0).uniform(-1, 1, (10_000, 7)).astype(np.float32))
+    times = {"reset": timed(reset, options.repeats)}
+    times["step with pictures"] = timed(lambda: env.step(next(actions)), options.steps)
+    times["both pictures"] = timed(pictures, options.steps)
+    times["step without pictures"] = times["step with pictures"] - times["both pictures"]
+    episode = times["reset"] + options.length * (times["step with pictures"] + options.policy_ms)
+    return times | {"episodes a minute": 60e3 / episode}
+
+
+def driven(env, reset: Callable[[], object], steps: int) -> dict:
+    """The last observation after the same random actions."""
+    reset()
+    for action in np.random.default_rng(1).uniform(-1, 1, (steps, 7)).astype(np.float32):
+        seen, *_ = env.step(action)
+    return seen
+
+
+def main() -> None:
+    """Print the table, and one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("task", 5), ("size", 256), ("steps", 50), ("repeats", 5), ("length", 220)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--policy-ms", type=float, default=20.0, help="of a policy's answer, in episodes a minute")
+    options = parser.parse_args()
+    assets = use_assets()
+    ours, other = LarSpatial(tasks=[options.task], image_size=options.size, wrist_size=options.size), theirs(
+        options.task, options.size)
+    stock = other._env.env
+
+    def first() -> None:  # the stored state of episode 0, fixtures drawn with its seed, as ours has it
+        other.init_state_id = 0
+        other.reset(seed=0)
+
+    def drawn() -> None:
+        for camera in CAMERAS:
+            stock.sim.render(camera_name=camera, width=options.size, height=options.size)
+
+    seen, state = driven(ours, lambda: ours.reset(seed=1000), options.steps), None
+    state, one = ours.scene.env.state(), driven(other, first, options.steps)
+    there = stock.sim.get_state().flatten()
+    agree = {"states": bool(np.array_equal(state, there)), "largest difference": float(np.abs(state - there).max()),
+             "robot_state": {f"{part}/{name}": float(np.abs(value - one["robot_state"][part][name]).max())
+                             for part, values in seen["robot_state"].items() for name, value in values.items()},
+             "pictures, mean difference of 255": {name: float(np.abs(picture.astype(int) - one["pixels"][name]).mean())
+                                                  for name, picture in seen["pixels"].items()}}
+    rows = {"ours": measure(lambda: ours.reset(seed=1000), ours, lambda: [
+        ours.scene.env.render_camera(camera, options.size) for camera in CAMERAS], options)}
+    rows["LeRobot"] = measure(first, other, drawn, options)
+    stock.hard_reset = False
+    rows["LeRobot, soft reset"] = measure(first, other, drawn, options)
+    print(f"{'':<24}" + "".join(f"{name:>22}" for name in rows) + f"{'ratio (soft)':>22}")
+    for name in rows["ours"]:
+        ratio, soft = (rows[kind][name] / rows["ours"][name] for kind in ("LeRobot", "LeRobot, soft reset"))
+        print(f"{name:<24}" + "".join(f"{row[name]:>22.2f}" for row in rows.values()) + f"{f'{ratio:.2f} ({soft:.2f})':>22}")
+    print(json.dumps({"settings": vars(options), "assets": assets, "rows": rows, "agreement": agree}))
+
+
+if __name__ == "__main__":
+    main()
