@@ -50,6 +50,7 @@ colab-test: setup
 ray-test: setup
 	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]"
 	@$(VENV)/bin/python scripts/ray_test.py $(ARGS)
+
 lerobot-test: setup
 	@sh scripts/lerobot_setup.sh $(PYTHON) build/lerobot-env
 	@OMP_NUM_THREADS=1 $(VENV)/bin/python scripts/lerobot_test.py $(ARGS)
