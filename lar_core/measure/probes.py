@@ -31,6 +31,7 @@ from ..run.folder import Run
 from ..run.runtime import Draws
 from .cause import cause
 from .maps import FRAMES, aggregation_rows, layer_rows, robustness_rows, truth_of
+from .mechanism import positions, pull
 from .metrics import METRICS, Truth, aos_best, aos_uniform, centre_map, mean_map, patch_coverage, score, top_patches
 from .pixels import pixels
 from .robustness import GREY
@@ -59,6 +60,7 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
     few, episode = evenly(len(frames), FRAMES), heldout.episode[frames]
     saliency, mattered = _saliency(run, policy, stats, (train, heldout), frames, few, measured["saliency"])
     saliency["cause"]["pixels"], scenes = pixels(policy, stats, heldout, heldout_episodes, run.config.profile)
+    parts = (train, train_episodes), (heldout, heldout_episodes)
     result = {
         "demonstrations": read_origin(demos[0]),
         "frames": len(frames), "train_episodes": len(train_episodes), "heldout_episodes": len(heldout_episodes),
@@ -70,6 +72,7 @@ def probe_heldout(run: Run, policy: Policy, stats: Stats, demos: list[Path]) -> 
         if "recon_loss" in measured else None,
         "denoising": denoising(policy, heldout, frames) if policy.condition.reconstructor == "diffusion" else None,
         **saliency,
+        "mechanism": {"positions": positions(policy, parts), "pull": pull(run.metrics)},
     }
     write_json(run.path / "heldout.json", result)
     shown = evenly(len(few), GALLERY)

@@ -187,6 +187,8 @@ Cause = section(
     pixels=optional(section(
         named_gone=section(frames=Count, **Lost), other_gone=section(frames=Count, **Lost),
         swapped=optional(section(frames=Count, **Lost, followed_before=Estimate, followed=Estimate)))))
+Place = section(model=Estimate, proprio=Estimate, mean=Estimate)  # errors in cm
+Mechanism = section(positions=optional(section(**Counted, named=Place, plate=Place)), pull=optional(Estimate))
 TrainingStep = section(parameters=Number, flops=Size | None, step_ms=Size, peak_bytes=Number | None)
 Results = section(
     schema_version=Literal[1], run=RunSection, provenance=optional(Provenance),
@@ -199,7 +201,7 @@ Results = section(
     reconstruction=optional(section(frames=Count, loss=Size, mean_patch=Size, neighbours=Size)),
     denoising=optional(section(**Counted, loss=Estimate, other_frame=Estimate, increase=Estimate)),
     grounding=optional(Grounding), aggregations=optional(list[SaliencyRow]), robustness=optional(list[SaliencyRow]),
-    layers=optional(list[LayerRow]), cause=optional(Cause),
+    layers=optional(list[LayerRow]), cause=optional(Cause), mechanism=optional(Mechanism),
     without=optional(list[section(path=PathOfAttention, instruction=Literal[*INSTRUCTIONS], placement=Placement,
                                   episodes=Count, successes=Number, low=Share, high=Share, followed=optional(Estimate))]),
     photographs=optional(dict[str, list[SaliencyRow]]), rollouts=optional(list[Rollouts]),

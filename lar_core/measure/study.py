@@ -205,7 +205,9 @@ def _sentence(row: dict, contrast: Contrast, tests: int) -> str:
 FILE = "study.json"
 SCORES = {"aos": ("grounding", "aos", "model"),  # where results.json has them: intervals, of which the mean is taken
           "target_minus_distractor": ("grounding", "target_minus_distractor", "model"), "action_l1": ("action", "l1"),
-          "agreement": ("cause", "agreement", "model")}
+          "agreement": ("cause", "agreement", "model"), "energy": ("grounding", "energy", "model"),
+          "deletion": ("cause", "curves", "model", "deletion", "area"),
+          "position": ("mechanism", "positions", "named", "model"), "pull": ("mechanism", "pull")}
 COSTS = {"parameters": ("training_cost", "own", "parameters"), "flops": ("training_cost", "own", "flops"),
          "train_step_ms": ("training_cost", "own", "step_ms"), "peak_bytes": ("training_cost", "own", "peak_bytes"),
          "train_seconds": ("training", "seconds"), "act_ms": ("latency", "p50_ms")}

@@ -15,8 +15,9 @@ from ..run.config import PROFILES
 from . import figures, rates
 from .report import fill_template
 
-SHOWN = {"target_minus_distractor": "named minus other bowl", "agreement": "agreement with what mattered",
-         "action_l1": "held-out action error"}  # of study.SCORES: those that do not saturate on a backbone that sees
+SHOWN = {"energy": "saliency on the named bowl", "target_minus_distractor": "named minus other bowl",
+         "agreement": "agreement with what mattered", "position": "named bowl read from the patches (cm)",
+         "pull": "gradient of reconstruction / actions", "action_l1": "held-out action error"}  # those that do not saturate
 
 
 def kept_studies(folder: Path) -> list[dict]:

@@ -32,7 +32,9 @@ from . import causes, figures, findings, rates
 from .rates import bounds, estimate, success_bars
 
 AGREEMENT = "agreement"  # of a map with the occlusion map, beside the metrics of maps
-_NO_METRICS = {"action_l1": "held-out action error", AGREEMENT: "saliency's agreement with what mattered"}  # of a study
+_NO_METRICS = {"action_l1": "held-out action error", AGREEMENT: "saliency's agreement with what mattered",  # of a study
+               "deletion": "area under deletion in its order", "position": "named bowl read from the patches, error in cm",
+               "pull": "gradient of reconstruction, times that of the actions"}
 CLIPS, CLIP_BYTES = 6, 7_000_000  # at most so many clips, of so many bytes together
 _LICENCES = {"Gemma Terms of Use": "gemma"}  # the manifest's word -> the hub's
 _DATASETS = {"official": "libero-spatial-demonstrations", "lerobot": "libero-spatial-lerobot"}  # keys of the manifest
