@@ -37,7 +37,7 @@ from .run.processes import cores, on_stop, stop
 
 LOOK = 10.0  # seconds between two looks at what a run has made
 AT_ONCE = 1000  # runs that Ray is told of
-TRIES = 3  # times that a run whose machine was lost is begun
+TRIES, PAUSE = 3, 30.0  # times that a run whose machine was lost is begun, and seconds before: Ray may not know it is gone
 
 
 @contextmanager
@@ -130,7 +130,7 @@ class Fleet:
         """One run, begun again where its machine was lost; returns the sentence of its failure."""
         run, lost = Run(run.path.absolute(), run.config), ""
         for number in range(1, TRIES + 1):
-            if self.stopping.is_set():
+            if self.stopping.wait(PAUSE if number > 1 else 0):
                 return STOPPED
             try:
                 return self._once(job, run, needs)

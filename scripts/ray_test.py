@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
@@ -40,7 +41,7 @@ def main() -> int:
     began = time.monotonic()
     expected = run(folder, "local", workers=1)
     print(f"local: {time.monotonic() - began:.0f} s", flush=True)
-    nodes = [node("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"), start_far_node(folder)]
+    nodes = [node(folder, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"), start_far_node(folder)]
     try:
         threading.Thread(target=kill_once_trained, args=(folder, nodes), daemon=True).start()
         found = run(folder, "ray", engine="ray", address=f"127.0.0.1:{PORT}")
@@ -70,17 +71,21 @@ def numbers(study: dict) -> str:
     return json.dumps([study["study"], origin, study["comparisons"], arms, sizes], sort_keys=True)
 
 
-def node(*words: str, before: str = "true") -> subprocess.Popen:
-    """Start a Ray node in a process group and a mount namespace of its own; again where the head was not ready."""
+def node(folder: Path, *words: str, before: str = "true") -> subprocess.Popen:
+    """Start a Ray node in a process group and a mount namespace of its own; again where the head was not ready.
+
+    What it says goes to `nodes.txt`.
+    """
     command = ["unshare", "--mount", "sh", "-c", f'{before} && until "$@"; do sleep 1; done', "sh", *RAY, *words]
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    with (folder / "nodes.txt").open("ab") as said:
+        started = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
     started.started = time.time()
     return started
 
 
 def start_far_node(folder: Path) -> subprocess.Popen:
     """A node in whose eyes `folder` is empty, so that it shares nothing with the driver."""
-    return node(f"--address=127.0.0.1:{PORT}", "--num-cpus=1", before=f"sleep 5 && mount -t tmpfs none '{folder}'")
+    return node(folder, f"--address=127.0.0.1:{PORT}", "--num-cpus=1", before=f"sleep 5 && mount -t tmpfs none '{folder}'")
 
 
 def kill_once_trained(folder: Path, nodes: list[subprocess.Popen]) -> None:
@@ -89,12 +94,13 @@ def kill_once_trained(folder: Path, nodes: list[subprocess.Popen]) -> None:
         time.sleep(0.2)
     kill(nodes[1])
     print("killed the first node", flush=True)
-    nodes.append(node(f"--address=127.0.0.1:{PORT}", "--num-cpus=1"))
+    nodes.append(node(folder, f"--address=127.0.0.1:{PORT}", "--num-cpus=1"))
 
 
 def kill(one: subprocess.Popen) -> None:
     """A node with all that it has started."""
-    os.killpg(one.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):  # it is gone already
+        os.killpg(one.pid, signal.SIGKILL)
     one.wait()
 
 

@@ -82,6 +82,7 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "pool", lambda shares: ThreadPoolExecutor(1))
     monkeypatch.setattr(engine, "interruptible", lambda job, run, data: job(run, data))
     monkeypatch.setattr(ray_engine, "LOOK", 0.01)
+    monkeypatch.setattr(ray_engine, "PAUSE", 0)
     monkeypatch.setattr(ray_engine, "temporary_folder", lambda name: there)
     (there := tmp_path / "there").mkdir()
     (tmp_path / "data" / "demos").mkdir(parents=True)
