@@ -43,6 +43,7 @@ def main() -> int:
     print(f"local: {time.monotonic() - began:.0f} s", flush=True)
     nodes = [node(folder, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"), start_far_node(folder)]
     try:
+        await_head(folder)
         threading.Thread(target=kill_once_trained, args=(folder, nodes), daemon=True).start()
         found = run(folder, "ray", engine="ray", address=f"127.0.0.1:{PORT}")
     finally:
@@ -102,6 +103,12 @@ def kill(one: subprocess.Popen) -> None:
     with suppress(ProcessLookupError):  # it is gone already
         os.killpg(one.pid, signal.SIGKILL)
     one.wait()
+
+
+def await_head(folder: Path) -> None:
+    """Until the first node says that it has started; its port is open before that."""
+    while "Ray runtime started" not in (folder / "nodes.txt").read_text(encoding="utf-8", errors="replace"):
+        time.sleep(0.5)
 
 
 def raise_loopback() -> None:
