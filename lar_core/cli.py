@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,22 @@ def _study(arguments: argparse.Namespace) -> None:
     print(study_table(comparison), f"\nComparison: {page.resolve()}", sep="\n")
 
 
+def _serve(arguments: argparse.Namespace) -> None:
+    from .model.policy import load_policy
+    from .run.runtime import device
+    from .vla import serving
+    with serving(*load_policy(Run.load(arguments.run_dir), device()), arguments.host, arguments.port) as address:
+        print(f"Serving {arguments.run_dir} at {address} (Ctrl-C ends it)", flush=True)
+        threading.Event().wait()
+
+
+def _audit(arguments: argparse.Namespace) -> None:
+    from .audit import audit
+    changes = _stated(arguments.changes) | ({"tasks": tuple(arguments.tasks)} if arguments.tasks else {})
+    _print_report(audit(arguments.server, arguments.run_dir, changes, arguments.instructions, arguments.on,
+                        arguments.pictures, arguments.timeout, arguments.workers))
+
+
 def _push(arguments: argparse.Namespace) -> None:
     from . import share
     if (arguments.repo_id is None) == (arguments.to is None):
@@ -218,7 +235,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
     "reproduce": _reproduce, "look": _look, "demos": _demos, "check-demos": _check_demos, "pretrain": _pretrain,
-    "train": _train, "study": _study, "push": _push, "doctor": _doctor,
+    "train": _train, "study": _study, "push": _push, "doctor": _doctor, "serve": _serve, "audit": _audit,
     **dict.fromkeys(("saliency", "photographs", "rollout", "latency", "report"), _measure),
 }
 

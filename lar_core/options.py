@@ -59,6 +59,13 @@ STEPS: dict[str, tuple[str, str]] = {
               "seed, several at a time on a CPU, one after the other on a GPU, all from the same init states, and compares "
               "them in study.json and study.html: intervals, paired tests corrected for their number, effect sizes, and "
               "what was missed at most. Stopped and run again it goes on. More: docs/study.md; clusters: docs/cluster.md."),
+    "serve": ("let vla-eval ask a trained policy",
+              "A model server by vla-eval's protocol, which only this machine reaches unless --host says otherwise "
+              "(docs/doors.md). It needs the extra `doors`."),
+    "audit": ("test a policy of others that a vla-eval model server serves",
+              "The served policy acts in the scene under the instructions that say whether it listens, and under grey "
+              "pictures, which say whether it sees. Rollouts, results.json and report.html are as of a run of ours, without "
+              "what only a policy's insides tell. Stop it and run it again: it goes on. More: docs/doors.md."),
     "push": ("give a trained policy to others, on the Hugging Face hub or as a folder",
              "Weights as safetensors, settings, normalisation and a model card with the run's numbers beside its "
              "blind control's; never an optimiser state or a token. lar_core.share.from_pretrained loads it. The token "
@@ -107,10 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
             step.add_argument("--split", default="val", help="e.g. testA (default: val)")
             step.add_argument("--limit", type=int, default=500, metavar="N", help="phrases, the first N (default: 500)")
         if name == "rollout":
-            step.add_argument("--instructions", nargs="+", choices=INSTRUCTIONS, metavar="KIND", default=["right"],
-                              help=f"{', '.join(INSTRUCTIONS)} (default: right)")
-            step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
-                              help=f"evaluate on other placements than in training: {', '.join(PLACEMENTS)}")
+            _add_rollout_options(step)
             step.add_argument("--cut", metavar="PATH", choices=PATHS, default="",
                               help=f"without a path of attention (who does not see what): {', '.join(PATHS)}")
     return parser
@@ -168,7 +172,36 @@ def _add_look_options(step: argparse.ArgumentParser) -> None:
     step.add_argument("--out", type=Path, default=Path("look.png"), metavar="FILE.png", help="(default: look.png)")
 
 
-_OWN_OPTIONS = {"study": _add_study_options, "check-demos": _add_check_options, "look": _add_look_options}
+def _add_serve_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="the trained policy of this run folder")
+    step.add_argument("--port", type=int, default=8000, metavar="N", help="0: any that is free (default: 8000)")
+    step.add_argument("--host", default="127.0.0.1", metavar="NAME", help="whom it listens to (default: this machine alone)")
+
+
+def _add_audit_options(step: argparse.ArgumentParser) -> None:
+    step.add_argument("--server", required=True, metavar="ws://HOST:PORT", help="the address of the model server")
+    step.add_argument("--run-dir", type=Path, required=True, metavar="DIR", help="where results go, a folder a policy")
+    step.add_argument("--tasks", type=int, nargs="+", metavar="N", help="LIBERO-Spatial tasks, 0 to 9 (default: all)")
+    _add_rollout_options(step)
+    step.add_argument("--pictures", nargs="+", choices=("seen", "grey"), metavar="KIND", default=["seen", "grey"],
+                      help="seen, grey (default: both)")
+    step.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", dest="changes",
+                      help="fields of the evaluation, e.g. --set episodes_per_task=50 max_steps=280 bench=libero")
+    step.add_argument("--timeout", type=float, default=60, metavar="SECONDS", help="for one answer (default: 60)")
+    step.add_argument("--workers", type=int, metavar="N", help="scenes at the same time (default: one a core)")
+
+
+def _add_rollout_options(step: argparse.ArgumentParser) -> None:
+    own = step.prog.split()[-1] == "rollout"
+    step.add_argument("--instructions", nargs="+", choices=INSTRUCTIONS, metavar="KIND", default=["right"] if own else None,
+                      help=f"{', '.join(INSTRUCTIONS)} (default: {'right' if own else 'all'})")
+    step.add_argument("--on", metavar="PLACEMENT", choices=PLACEMENTS,
+                      help=("evaluate on other placements than in training: " if own else "placements (default: official): ")
+                      + ", ".join(PLACEMENTS))
+
+
+_OWN_OPTIONS = {"study": _add_study_options, "check-demos": _add_check_options, "look": _add_look_options,
+                "serve": _add_serve_options, "audit": _add_audit_options}
 
 
 def _add_run_options(step: argparse.ArgumentParser) -> None:

@@ -37,8 +37,8 @@ class Film:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def add(self, observation: dict, i: int, action: np.ndarray, saliency: np.ndarray, sentence: str) -> None:
-        """Append one step of environment `i` of a batch of observations."""
+    def add(self, observation: dict, i: int, action: np.ndarray, saliency: np.ndarray | None, sentence: str) -> None:
+        """Append one step of environment `i` of a batch of observations; saliency None: of a policy that shows none."""
         wrist = observation["eye_in_hand_rgb"][i] if "eye_in_hand_rgb" in observation else None
         self.frames.append(frame_with_saliency(observation["agentview_rgb"][i], saliency, wrist, sentence))
         fingers = observation["gripper_states"][i]
@@ -101,13 +101,13 @@ def upsample(saliency: np.ndarray, size: int, rounds: int = 0) -> np.ndarray:
     return pixels
 
 
-def frame_with_saliency(image: np.ndarray, saliency: np.ndarray, wrist: np.ndarray | None = None,
+def frame_with_saliency(image: np.ndarray, saliency: np.ndarray | None, wrist: np.ndarray | None = None,
                         caption: str = "") -> np.ndarray:
-    """One video frame: image | overlay | wrist camera (absent if None), each 256 x 256, above a line of caption.
+    """One video frame: image | overlay | wrist camera (absent if None, both), each 256 x 256, above a line of caption.
 
-    Returns uint8 (288, 784 or 528, 3): multiples of 16, as video encoders want them.
+    Returns uint8 (288, 784, 528 or 256, 3): multiples of 16, as video encoders want them.
     """
-    panels = [image, overlay(image, saliency), *([] if wrist is None else [wrist])]
+    panels = [image, *([] if saliency is None else [overlay(image, saliency)]), *([] if wrist is None else [wrist])]
     side, gap, bar = 256, 8, 32
     width = len(panels) * (side + gap) - gap
     canvas = Image.new("RGB", (-(-width // 16) * 16, side + bar), "#14171b")

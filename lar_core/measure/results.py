@@ -26,6 +26,7 @@ from .schema import Document, Results
 from .statistics import describe_difference, wilson
 
 CONTROLS = ("blind", "blind_deaf")  # the conditions that are trained without images
+AUDIT, SHOWN_GREY = "audit", " shown grey"  # the profile of policies that others serve; what ends their control's name
 OTHER_BENCH = ("One acted in LIBERO's own scene and learned from its demonstrations, the other in the embedded scene from "
                "the scripted expert's (bench): what differs then is not the condition alone.")
 
@@ -39,8 +40,18 @@ RESULTS = Document(Results, "results", "lar reproduce", _modern)
 validate_results, load_results, save_results = RESULTS.validate, RESULTS.load, RESULTS.save
 
 
+def audited(results: dict) -> bool:
+    """Whether the policy is one that was only asked for actions (`lar audit`)."""
+    return results["run"]["profile"] == AUDIT
+
+
 def control_of(results: dict) -> str:
-    """The condition of a run's blind control, which is told nothing where the policy itself is not."""
+    """The condition of a run's blind control, which is told nothing where the policy itself is not.
+
+    That of an audited policy is the same one, shown grey pictures.
+    """
+    if audited(results):
+        return results["run"]["condition"] + SHOWN_GREY
     return CONTROLS[bool(measured(results, ("run", "config", "condition", "deaf")))]
 
 

@@ -9,7 +9,7 @@ traceback (it is never counted as a failure); what was done is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,8 @@ from ..scene.setup import prepare
 from .film import Film
 from .results import episodes_of
 
-Plan = Callable[[dict, list[str]], tuple[np.ndarray, np.ndarray]]  # observation and sentences -> actions, saliency
+# Observation, sentences, step (0: episodes begin) -> actions (n, K, 7), saliency of each (P,) or None where it shows none
+Plan = Callable[[dict, list[str], int], tuple[np.ndarray, Sequence[np.ndarray | None]]]
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,25 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
              placement: str | None = None, workers: int | None = None, cut: str = "") -> list[dict]:
     """Roll out `policy` over all tasks of the run under each kind of instruction; finished episodes are not repeated.
 
+    cut: a path of attention that is cut in every layer (one of PATHS). Else as `roll_out_plan`.
+    """
+    if cut and policy.condition.guidance:
+        raise LarError("guidance compares answers to two sentences, and a path of attention is cut for one: set guidance=0.")
+    return roll_out_plan(run, partial(_plan, policy, stats, cut), instructions=instructions, placement=placement,
+                         workers=workers)
+
+
+def roll_out_plan(run: Run, plan: Plan, *, instructions: tuple[str, ...], placement: str | None = None,
+                  workers: int | None = None) -> list[dict]:
+    """Roll out whatever `plan` answers, as the policy of the run; finished episodes are not repeated.
+
     Tasks without a counterfactual pair are left out there, beside tasks that have one.
 
-    workers: environments that run at the same time, one process each; None: one a core. cut: a path of attention that is
-    cut in every layer (one of PATHS).
+    workers: environments that run at the same time, one process each; None: one a core.
     Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder, and for a
     kind of instruction that no task of the run has.
     """
     profile = run.config.profile
-    if cut and policy.condition.guidance:
-        raise LarError("guidance compares answers to two sentences, and a path of attention is cut for one: set guidance=0.")
     check_kinds(instructions, profile.tasks)
     placement = placement or profile.placement
     for task in tasks_with(placement, profile.tasks):
@@ -73,7 +83,7 @@ def roll_out(run: Run, policy: Policy, stats: Stats, *, instructions: tuple[str,
                 continue
             with vector_env(task, placement, profile, workers) as envs:
                 for trial, episodes in todo:
-                    _run_trial(run, partial(_plan, policy, stats, cut), envs, trial, scenes, episodes)
+                    _run_trial(run, plan, envs, trial, scenes, episodes)
     return episodes_of(run)
 
 
@@ -136,8 +146,8 @@ def close_envs(at_once: bool = False) -> None:
         envs.close(terminate=at_once)
 
 
-def _plan(policy: Policy, stats: Stats, cut: str, observation: dict,
-          sentences: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _plan(policy: Policy, stats: Stats, cut: str, observation: dict, sentences: list[str],
+          step: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Predict for n environments: actions as commanded (n, K, 7), saliency (n, P)."""
     batch = observation_batch(observation, sentences, stats, policy)
     with policy.without(batch, cut) if cut else nullcontext():
@@ -181,7 +191,7 @@ def _run_wave(run: Run, plan: Plan, envs: AsyncVectorEnv, trial: Trial, scenes: 
     for step in range(profile.max_steps):
         place = step % profile.execute
         if place == 0:
-            chunk, saliency = plan(observation, sentences)
+            chunk, saliency = plan(observation, sentences, step)
         if not filmed and place in (0, profile.execute - 1):
             envs.set_attr("drawn", place == profile.execute - 1)  # only what the next plan sees
         observation, reward, done, _, _ = envs.step(chunk[:, place])

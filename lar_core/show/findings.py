@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ..measure import statistics
-from ..measure.results import CONTROLS, control_of, outcomes
+from ..measure.results import AUDIT, CONTROLS, audited, control_of, outcomes
 from ..run.config import CONDITIONS, PROFILES
 from ..run.registry import REGULARISERS
 from ..run.settings import MINIATURES, PAIRED
@@ -54,6 +54,8 @@ def findings(results: dict, rollouts: Iterable[dict] = ()) -> list[Finding]:
         found += [_obedience(results, placement) if change == "other_bowl" else
                   _language(results, rollouts, placement, change) for change in changes(results, placement) if hears]
         found += _following(results, placement) if hears else []
+    if audited(results):
+        return found
     found += [_grounding(results, *about) for about in MAPS]
     asked = {"action": True, "shortcut": sees, "denoising": decoder == "diffusion", "cause": sees} | {
         part: sees and bool(_at(results, part)) for part in ("cause.pixels", "cause.pixels.swapped")}
@@ -88,6 +90,9 @@ def missing(results: dict, section: str, placement: str | None = None) -> str:
 def command(results: dict, step: str = "reproduce", placement: str | None = None) -> str:
     """The command line that runs one step, or all, of the same condition, profile, seed and changed settings."""
     run = results["run"]
+    if audited(results):
+        on = "" if placement is None else f" --on {placement}"
+        return f"lar audit --server ws://HOST:PORT --run-dir DIR --tasks {' '.join(map(str, tasks_of(results)))}{on}"
     options = f" --instructions {' '.join(kinds_of(tasks_of(results)))}" if step == "rollout" else ""
     if placement not in (None, run["config"]["profile"].get("placement", "official")):
         options += f" --on {placement}"
@@ -116,7 +121,8 @@ def _success(results: dict, placement: str) -> str:
     own, blind = (pooled(results, name, "right", placement) for name in (policy, control_of(results)))
     if own is None:
         return ""
-    control = f"; the control that cannot see solved {rate(*blind)}" if blind and policy not in CONTROLS else ""
+    who = "shown grey pictures it" if audited(results) else "the control that cannot see"
+    control = f"; {who} solved {rate(*blind)}" if blind and policy not in CONTROLS else ""
     touched = first_touched(results, policy, "right", placement)
     first = f" and first touched the named bowl in {touched['named']}/{touched.total()}" if touched else ""
     return f"{policy} solved {rate(*own)} on {placement} placements{first}{control}."
@@ -141,12 +147,15 @@ def _rolled(results: dict, rollouts: list[dict], placement: str, name: str, poli
 def _seeing(results: dict, rollouts: list[dict], placement: str) -> Finding:
     topic = f"seeing raises success ({placement} placements)"
     own = _rolled(results, rollouts, placement, "the policy", results["run"]["condition"])
-    blind = _rolled(results, rollouts, placement, "its blind control", control_of(results))
+    control = "the same policy shown grey pictures" if audited(results) else "its blind control"
+    blind = _rolled(results, rollouts, placement, control, control_of(results))
     if own.counts is None:
         return Finding(topic, NOT_RUN, missing(results, "rollouts", placement))
     if blind.counts is None:
-        return Finding(topic, NOT_RUN, f"It solved {rate(*own.counts)}, but without the blind control this says nothing "
-                       f"about seeing: {command(results)} trains it, and {command(results, 'rollout', placement)} adds it.")
+        return Finding(topic, NOT_RUN, f"It solved {rate(*own.counts)}, but without {control} this says nothing "
+                       f"about seeing: " + (f"{command(results)} adds that." if audited(results) else
+                                            f"{command(results)} trains it, and {command(results, 'rollout', placement)} "
+                                            "adds it."))
     return _judged(topic, *_difference(own, blind), (
         "The images help it to succeed here.", "The images hurt here.",
         "These rollouts do not show that the policy needs to see."))
@@ -213,7 +222,7 @@ def _unheard(results: dict, rows: Iterable[dict]) -> str:
     """A sentence that is new to the policy asks more of it than one that it was trained on."""
     profile = results["run"]["config"]["profile"]
     new = [str(row["task"]) for row in rows if OTHER_SENTENCE.get(row["task"]) not in (None, *tasks_of(results))]
-    if not new or profile.get("placement") in PAIRED:  # there, either bowl is named in training
+    if not new or audited(results) or profile.get("placement") in PAIRED:  # there, either bowl is named in training
         return ""
     return f" It was not trained on the sentence told in task {_and(new)}."
 
@@ -318,7 +327,7 @@ def caveats(document: dict) -> list[str]:
     study, made = document.get("study"), document.get("provenance") or {}
     profile = {} if study else document["run"]["config"]["profile"]
     seeds, commit = len(study["seeds"]) if study else 1, made.get("commit", "")
-    scenes = made.get("scenes") or []
+    scenes, served = made.get("scenes") or [], profile.get("name") == AUDIT
     drawn = sorted({f"{scene['gl']['renderer']}, MuJoCo {scene['versions']['mujoco']}" for scene in scenes})
     possible = (
         (any(scene["picture"]["check"] == "other" for scene in scenes), "The reference picture did not come out as expected "
@@ -329,9 +338,11 @@ def caveats(document: dict) -> list[str]:
         ("official" in (study or {}).get("placements", () if study else placements(document)), "Official placements can be "
          "passed blind: objects move by about a centimetre, so success there shows nothing about seeing. Near and "
          "wide placements can, and counterfactual ones for language."),
-        (len(profile.get("tasks", ())) == 1 and profile.get("placement") not in PAIRED, "One task means one sentence: "
-         "training never asked for language. If a changed sentence lowers success, strange text disturbs it: no more is "
-         "shown."),
+        (served, "What the policy was trained on is not known here: pictures, sentences and placements may be new to it. "
+         "Grey pictures are, to one that never saw any, so that what they cost can be surprise."),
+        (not served and len(profile.get("tasks", ())) == 1 and profile.get("placement") not in PAIRED, "One task means one "
+         "sentence: training never asked for language. If a changed sentence lowers success, strange text disturbs it: no "
+         "more is shown."),
         (not study, "The intervals cover the choice of init states and episodes, not that of the training seed."),
         (seeds < 3, f"{'One' if seeds == 1 else seeds} training seed{'s' * (seeds > 1)}: a difference between two "
          "conditions needs at least three of each before it is believed."),

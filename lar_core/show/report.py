@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from ..data.hub import Entry, entry
 from ..measure.kept import Spread, beside_kept
-from ..measure.results import CONTROLS, gather_results, load_results, read_episodes
+from ..measure.results import CONTROLS, audited, gather_results, load_results, read_episodes
 from ..measure.schema import SWEPT
 from ..measure.study import FILE, LESS, MORE, NOT_DETECTED, SCORES, STUDY
 from ..run.config import RunConfig
@@ -49,7 +49,8 @@ def write_report(run: Run) -> Path:
     rows = filmed(run)
     found = findings.findings(results, rows)
     return write_page(
-        run.report, "report.html", results=results, found=found, headline=findings.headline(results, found),
+        run.report, "report.html", results=results, audited=audited(results), found=found,
+        headline=findings.headline(results, found),
         caveats=findings.caveats(results), command=findings.command(results), missing=findings.missing,
         reconstructor=findings.reconstructor(results), placements=rates.placements(results), bars=success_bars(results),
         success=rates.success_table(results.get("rollouts") or []),
