@@ -1,4 +1,4 @@
-"""Doors to vla-eval, over real sockets of this machine: ours served and audited is as rolled out; what can go wrong there."""
+"""Doors to vla-eval, over real sockets of this machine: ours audited is as rolled out, and what can go wrong there."""
 
 import http.server
 import socket
