@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import socket
 import sys
 import tempfile
 import threading
@@ -34,6 +35,7 @@ from .run.files import build_once, remove, temporary_folder
 from .run.folder import Run, provenance
 from .run.parcel import pack, stamps, unpack
 from .run.processes import cores, on_stop, stop
+from .run.runtime import ANSWER
 
 LOOK = 10.0  # seconds between two looks at what a run has made
 AT_ONCE = 1000  # runs that Ray is told of
@@ -79,6 +81,9 @@ def _connect(address: str | None) -> Any:
         raise LarError("--engine ray needs Ray, which is not installed: type `pip install ray`, on every machine of the "
                        "cluster, or leave --engine out.") from error
     try:
+        host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+        if host and port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=ANSWER).close()
         ray.init(address or "local", log_to_driver=False, logging_level="ERROR", **own)
     except Exception as error:  # Ray raises what it likes
         cure = ("start one with `ray start --head`, or leave --address out (docs/cluster.md)" if address else

@@ -204,6 +204,14 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):
         studies.run_study(Study(name="mine", conditions=("action_only",), profile="micro"), tmp_path, tmp_path, engine="ray")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_where_no_ray_answers_a_sentence_says_so_at_once(tmp_path, monkeypatch, address):
+    monkeypatch.setitem(sys.modules, "ray", StandIn())
+    with pytest.raises(LarError, match=f"No Ray answers at {address} .*refused.*ray start --head"):
+        studies.run_study(Study(name="mine", conditions=("action_only",), profile="micro"), tmp_path, tmp_path, None, "ray",
+                          address)
+
+
 def test_an_address_without_ray_is_refused(tmp_path):
     with pytest.raises(LarError, match="say --engine ray too"):
         studies.run_study(Study(name="mine", conditions=("action_only",)), tmp_path, tmp_path, address="auto")
