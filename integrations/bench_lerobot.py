@@ -71,8 +71,13 @@ def main() -> None:
     parser.add_argument("--policy-ms", type=float, default=20.0, help="of a policy's answer, in episodes a minute")
     options = parser.parse_args()
     assets = use_assets()
-    ours, other = LarSpatial(tasks=[options.task], image_size=options.size, wrist_size=options.size), theirs(
-        options.task, options.size)
+    ours = LarSpatial(tasks=[options.task], image_size=options.size, wrist_size=options.size)
+    seen = driven(ours, lambda: ours.reset(seed=1000))
+    state = ours.scene.env.state()
+    rows = {"ours": measure(lambda: ours.reset(seed=1000), ours, lambda: [
+        ours.scene.env.render_camera(camera, options.size) for camera in CAMERAS], options)}
+    ours.close()  # software GL mixes up pictures of several renderers in one process
+    other = theirs(options.task, options.size)
     stock = other._env.env
 
     def first() -> None:  # the stored state of episode 0, fixtures drawn with its seed, as ours has it
@@ -83,16 +88,13 @@ def main() -> None:
         for camera in CAMERAS:
             stock.sim.render(camera_name=camera, width=options.size, height=options.size)
 
-    seen = driven(ours, lambda: ours.reset(seed=1000))
-    state, one = ours.scene.env.state(), driven(other, first)
+    one = driven(other, first)
     there = stock.sim.get_state().flatten()
     agree = {"states": bool(np.array_equal(state, there)), "largest difference": float(np.abs(state - there).max()),
              "robot_state": {f"{part}/{name}": float(np.abs(value - one["robot_state"][part][name]).max())
                              for part, values in seen["robot_state"].items() for name, value in values.items()},
              "pictures, mean difference of 255": {name: float(np.abs(picture.astype(int) - one["pixels"][name]).mean())
                                                   for name, picture in seen["pixels"].items()}}
-    rows = {"ours": measure(lambda: ours.reset(seed=1000), ours, lambda: [
-        ours.scene.env.render_camera(camera, options.size) for camera in CAMERAS], options)}
     rows["LeRobot"] = measure(first, other, drawn, options)
     stock.hard_reset = False
     rows["LeRobot, soft reset"] = measure(first, other, drawn, options)

@@ -118,7 +118,7 @@ def _count(task: int, placement: str, wanted: int | None) -> int:
 
 
 def _robot_state(env: Any) -> dict[str, dict[str, np.ndarray]]:
-    """LIBERO's readings of the arm, which its own observables take at the same moment (float64)."""
+    """LIBERO's readings of the arm (float64), at the end of the step; its own observables are older: docs/lerobot.md."""
     from robosuite.utils.transform_utils import convert_quat
 
     robot, data = env.stock.robots[0], env.stock.sim.data
