@@ -17,10 +17,11 @@ def test_every_step_teaches(step, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     own = {"study": ("--run-dir", "--workers", "--engine", "--address"), "check-demos": ("--set", "PATH"),
-           "look": ("SENTENCE", "--picture", "--scene", "--run-dir", "--backbone", "--out")}
+           "look": ("SENTENCE", "--picture", "--scene", "--run-dir", "--backbone", "--out"),
+           "serve": ("--run-dir", "--port", "--host"), "audit": ("--server", "--instructions", "--pictures", "--timeout")}
     named = own.get(step, ("--condition", "--profile", "--seed", "--run-dir"))
     assert len(text) > 200 and all(option in text for option in named)
-    assert ("--workers" in text) == (step in ("study", *options.WORKING))
+    assert ("--workers" in text) == (step in ("study", "audit", *options.WORKING))
 
 
 @pytest.mark.parametrize("words, message", [
