@@ -50,7 +50,7 @@ try:
     )
     from websockets.exceptions import ConnectionClosed
 except ImportError as error:
-    raise LarError(f"This needs vla-eval, which cannot be imported ({error}): pip install 'la-reconvla[doors]'.") from error
+    raise LarError(f"This needs vla-eval, which cannot be imported ({error}): pip install vla-eval.") from error
 
 SIZE, GREY = 256, 128  # pixels of vla-eval's LIBERO pictures; what a policy that is shown nothing sees
 BEGINNING = {"suite": "libero_spatial"}  # of what a server is told when an episode begins
