@@ -39,6 +39,11 @@ def test_one_token_after_another_is_slower_than_all_at_once(run):
     assert slow > 2 * fast and fast95 >= fast and rate == pytest.approx(8000 / fast)
 
 
+def test_a_run_that_trains_from_the_cache_can_be_timed_in_every_precision(tmp_path):
+    run = Run.open(make_config(profile="micro", tune="full_top", cache=True), tmp_path / "cached")
+    assert len(costs.policy_steps(run, costs.precisions(), repeats=1)) == 3
+
+
 def test_heads_are_timed_whatever_head_the_run_has(tmp_path):
     run = Run.open(make_config("bridge_head", "micro"), tmp_path / "bridge")  # its L1 loss does not suit every head
     assert [run.config.replace(**changes).condition.head for changes in costs.heads().values()] == [

@@ -127,8 +127,11 @@ def precisions() -> dict[str, dict]:
 
 
 def untrained(run: Run, **changes: object) -> Policy:
-    """A policy of the run's configuration with single fields changed. Raises LarError for what cannot be."""
-    return make_policy(run.config.replace(**changes), prepare_backbone(run), device())
+    """A policy of the run's configuration with single fields changed. Raises LarError for what cannot be.
+
+    The feature cache, which training may read from, is no part of it: it would refuse other ways to tune.
+    """
+    return make_policy(run.config.replace(**{"cache": False, **changes}), prepare_backbone(run), device())
 
 
 def policy_steps(run: Run, variants: dict[str, dict], repeats: int = 20) -> list[tuple[str, float, float, float]]:
