@@ -147,7 +147,8 @@ def test_runs_of_two_benches_are_not_paired_and_stand_in_two_groups():
 
 def test_a_study_of_two_benches_is_refused_with_the_reason():
     with pytest.raises(LarError, match="two benches. One acted in LIBERO's own scene"):
-        comparing._provenance({"a": [result("a", "libero")], "b": [result("b", "embedded")]})
+        comparing._provenance(Study(name="s", conditions=("action_only",)),
+                              {"a": {0: result("a", "libero")}, "b": {0: result("b", "embedded")}})
 
 
 def test_a_study_decides_once_for_all_its_runs(nothing_here, tmp_path, monkeypatch):

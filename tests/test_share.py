@@ -249,7 +249,7 @@ def test_the_card_puts_the_blind_control_beside_the_success():
     assert "blind control" in card.text and counts["blind"] in card.text and counts["attention_mask"] in card.text
     assert f"the control that cannot see solved {counts['blind'].replace('/', ' of ')} rollouts" in card.text
     assert "Times: Intel(R) Xeon(R) Processor" in card.text  # no time without its machine
-    assert "Stand-in assets" in card.text and "One task means one sentence" in card.text
+    assert "Stand-in assets" in card.text
     assert "None" not in card.text and "{" not in card.text
 
 
@@ -262,7 +262,7 @@ def test_the_card_of_a_policy_on_the_shipped_backbone_says_what_that_has_seen():
 def test_a_card_without_the_blind_control_says_that_success_means_nothing_yet():
     results = load_results(KEPT)
     results["rollouts"] = [row for row in results["rollouts"] if row["policy"] != "blind"]
-    assert "without the blind control this says nothing" in model_card(make_config(), None, results, [], "a/b")
+    assert "without its blind control this says nothing" in model_card(make_config(), None, results, [], "a/b")
 
 
 def test_a_card_names_official_demonstrations():
