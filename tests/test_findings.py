@@ -234,3 +234,9 @@ def test_command_line_makes_the_same_configuration_again():
     command = shlex.split(findings.command(minimal(**changes)))
     assert command[0] == "lar"
     assert config_of(build_parser().parse_args(command[1:])) == make_config(**changes)
+
+
+def test_on_pairs_the_other_bowls_sentence_is_no_further_evidence():
+    results = minimal() | {"rollouts": [other_bowl("attention_mask", 15, 0) | {"placement": "near_counterfactual"}]}
+    assert any("twin scenes once more" in sentence for sentence in findings.caveats(results))
+    assert not any("twin scenes" in sentence for sentence in findings.caveats(full()))

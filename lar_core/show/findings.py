@@ -343,6 +343,9 @@ def caveats(document: dict) -> list[str]:
         (not served and len(profile.get("tasks", ())) == 1 and profile.get("placement") not in PAIRED, "One task means one "
          "sentence: training never asked for language. If a changed sentence lowers success, strange text disturbs it: no "
          "more is shown."),
+        (any(row["instruction"] == "other_bowl" and row["placement"] in PAIRED for row in document.get("rollouts") or []),
+         "Counterfactual scenes come in pairs, so that rollouts told of the other bowl are those of the twin scenes once "
+         "more and no further evidence."),
         (not study, "The intervals cover the choice of init states and episodes, not that of the training seed."),
         (seeds < 3, f"{'One' if seeds == 1 else seeds} training seed{'s' * (seeds > 1)}: a difference between two "
          "conditions needs at least three of each before it is believed."),
