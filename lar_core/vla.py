@@ -24,6 +24,7 @@ import numpy as np
 
 from .data.dataset import Stats, proprio
 from .data.episode import resize
+from .measure.robustness import GREY
 from .measure.rollout import observation_batch
 from .model.policy import Policy
 from .run.errors import LarError, say_once
@@ -52,7 +53,7 @@ try:
 except ImportError as error:
     raise LarError(f"This needs vla-eval, which cannot be imported ({error}): pip install vla-eval.") from error
 
-SIZE, GREY = 256, 128  # pixels of vla-eval's LIBERO pictures; what a policy that is shown nothing sees
+SIZE = 256  # pixels of vla-eval's LIBERO pictures
 BEGINNING = {"suite": "libero_spatial"}  # of what a server is told when an episode begins
 ACTION_SPEC = {"position": POSITION_DELTA, "rotation": ROTATION_AA, "gripper": GRIPPER_CLOSE_POS}
 
@@ -66,6 +67,11 @@ def sent(observation: dict, sentence: str, asked: dict[str, Any]) -> dict[str, A
         turn = observation["ee_ori"] if asked.get("quat_no_antipodal") else _shortest(observation["ee_ori"])
         seen["states"] = proprio(observation["ee_pos"], turn.astype(np.float32), observation["gripper_states"])
     return seen
+
+
+def in_grey(observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The observation of one environment or of several, its pictures uint8 (..., H, W, 3) replaced by grey ones."""
+    return {name: np.full_like(value, GREY) if name.endswith("_rgb") else value for name, value in observation.items()}
 
 
 def _shortest(turn: np.ndarray) -> np.ndarray:
@@ -190,8 +196,7 @@ class Asked:
         if step == 0:
             self._call(self._begin, sentences)
         if self.grey:
-            observation = observation | {name: np.full_like(value, GREY) for name, value in observation.items()
-                                         if name.endswith("_rgb")}
+            observation = in_grey(observation)
         seen = [sent({name: value[i] for name, value in observation.items()}, sentence, self.asked)
                 for i, sentence in enumerate(sentences)]
         answers = self._call(self._each, self._act, self._sessions[: len(seen)], seen)
@@ -313,9 +318,7 @@ class LarSpatial(StepBenchmark):
 
     def make_obs(self, raw_obs: dict, task: dict) -> dict:
         """What the server gets."""
-        shown = {name: np.full_like(value, GREY) if self.grey and name.endswith("_rgb") else value
-                 for name, value in raw_obs.items()}
-        return sent(shown, self.sentence, self.asked)
+        return sent(in_grey(raw_obs) if self.grey else raw_obs, self.sentence, self.asked)
 
     def get_step_result(self, step_result: StepResult) -> dict:
         """Success, whether the named bowl was touched first, and what happened in words (`watch.HAPPENED`)."""
