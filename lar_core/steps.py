@@ -110,7 +110,8 @@ def _train_control(path: Path, data: Path) -> None:
 
 def train_both(run: Run, data: Path = DATA, workers: int | None = None) -> None:
     """Train what of the run's policy and its blind control is not trained yet."""
-    alone = run.config.condition.blind or Run(run.control, run.config).trained
+    control = Run(run.control, run.config)
+    alone = run.config.condition.blind or control.trained or control.results.exists()  # kept without its weights
     if not (run.trained and alone):
         (train_policy if alone else train_side_by_side)(run, data, workers)
 

@@ -2,7 +2,8 @@
 
     demonstrations -> for each seed: blind control -> every condition -> study.json, study.html of the seeds so far
 
-Killed at any moment and started again, it goes on: finished runs are only read, unfinished ones continue.
+Killed at any moment and started again, it goes on: finished runs are only read, unfinished ones continue. Of a finished run
+`KEPT` is enough, so that a study can go on on another machine, from what `keep` has put aside on the first.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from tqdm import tqdm
 
 from .engine import Outcome, local, usual_workers
 from .measure.plan import UNDECIDED
-from .measure.results import CONTROLS, PLANNED
+from .measure.results import CONTROLS, PLANNED, load_results
 from .measure.rollout import rolled_out
 from .measure.study import Study, compare_arms
 from .ray_engine import on_ray
 from .run.config import RunConfig
 from .run.errors import LarError
-from .run.files import write_json
+from .run.files import write_json, write_text
 from .run.folder import DATA, RUNS, Run
 from .run.processes import processes
 from .scene.bench import settled
@@ -30,6 +31,7 @@ from .show.report import write_study_page
 from .steps import make_demos, make_report, reproduce, roll_out_policy
 
 Runs = dict[tuple[str, int], Run]  # of a condition and a seed
+KEPT = ("config.yaml", PLANNED, "results.json", "rollouts.jsonl")  # files of a finished run that a study needs
 
 
 def run_study(study: Study, folder: Path | None = None, data: Path = DATA, workers: int | None = None,
@@ -47,14 +49,17 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA, worke
         raise LarError(f"--address {address} is of a Ray cluster: say --engine ray too, or leave --address out.")
     folder, count = folder or RUNS / study.name, len(study.conditions)
     runs = {arm: Run.open(config, folder / config.name) for arm, config in _configs(study, folder, data).items()}
+    todo = {arm: run for arm, run in runs.items() if not _finished(study, run)}
+    if not todo:
+        return _compare_so_far(study, runs, folder)
     failed, made = [], None
     with (on_ray(folder, data, count, workers, address) if engine == "ray" else
           local(workers or usual_workers(count), data)) as each:
-        demos = make_demos(next(iter(runs.values())).config, data)  # one for all: they depend on the profile only
-        with tqdm(total=len(runs), unit="run", desc=study.name) as bar:
+        demos = make_demos(next(iter(todo.values())).config, data)  # one for all: they depend on the profile only
+        with tqdm(total=len(todo), unit="run", desc=study.name) as bar:
             finish = partial(_finish, lambda wave: each(partial(make_arm, study=study), wave, demos), bar)
             for seed, among in _order(study):
-                failed += _make_seed(study, runs, seed, among, finish, made and made[0])
+                failed += _make_seed(study, todo, seed, among, finish, made and made[0])
                 made = _compare(study, runs, folder)
     _refuse(failed)
     return made or _compare_so_far(study, runs, folder)
@@ -85,9 +90,23 @@ def _compare(study: Study, runs: Runs, folder: Path) -> tuple[dict, Path] | None
     return _compare_so_far(study, runs, folder) if there else None
 
 
+def keep(study: Study, folder: Path, into: Path) -> list[Path]:
+    """Copy what a study needs of its finished runs in `folder` to folders of the same names in `into`; returns these."""
+    runs = [Run.load(folder / config.name) for config in _configs(study, folder, DATA).values()
+            if (folder / config.name / "config.yaml").exists()]
+    finished = [run for run in runs if _finished(study, run)]
+    for run in finished:
+        for file in filter(Path.exists, (run.path / name for name in KEPT)):
+            write_text(into / run.path.name / file.name, file.read_text(encoding="utf-8"))
+    return [into / run.path.name for run in finished]
+
+
 def _finished(study: Study, run: Run) -> bool:
+    """Whether it is rolled out everywhere, and its results say so."""
     kinds = study.instructions or kinds_of(run.config.profile.tasks)
-    return run.results.exists() and all(rolled_out(run, kinds, placement) for placement in study.placement)
+    if not run.results.exists() or not all(rolled_out(run, kinds, placement) for placement in study.placement):
+        return False
+    return {*study.placement} <= {row["placement"] for row in load_results(run.results).get("rollouts") or ()}
 
 
 def _make_seed(study: Study, runs: Runs, seed: int, among: set[str], finish: Callable[[list[Run]], list[Outcome]],

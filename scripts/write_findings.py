@@ -1,6 +1,9 @@
 """Write docs/findings.md and docs/images/answer.png from results/answer/; folders of studies are put there first.
 
 python scripts/write_findings.py [runs/answer ...]
+
+What a study needs of its finished runs is put beside it, in a folder of its name. Copied to runs/, it lets `lar study`
+go on from there on another machine, with the runs that are missing.
 """
 
 from __future__ import annotations
@@ -8,10 +11,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lar_core.measure.study import FILE, STUDY
+from lar_core.measure.study import FILE, STUDY, Study
 from lar_core.run.files import write_text
 from lar_core.show.answer import answer_figure, findings_page, kept_studies
 from lar_core.show.figures import encoded
+from lar_core.studies import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT, PAGE, PICTURE = ROOT / "results" / "answer", ROOT / "docs" / "findings.md", ROOT / "docs" / "images" / "answer.png"
@@ -19,7 +23,9 @@ KEPT, PAGE, PICTURE = ROOT / "results" / "answer", ROOT / "docs" / "findings.md"
 if __name__ == "__main__":
     for folder in map(Path, sys.argv[1:]):
         study = STUDY.load(folder / FILE)
-        STUDY.save(KEPT / f"{study['study']['name']}.json", study)
+        name = study["study"]["name"]
+        STUDY.save(KEPT / f"{name}.json", study)
+        keep(Study.load(ROOT / "studies" / f"{name}.yaml"), folder, KEPT / name)
     studies = kept_studies(KEPT)
     write_text(PAGE, findings_page(studies))
     if studies:

@@ -4,12 +4,14 @@ import copy
 import json
 from pathlib import Path
 
+import pytest
 from test_plan import outcomes, planned
 from test_study import made  # noqa: F401  (a fixture)
 
 from lar_core.measure.plan import PlanSection, answers
 from lar_core.measure.study import STUDY, compare_arms
-from lar_core.show.answer import answer_figure, findings_page, kept_studies
+from lar_core.run.errors import LarError
+from lar_core.show.answer import answer_figure, chosen, findings_page, kept_studies
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,3 +35,16 @@ def test_every_number_on_the_page_is_the_studys(made, tmp_path):  # noqa: F811
     changed = copy.deepcopy(document)
     changed["answers"][0]["verdict"] = "undecided"
     assert findings_page([changed]) != page
+
+
+def test_a_reader_chooses_arms_and_a_placement(made):  # noqa: F811
+    study = json.loads(json.dumps(compare_arms(*made)))
+    some = chosen(study, ["attention_mask", "action_only"], "wide")
+    assert [arm["condition"] for arm in some["arms"]] == ["action_only", "attention_mask"]
+    assert {row["placement"] for arm in some["arms"] for row in arm["success"]} == {"wide"}
+    assert some["comparisons"] == [row for row in study["comparisons"] if row["condition"] == "attention_mask"
+                                   and row["placement"] == "wide"]
+    assert len(study["arms"]) > 2 and study["comparisons"] != some["comparisons"]
+    for conditions, placement, words in ((["attention_masks"], "wide", "attention_mask"), (["action_only"], "near", "near")):
+        with pytest.raises(LarError, match=words):
+            chosen(study, conditions, placement)

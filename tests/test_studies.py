@@ -22,8 +22,7 @@ from lar_core.run.config import CONDITIONS
 from lar_core.run.errors import LarError
 
 MICRO = Path(__file__).resolve().parents[1] / "studies" / "micro.yaml"
-PRESETS = ("action_only", "joint_mask", "gaze_diffusion", "contrastive_action", "autoregressive_head", "blind")  # every
-# reconstructor, a loss on other sentences, a head that writes token after token, the control
+PRESETS = ("action_only", "gaze_diffusion", "autoregressive_head", "blind")  # test_end_to_end.py makes attention_mask
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +80,21 @@ def test_every_arm_was_trained_scored_rolled_out_and_timed(folder, condition):
 def test_what_was_finished_before_the_kill_was_not_made_anew(folder):
     before = json.loads((folder / "before.json").read_text())
     assert len(before) >= 8 and before.items() <= made(folder).items()
+
+
+def test_it_goes_on_elsewhere_from_what_is_kept_of_finished_runs(folder, tmp_path, monkeypatch):
+    study, made, demos = Study.load(folder / "some.yaml"), [], []
+    kept = studies.keep(study, folder / "runs", tmp_path)
+    assert {path.name for path in kept} == {config.name for config in study.configs().values()}
+    assert sum(path.stat().st_size for run in kept for path in run.iterdir()) < 250_000 * len(kept)
+    monkeypatch.setattr(studies, "make_demos", lambda *_: demos.append(1) or [])
+    monkeypatch.setattr(studies, "reproduce", lambda run, data, instructions=None: made.append(run.config.condition.name))
+    there, _ = studies.run_study(study, tmp_path, tmp_path / "data", workers=1)
+    here = STUDY.load(folder / "runs" / "study.json")
+    assert there["comparisons"] == here["comparisons"] and there["arms"] == here["arms"] and not demos and not made
+    (tmp_path / "gaze_diffusion-micro-s0" / "results.json").unlink()
+    studies.run_study(study, tmp_path, tmp_path / "data", workers=1)
+    assert made == ["gaze_diffusion"] and demos == [1]
 
 
 def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from ..measure.plan import UNDECIDED
 from ..measure.statistics import Interval
 from ..measure.study import NOT_DETECTED, STUDY
 from ..run.config import PROFILES
+from ..run.errors import unknown
 from . import figures, rates
 from .report import fill_template
 
@@ -23,6 +24,24 @@ SHOWN = {"energy": "saliency on the named bowl", "target_minus_distractor": "nam
 def kept_studies(folder: Path) -> list[dict]:
     """The planned studies in a folder, by name. Raises LarError for a file that is none."""
     return [STUDY.load(path) for path in sorted(folder.glob("*.json"))]
+
+
+def chosen(study: dict, conditions: Sequence[str], placement: str) -> dict:
+    """The study with these arms, and what was compared of them at one placement.
+
+    Raises LarError for what the study does not have.
+    """
+    for kind, names, there in (("arm of this study", conditions, study["study"]["conditions"]),
+                               ("placement of this study", [placement], study["study"]["placements"])):
+        for name in names:
+            if name not in there:
+                raise unknown(kind, name, there)
+    arms = [arm | {"success": [row for row in arm["success"] if row["placement"] == placement]}
+            for arm in study["arms"] if arm["condition"] in conditions]
+    about = {name: [row for row in study.get(name, ()) if row["placement"] == placement
+                    and {row["condition"], row[beside]} <= {*conditions}]
+             for name, beside in (("comparisons", "reference"), ("answers", "beside"))}
+    return study | {"arms": arms, **about}
 
 
 def findings_page(studies: Sequence[dict]) -> str:
@@ -39,12 +58,13 @@ def answer_figure(study: dict) -> Figure:
 
 
 def _solved(arm: dict, placement: str) -> str:
-    """`31/60 (39 to 64 %)`, over all tasks."""
+    """`31/60 (39 to 64 %), named first 52`, over all tasks."""
     row = next((row for row in arm["success"] if (row["placement"], row["instruction"], row["task"])
                 == (placement, "right", None)), None)
     if row is None:
         return "not rolled out"
-    return f"{row['successes']}/{row['episodes']} ({rates.percent(row['low'], row['high'])})"
+    first = f", named first {row['happened']['first_touched']['named']}" if row.get("happened") else ""
+    return f"{row['successes']}/{row['episodes']} ({rates.percent(row['low'], row['high'])}){first}"
 
 
 def _points(difference: dict, level: float) -> str:
