@@ -2,6 +2,9 @@
 
 An engine is a context manager. It yields a function that makes runs, several at the same time, and yields each with its
 outcome when it is done. On Ctrl-C every run stops as `lar reproduce` does, and none is begun any more.
+
+    here:     whole
+    cluster:  first ─► every placement's rollouts, at the same time ─► whole, which finds them done
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +29,36 @@ from .run.runtime import forget_launch, quiet
 
 Job = Callable[[Run, Path], "str | None"]  # makes a run from the data in a folder; returns the sentence of its failure
 Outcome = tuple[Run, "str | None"]  # a run, and that sentence
-Each = Callable[[Job, Iterable[Run], Sequence[Path]], Iterator[Outcome]]  # the last: files of the data that a job reads
-STOPPED = "It was stopped."
+STOPPED, LOG = "It was stopped.", "log.txt"
+
+
+@dataclass(frozen=True)
+class Making:
+    """How a run is made: by `whole`, which does what is not done yet, or in parts that may be on several machines.
+
+    first: what comes before its rollouts; apart: jobs by name, of the rollouts that it lacks: they read nothing but the run
+    and add to nothing but its rollouts, so that they may go side by side; gather: puts the rows into the order of `whole`.
+    """
+
+    whole: Job
+    first: Job
+    apart: Callable[[Run], dict[str, Job]]
+    gather: Callable[[Run], None]
+
+
+Each = Callable[[Making, Iterable[Run], Sequence[Path]], Iterator[Outcome]]  # the last: files of the data that jobs read
 
 
 @contextmanager
 def local(count: int, data: Path) -> Iterator[Each]:
     """Make runs in processes of this machine, `count` at a time. Raises LarError when one was killed."""
     if count == 1:
-        yield lambda job, runs, _: ((run, job(run, data)) for run in runs)
+        yield lambda making, runs, _: ((run, making.whole(run, data)) for run in runs)
         return
     executor = pool(_shares(count))
     try:
-        yield lambda job, runs, _: side_by_side(lambda run: executor.submit(interruptible, job, run, data), count, runs)
+        yield lambda making, runs, _: side_by_side(
+            lambda run: executor.submit(interruptible, making.whole, run, data), count, runs)
     except BrokenProcessPool as error:
         raise LarError("A run of the study was killed, perhaps for lack of memory: run it again, with fewer --workers; "
                        "what was finished is kept.") from error
@@ -85,14 +106,14 @@ def interrupt_children() -> None:
         interrupt(process)
 
 
-def interruptible(job: Job, run: Run, data: Path) -> str | None:
-    """In a worker process: what the run says goes to its `log.txt`, where it does not mix with that of others.
+def interruptible(job: Job, run: Run, data: Path, log: str = LOG) -> str | None:
+    """In a worker process: what the run says goes to its file `log`, where it does not mix with that of others.
 
     Between two runs the process ignores Ctrl-C, which is the parent's to handle.
     """
-    with (run.path / "log.txt").open("ab", buffering=0) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    with (run.path / log).open("ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     try:
         with on_stop(stop):
             return job(run, data)

@@ -1,12 +1,15 @@
 """The runs of a study on the machines of a Ray cluster, wherever cores and GPUs are free (docs/cluster.md).
 
-    driver (lar study)  ── the run as it is ─►  Arm, an actor with cores and perhaps a GPU  ──►  the job, in a process
+    driver (lar study)  ── the run as it is ─►  Arm, an actor with cores and perhaps a GPU  ──►  a job, in a process
                         ◄── what changed in its folder, every few seconds ──┘
 
 A machine that sees the study's folder works in it, and nothing is sent. Any other one is sent the run folder, its blind
-control and the demonstrations, works in a folder of its own, and what it makes is fetched. So a run whose machine is lost
-begins again, on another one, from what the study's folder holds by then. That is why the runs are actors and not tasks:
+control and the demonstrations, works in a folder of its own, and what it makes is fetched. So a job whose machine is lost
+begins again, on another one, from what the study's folder holds by then. That is why the jobs are actors and not tasks:
 Ray begins a task again with what it was first given, and a task can neither be looked at while it runs nor be asked to save.
+
+Of a study with several placements, those of a run are rolled out at the same time, each an Arm of its own. They work in
+folders of their own on every machine, and the driver alone writes in the run's: each row is fetched into it once.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from typing import Any
 from tqdm import tqdm
 
 from . import engine
-from .engine import STOPPED, Each, Job, Outcome
+from .engine import STOPPED, Each, Job, Making, Outcome
 from .run.errors import LarError, first_line
 from .run.files import build_once, remove, temporary_folder
 from .run.folder import Run, provenance
@@ -38,8 +41,8 @@ from .run.processes import cores, on_stop, stop
 from .run.runtime import ANSWER
 
 LOOK = 10.0  # seconds between two looks at what a run has made
-AT_ONCE = 1000  # runs that Ray is told of
-TRIES, PAUSE = 3, 30.0  # times that a run whose machine was lost is begun, and seconds before: Ray may not know it is gone
+AT_ONCE = 1000  # runs, or jobs of them, that Ray is told of
+TRIES, PAUSE = 3, 30.0  # times that a job whose machine was lost is begun, and seconds before: Ray may not know it is gone
 
 
 @contextmanager
@@ -53,10 +56,11 @@ def on_ray(folder: Path, data: Path, runs: int, workers: int | None = None, addr
     for place in (folder, data):
         place.mkdir(parents=True, exist_ok=True)
         (place / mark).touch()
-    fleet = Fleet(ray, _share([node["Resources"] for node in ray.nodes() if node["Alive"]], runs, workers), data, mark)
+    share = _share([node["Resources"] for node in ray.nodes() if node["Alive"]], runs, workers)
+    fleet = Fleet(ray, share, data, mark, workers or AT_ONCE)
     with on_stop(stop):  # Ray has put handlers of its own
         try:
-            yield partial(fleet.each, workers)
+            yield fleet.each
         except KeyboardInterrupt:
             fleet.stop()
             raise
@@ -108,83 +112,112 @@ def _share(nodes: Sequence[dict[str, float]], runs: int, workers: int | None) ->
 
 
 class Fleet:
-    """The driver's side: every run has a thread here, which begins it somewhere and fetches what it makes.
+    """The driver's side: every run has a thread here, which begins its jobs somewhere and fetches what they make.
 
-    ray: the module, connected; share: what each run is given; mark: the file that whoever shares our folders sees there.
+    ray: the module, connected; share: what each job is given; mark: the file that whoever shares our folders sees there;
+    at_once: jobs at the same time.
     """
 
-    def __init__(self, ray: Any, share: dict[str, int], data: Path, mark: str):
-        self.ray, self.threads_of_a_run, self.data, self.mark = ray, share["num_cpus"], data.absolute(), mark
+    def __init__(self, ray: Any, share: dict[str, int], data: Path, mark: str, at_once: int = AT_ONCE):
+        self.ray, self.threads_of_a_job, self.data, self.mark = ray, share["num_cpus"], data.absolute(), mark
         self.kind = ray.remote(Arm).options(max_concurrency=2, **share)  # 2: `stop` is heard while `look` waits
-        self.threads = ThreadPoolExecutor(AT_ONCE)
+        self.threads, self.at_once, self.places = ThreadPoolExecutor(AT_ONCE), at_once, threading.Semaphore(at_once)
         self.stopping, self.packing = threading.Event(), threading.Lock()
         self.arms: dict[Any, bool] = {}  # each, and whether Ray has found a place for it
         self.sent: Any = None  # the demonstrations, once a machine needed them
 
-    def each(self, workers: int | None, job: Job, runs: Iterable[Run], needs: Sequence[Path]) -> Iterator[Outcome]:
+    def each(self, making: Making, runs: Iterable[Run], needs: Sequence[Path]) -> Iterator[Outcome]:
         """As every engine. Without `workers` Ray is told of all runs at once, so that a cluster that can grow does."""
-        return engine.side_by_side(lambda run: self.threads.submit(self.make, job, run, needs), workers or AT_ONCE, runs)
+        return engine.side_by_side(lambda run: self.threads.submit(self.make, making, run, needs), self.at_once, runs)
 
     def stop(self) -> None:
-        """Ask every run to save and stop; those that wait for a place are not begun."""
+        """Ask every job to save and stop; those that wait for a place are not begun."""
         self.stopping.set()
         for arm, begun in list(self.arms.items()):
             arm.stop.remote() if begun else self.ray.kill(arm)
 
-    def make(self, job: Job, run: Run, needs: Sequence[Path]) -> str | None:
-        """One run, begun again where its machine was lost; returns the sentence of its failure."""
-        run, lost = Run(run.path.absolute(), run.config), ""
+    def make(self, making: Making, run: Run, needs: Sequence[Path]) -> str | None:
+        """One run, rollouts that may be apart on several machines; returns the sentence of its failure."""
+        run = Run(run.path.absolute(), run.config)
+        try:
+            if making.apart(run) and (failure := self._tried(making.first, run, needs) or self._apart(making, run)):
+                return failure
+            return self._tried(making.whole, run, needs)
+        except LarError as error:
+            return str(error)
+
+    def _apart(self, making: Making, run: Run) -> str | None:
+        jobs = making.apart(run)
+        with run.alone(), ThreadPoolExecutor(max(1, len(jobs))) as threads:
+            failures = [*threads.map(lambda name: self._tried(jobs[name], run, apart=name), jobs)]
+            making.gather(run)
+        return next(filter(None, failures), None)
+
+    def _tried(self, job: Job, run: Run, needs: Sequence[Path] = (), apart: str = "") -> str | None:
+        """One job, begun again where its machine was lost; returns the sentence of its failure.
+
+        apart: its name, where others are at the same run.
+        """
+        lost = ""
         for number in range(1, TRIES + 1):
-            if self.stopping.wait(PAUSE if number > 1 else 0):
-                return STOPPED
-            try:
-                return self._once(job, run, needs)
-            except self.ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, LarError):
-                    return str(error.cause)
-                if not isinstance(error.cause, BrokenProcessPool):
-                    raise
-                lost = "its process was killed, perhaps for lack of memory"
-            except self.ray.exceptions.RayError as error:
-                lost = first_line(error)
-            except LarError as error:
-                return str(error)
+            with self.places:
+                if self.stopping.wait(PAUSE if number > 1 else 0):
+                    return STOPPED
+                try:
+                    return self._once(job, run, needs, apart)
+                except self.ray.exceptions.RayTaskError as error:
+                    if isinstance(error.cause, LarError):
+                        return str(error.cause)
+                    if not isinstance(error.cause, BrokenProcessPool):
+                        raise
+                    lost = "its process was killed, perhaps for lack of memory"
+                except self.ray.exceptions.RayError as error:
+                    lost = first_line(error)
+                except LarError as error:
+                    return str(error)
             tqdm.write(f"{run.path}: lost, try {number} of {TRIES} ({lost})")
         return f"It was lost {TRIES} times, the last time because: {lost.rstrip('.')}."
 
-    def _once(self, job: Job, run: Run, needs: Sequence[Path]) -> str | None:
-        ray, arm = self.ray, self.kind.remote(self.threads_of_a_run)
+    def _once(self, job: Job, run: Run, needs: Sequence[Path], apart: str) -> str | None:
+        ray, arm = self.ray, self.kind.remote(self.threads_of_a_job)
         self.arms[arm] = False
         try:
             shared, theirs = ray.get(arm.meet.remote([run.path.parent / self.mark, self.data / self.mark]))
             self.arms[arm] = True
             _refuse_others(theirs)
-            with nullcontext() if shared else run.alone():
-                ray.get(arm.begin.remote(job, run, self.data, *([] if shared else self._luggage(run, needs))))
+            with nullcontext() if shared or apart else run.alone():
+                luggage = self._luggage(run, needs) if apart or not shared else ()
+                log = f"log-{apart}.txt" if apart else engine.LOG
+                ray.get(arm.begin.remote(job, run, self.data, log, *luggage))
                 while True:
                     packed, kept, done, failure = ray.get(arm.look.remote(LOOK))
                     if packed:
-                        unpack(packed, run.path.parent)
-                        for old in run.checkpoints():
-                            if old.name not in kept:
-                                remove(old)
+                        self._receive(packed, run, kept)
                     if done:
                         return failure
         finally:
             del self.arms[arm]
             ray.kill(arm)
 
+    def _receive(self, packed: bytes, run: Run, kept: Sequence[str]) -> None:
+        with self.packing:
+            unpack(packed, run.path.parent)
+        for old in run.checkpoints():
+            if old.name not in kept:
+                remove(old)
+
     def _luggage(self, run: Run, needs: Sequence[Path]) -> tuple[bytes, list[Any]]:
         """What a machine needs that does not see our folders: runs, packed, and where Ray keeps the demonstrations."""
-        with self.packing:
-            self.sent = self.sent or self.ray.put(pack([path.absolute() for path in needs], self.data))
         folders = {run.path, run.control} if run.control.exists() else {run.path}
-        files = [path for folder in folders for path in stamps(folder)]
-        return pack(files, run.path.parent), [self.sent]  # in a list Ray does not unpack it before it is asked for
+        with self.packing:
+            if needs:
+                self.sent = self.sent or self.ray.put(pack([path.absolute() for path in needs], self.data))
+            packed = pack([path for folder in folders for path in stamps(folder)], run.path.parent)
+        return packed, [self.sent] if needs else []  # in a list Ray does not unpack it before it is asked for
 
 
 class Arm:
-    """One run, on the machine where Ray has put this actor."""
+    """One job of a run, on the machine where Ray has put this actor."""
 
     def __init__(self, threads: int):
         self.pool = engine.pool([({*engine.available_cores()}, threads)])
@@ -195,17 +228,20 @@ class Arm:
         """Whether this machine shares the driver's folders, and what it has installed."""
         return all(mark.exists() for mark in marks), _kind()
 
-    def begin(self, job: Job, run: Run, data: Path, packed: bytes | None = None, demos: Sequence[Any] = ()) -> None:
+    def begin(self, job: Job, run: Run, data: Path, log: str, packed: bytes | None = None,
+              demos: Sequence[Any] = ()) -> None:
         """Start the job: in the driver's own folders or, with packed runs and demonstrations, in some of this machine."""
-        if packed is not None:
+        base = temporary_folder("ray")
+        if demos:
             import ray
-            brought, base = ray.get(demos[0]), temporary_folder("ray")
+            brought = ray.get(demos[0])
             data = build_once(base / f"data-{hashlib.sha256(brought).hexdigest()[:12]}", partial(unpack, brought))
+        if packed is not None:
             self.own = tempfile.TemporaryDirectory(prefix="run-", dir=base, ignore_cleanup_errors=True)
             unpack(packed, Path(self.own.name))
             run = Run(Path(self.own.name, run.path.name), run.config)
             self.known = stamps(run.path)
-        self.run, self.future = run, self.pool.submit(engine.interruptible, job, run, data)
+        self.run, self.future = run, self.pool.submit(engine.interruptible, job, run, data, log)
         if self.stopped:
             self.stop()
 

@@ -9,12 +9,13 @@ Killed at any moment and started again, it goes on: finished runs are only read,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from .engine import Outcome, local, usual_workers
+from .engine import Job, Making, Outcome, local, usual_workers
 from .measure.plan import UNDECIDED
 from .measure.results import CONTROLS, PLANNED, load_results
 from .measure.rollout import rolled_out
@@ -22,13 +23,14 @@ from .measure.study import Study, compare_arms
 from .ray_engine import on_ray
 from .run.config import RunConfig
 from .run.errors import LarError
-from .run.files import write_json, write_text
+from .run.files import read_jsonl, write_json, write_jsonl, write_text
 from .run.folder import DATA, RUNS, Run
+from .run.parcel import ROLLOUTS
 from .run.processes import processes
 from .scene.bench import settled
 from .scene.episode import kinds_of
 from .show.report import write_study_page
-from .steps import make_demos, make_report, reproduce, roll_out_policy
+from .steps import make_demos, make_report, reproduce, roll_out_policy, scores, train_both
 
 Runs = dict[tuple[str, int], Run]  # of a condition and a seed
 KEPT = ("config.yaml", PLANNED, "results.json", "rollouts.jsonl")  # files of a finished run that a study needs
@@ -49,17 +51,16 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA, worke
         raise LarError(f"--address {address} is of a Ray cluster: say --engine ray too, or leave --address out.")
     folder, count = folder or RUNS / study.name, len(study.conditions)
     runs = {arm: Run.open(config, folder / config.name) for arm, config in _configs(study, folder, data).items()}
-    todo = {arm: run for arm, run in runs.items() if not _finished(study, run)}
-    if not todo:
+    if not (todo := [run for run in runs.values() if not _finished(study, run)]):
         return _compare_so_far(study, runs, folder)
     failed, made = [], None
     with (on_ray(folder, data, count, workers, address) if engine == "ray" else
           local(workers or usual_workers(count), data)) as each:
-        demos = make_demos(next(iter(todo.values())).config, data)  # one for all: they depend on the profile only
+        demos = make_demos(todo[0].config, data)  # one for all: they depend on the profile only
         with tqdm(total=len(todo), unit="run", desc=study.name) as bar:
-            finish = partial(_finish, lambda wave: each(partial(make_arm, study=study), wave, demos), bar)
+            finish = partial(_finish, lambda wave: each(making(study), wave, demos), bar)
             for seed, among in _order(study):
-                failed += _make_seed(study, todo, seed, among, finish, made and made[0])
+                failed += _make_seed(study, runs, seed, among, finish, made and made[0])
                 made = _compare(study, runs, folder)
     _refuse(failed)
     return made or _compare_so_far(study, runs, folder)
@@ -103,19 +104,27 @@ def keep(study: Study, folder: Path, into: Path) -> list[Path]:
 
 def _finished(study: Study, run: Run) -> bool:
     """Whether it is rolled out everywhere, and its results say so."""
+    return run.results.exists() and not _lacking(study, run) and {*study.placement} <= {
+        row["placement"] for row in load_results(run.results).get("rollouts") or ()}
+
+
+def _lacking(study: Study, run: Run) -> list[str]:
+    """The placements of which the run has not all episodes."""
     kinds = study.instructions or kinds_of(run.config.profile.tasks)
-    if not run.results.exists() or not all(rolled_out(run, kinds, placement) for placement in study.placement):
-        return False
-    return {*study.placement} <= {row["placement"] for row in load_results(run.results).get("rollouts") or ()}
+    return [placement for placement in study.placement if not rolled_out(run, kinds, placement)]
 
 
 def _make_seed(study: Study, runs: Runs, seed: int, among: set[str], finish: Callable[[list[Run]], list[Outcome]],
                so_far: dict | None) -> list[Outcome]:
-    """The runs of one seed, the blind controls first, which the others need; returns those that failed."""
-    asked = still_asked(study, so_far) & among
-    mine = [run for (condition, its), run in runs.items() if its == seed and condition in asked]
-    _refuse(finish([run for run in mine if run.config.condition.blind]))
-    return finish([run for run in mine if not run.config.condition.blind])
+    """The runs of one seed, the blind controls first, which the others need; returns those that failed.
+
+    Beside the others go the blind controls of the seed after, so that no core waits for those alone.
+    """
+    asked, after = still_asked(study, so_far) & among, study.seeds[study.seeds.index(seed) + 1:][:1]
+    mine = [(its, run) for (condition, its), run in runs.items()
+            if its in (seed, *after) and condition in asked and not _finished(study, run)]
+    _refuse(finish([run for its, run in mine if its == seed and run.config.condition.blind]))
+    return finish([run for its, run in mine if (its != seed) == run.config.condition.blind])
 
 
 def still_asked(study: Study, so_far: dict | None) -> set[str]:
@@ -139,18 +148,63 @@ def _configs(study: Study, folder: Path, data: Path) -> dict[tuple[str, int], Ru
     return {arm: settled(config.replace(bench=bench)) for arm, config in configs.items()}
 
 
-def make_arm(run: Run, data: Path, study: Study) -> str | None:
-    """One run from nothing to its report; returns the sentence of a foreseeable failure, so that others can go on."""
-    try:
-        if study.plan and not (run.path / PLANNED).exists():
-            write_json(run.path / PLANNED, {"plan": study.plan.sha256})
-        reproduce(run, data, instructions=study.instructions)
-        for placement in study.placement[1:]:
-            roll_out_policy(run, study.instructions, placement)
-            make_report(run)
-    except LarError as error:
-        return str(error)
-    return None
+def making(study: Study) -> Making:
+    """How the runs of a study are made; with several placements, the rollouts at each may be apart."""
+    return Making(partial(make_arm, study=study), partial(_learn, study=study), partial(_rollouts, study),
+                  partial(_in_order, study))
+
+
+def _foreseen(job: Callable) -> Callable:
+    """The job returns the sentence of a foreseeable failure, so that others can go on."""
+    @wraps(job)
+    def made(*words: Any, **named: Any) -> str | None:
+        try:
+            job(*words, **named)
+        except LarError as error:
+            return str(error)
+        return None
+    return made
+
+
+@_foreseen
+def make_arm(run: Run, data: Path, study: Study) -> None:
+    """One run from nothing to its report."""
+    _write_plan(run, study)
+    reproduce(run, data, instructions=study.instructions)
+    for placement in study.placement[1:]:
+        roll_out_policy(run, study.instructions, placement)
+        make_report(run)
+
+
+@_foreseen
+def _learn(run: Run, data: Path, study: Study) -> None:
+    """What `make_arm` does before rollouts."""
+    _write_plan(run, study)
+    train_both(run, data)
+    scores(run, data)
+
+
+@_foreseen
+def _roll_out(run: Run, data: Path, study: Study, placement: str) -> None:
+    roll_out_policy(run, study.instructions, placement)
+
+
+def _rollouts(study: Study, run: Run) -> dict[str, Job]:
+    """A job for each placement whose rollouts are missing; none where all would be one."""
+    lacking = _lacking(study, run) if len(study.placement) > 1 else ()
+    return {placement: partial(_roll_out, study=study, placement=placement) for placement in lacking}
+
+
+def _write_plan(run: Run, study: Study) -> None:
+    if study.plan and not (run.path / PLANNED).exists():
+        write_json(run.path / PLANNED, {"plan": study.plan.sha256})
+
+
+def _in_order(study: Study, run: Run) -> None:
+    """Rows of rollouts by placement, as `make_arm` would have made them; those of no placement of the study first."""
+    order = {placement: place for place, placement in enumerate(study.placement)}
+    rows = sorted(read_jsonl(run.path / ROLLOUTS), key=lambda row: order.get(row["placement"], -1))
+    write_jsonl(run.path / ROLLOUTS, rows)
 
 
 def _finish(each: Callable[[list[Run]], Iterator[Outcome]], bar: tqdm, wave: list[Run]) -> list[Outcome]:

@@ -4,7 +4,8 @@
 
 Everything happens in a network of its own, where there is nothing but loopback. The first node sees none of the study's
 folders, so the runs are sent to it and fetched; it is killed when the trained policy of the second run has come back. Then a
-second node joins, which does see them, and finishes. study.json must hold the same numbers as that of the local engine.
+second node joins, which does see them, rolls out both placements side by side, and finishes. study.json must hold the same
+numbers as that of the local engine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from pathlib import Path
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
 PORT, IFREQ = "6379", "16sh22x"  # the latter: how Linux describes a network interface
 CONDITION = "random_mask"
-STUDY = {"name": "ray", "conditions": (CONDITION,), "profile": "micro",
+PLACEMENTS = ("official", "near")
+STUDY = {"name": "ray", "conditions": (CONDITION,), "profile": "micro", "placement": PLACEMENTS,
+         "instructions": ("right", "blank"),
          "set": {"samples": 16, "episodes_per_task": 1, "max_steps": 4, "grounding_frames": 1, "videos_per_task": 0}}
 
 
@@ -52,6 +55,8 @@ def main() -> int:
     checkpoint = next((folder / "ray" / f"{CONDITION}-micro-s0" / "checkpoints").glob("step_*/model.safetensors"))
     assert len(nodes) == 3, "The first node was not killed: the study was done before."
     assert checkpoint.stat().st_mtime < nodes[2].started, "The policy was trained a second time."
+    for arm in ("blind", CONDITION):
+        assert all((folder / "ray" / f"{arm}-micro-s0" / f"log-{placement}.txt").exists() for placement in PLACEMENTS), arm
     assert numbers(found) == numbers(expected), f"Other numbers: see {folder}/local/study.json and {folder}/ray/study.json."
     print(f"The same numbers, with one node killed: {time.monotonic() - began:.0f} s in all, {folder}")
     return 0
@@ -95,7 +100,7 @@ def kill_once_trained(folder: Path, nodes: list[subprocess.Popen]) -> None:
         time.sleep(0.2)
     kill(nodes[1])
     print("killed the first node", flush=True)
-    nodes.append(node(folder, f"--address=127.0.0.1:{PORT}", "--num-cpus=1"))
+    nodes.append(node(folder, f"--address=127.0.0.1:{PORT}", "--num-cpus=2"))
 
 
 def kill(one: subprocess.Popen) -> None:

@@ -6,17 +6,19 @@ With Ray, on two nodes of which one is killed: scripts/ray_test.py.
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
-from threading import Event
+from threading import Barrier, Event
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from lar_core import cli, engine, ray_engine, studies
+from lar_core.engine import Making
 from lar_core.measure.study import Study
 from lar_core.ray_engine import Arm, Fleet
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl, read_jsonl
 from lar_core.run.folder import Run
 from lar_core.run.parcel import pack, stamps, unpack
 
@@ -80,7 +82,7 @@ class StandIn:
 def elsewhere(tmp_path, monkeypatch):
     """A function that makes a fleet whose machines share no folder with the driver's."""
     monkeypatch.setattr(engine, "pool", lambda shares: ThreadPoolExecutor(1))
-    monkeypatch.setattr(engine, "interruptible", lambda job, run, data: job(run, data))
+    monkeypatch.setattr(engine, "interruptible", lambda job, run, data, log: job(run, data))
     monkeypatch.setattr(ray_engine, "LOOK", 0.01)
     monkeypatch.setattr(ray_engine, "PAUSE", 0)
     monkeypatch.setattr(ray_engine, "temporary_folder", lambda name: there)
@@ -88,9 +90,9 @@ def elsewhere(tmp_path, monkeypatch):
     (tmp_path / "data" / "demos").mkdir(parents=True)
     (tmp_path / "data" / "demos" / "task5.hdf5").write_text("bowls")
 
-    def make(ray):
+    def make(ray, at_once=9):
         monkeypatch.setitem(sys.modules, "ray", ray)
-        return Fleet(ray, {"num_cpus": 1}, tmp_path / "data", ".a-mark-that-is-nowhere")
+        return Fleet(ray, {"num_cpus": 1}, tmp_path / "data", ".a-mark", at_once)
     return make
 
 
@@ -99,8 +101,13 @@ def run(tmp_path):
     return Run.open(make_config("action_only", "micro"), tmp_path / "here" / "action_only-micro-s0")
 
 
+def whole(job):
+    return Making(job, None, lambda run: {}, None)
+
+
 def outcome(fleet, job, run):
-    return list(fleet.each(None, job, [run], [run.path.parents[1] / "data" / "demos" / "task5.hdf5"]))
+    making = job if isinstance(job, Making) else whole(job)
+    return list(fleet.each(making, [run], [run.path.parents[1] / "data" / "demos" / "task5.hdf5"]))
 
 
 def test_a_run_is_made_elsewhere_from_what_was_sent_and_comes_back(elsewhere, run, tmp_path):
@@ -150,11 +157,105 @@ def test_a_run_that_is_lost_every_time_is_a_failure_and_the_others_go_on(elsewhe
     ray = StandIn(1, 2, 3)
     ray.written.set()
     other = Run.open(make_config("random_mask", "micro"), run.path.with_name("random_mask-micro-s0"))
-    fleet = elsewhere(ray)
     made = dict((found.config.condition.name, said) for found, said in
-                fleet.each(1, lambda there, data: None, [run, other], [run.path.parents[1] / "data/demos/task5.hdf5"]))
+                elsewhere(ray, at_once=1).each(whole(lambda there, data: None), [run, other],
+                                               [run.path.parents[1] / "data/demos/task5.hdf5"]))
     assert "lost 3 times, the last time because: The node is gone." in made["action_only"]
     assert made["random_mask"] is None
+
+
+PLACES = ("near", "wide")
+
+
+def row(placement, episode):
+    return {"placement": placement, "episode": episode}
+
+
+class Apart:
+    """A run with three episodes at each of two placements, rolled out at the same time; `there`: in which folders."""
+
+    def __init__(self, ray, run):
+        self.ray, self.run, self.there, self.together = ray, run, [], Barrier(2, timeout=60)
+
+    def making(self):
+        study = SimpleNamespace(placement=PLACES)
+        return Making(self.whole, self.first, self.apart, lambda run: studies._in_order(study, run))
+
+    def first(self, there, data):
+        self.there.append(("first", there.path, (data / "demos").exists()))
+        (there.path / "stats.json").write_text("trained")
+        self.ray.written.set()
+
+    def apart(self, run):
+        had = [seen["placement"] for seen in read_jsonl(run.path / "rollouts.jsonl")]
+        return {place: lambda there, data, place=place: self.roll_out(there, place)
+                for place in PLACES if had.count(place) < 3}
+
+    def roll_out(self, there, place):
+        self.there.append((place, there.path, False))
+        assert (there.path / "stats.json").read_text() == "trained"
+        had = [seen["episode"] for seen in read_jsonl(there.path / "rollouts.jsonl") if seen["placement"] == place]
+        for episode in range(len(had), 3):
+            if episode == 1:
+                self.together.wait()  # both have one row, and neither has the other's
+            append_jsonl(there.path / "rollouts.jsonl", row(place, episode))
+        (there.path / "rollouts").mkdir(exist_ok=True)
+        (there.path / "rollouts" / f"{place}.mp4").write_text(place)
+
+    def whole(self, there, data):
+        self.there.append(("whole", there.path, (data / "demos").exists()))
+
+
+def test_placements_are_rolled_out_side_by_side_and_every_row_comes_back_once_in_order(elsewhere, run):
+    made = Apart(StandIn(), run)
+    assert outcome(elsewhere(made.ray), made.making(), run) == [(run, None)]
+    assert read_jsonl(run.path / "rollouts.jsonl") == [row(place, episode) for place in PLACES for episode in range(3)]
+    assert {path.name for path in (run.path / "rollouts").iterdir()} == {"near.mp4", "wide.mp4"}
+    assert [name for name, _, _ in made.there][0::3] == ["first", "whole"] and len({path for _, path, _ in made.there}) == 4
+    assert made.there[0][2] and made.there[3][2]
+
+
+def test_who_shares_the_folders_works_in_them_but_for_rollouts_that_are_apart(elsewhere, run, tmp_path):
+    for place in (run.path.parent, tmp_path / "data"):
+        (place / ".a-mark").touch()
+    made = Apart(StandIn(), run)
+    outcome(elsewhere(made.ray), made.making(), run)
+    assert [(name, path == run.path) for name, path, _ in sorted(made.there)] == [
+        ("first", True), ("near", False), ("whole", True), ("wide", False)]
+    assert read_jsonl(run.path / "rollouts.jsonl") == [row(place, episode) for place in PLACES for episode in range(3)]
+
+
+def test_rollouts_whose_machine_was_lost_go_on_from_the_rows_that_had_come_back(elsewhere, run):
+    made, sent = Apart(ray := StandIn(), run), []
+
+    def roll_out(there, place):
+        sent.append(read_jsonl(there.path / "rollouts.jsonl"))
+        if len(sent) == 1:
+            append_jsonl(there.path / "rollouts.jsonl", row("wide", 1))
+            ray.lost = {ray.looks + 2}  # the look before it has fetched the row
+            ray.gone.wait(60)
+        append_jsonl(there.path / "rollouts.jsonl", row("wide", 2))  # the first time on a machine that is gone
+
+    for place, episode in (("wide", 0), *(("near", episode) for episode in range(3))):  # of an earlier command
+        append_jsonl(run.path / "rollouts.jsonl", row(place, episode))
+    made.roll_out = roll_out
+    assert outcome(elsewhere(ray), made.making(), run) == [(run, None)]
+    assert [rows.count(row("wide", 1)) for rows in sent] == [0, 1]
+    assert read_jsonl(run.path / "rollouts.jsonl") == [row(place, episode) for place in PLACES for episode in range(3)]
+
+
+def test_no_more_jobs_run_at_the_same_time_than_were_asked_for(elsewhere, run):
+    made, now, most = Apart(StandIn(), run), [], []
+
+    def counted(there, place):
+        now.append(place)
+        most.append(len(now))
+        append_jsonl(there.path / "rollouts.jsonl", row(place, 0))
+        now.remove(place)
+
+    made.roll_out = counted
+    outcome(elsewhere(made.ray, at_once=1), made.making(), run)
+    assert most == [1, 1]
 
 
 def test_a_machine_with_other_versions_is_refused(elsewhere, run, monkeypatch):
@@ -175,6 +276,16 @@ def test_files_come_whole_and_without_what_is_not_finished(tmp_path):
     assert found == {name: name for name in ("a/results.json", "a/checkpoints/step_000001/trainer.pt")}
 
 
+def test_rows_of_rollouts_are_joined_and_a_torn_line_is_dropped(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b" / "a").mkdir(parents=True)
+    (tmp_path / "a" / "rollouts.jsonl").write_text('{"n": 1}\n{"n": 3}\n{"n')
+    (tmp_path / "b" / "a" / "rollouts.jsonl").write_text('{"n": 1}\n{"n": 2}\n{"n": 3')
+    for _ in range(2):
+        unpack(pack(stamps(tmp_path / "a"), tmp_path), tmp_path / "b")
+    assert (tmp_path / "b" / "a" / "rollouts.jsonl").read_text() == '{"n": 1}\n{"n": 2}\n{"n": 3}\n'
+
+
 @pytest.mark.parametrize("nodes, runs, workers, share", [
     ([{"CPU": 2}], 8, None, {"num_cpus": 1}),  # two runs, as the local engine
     ([{"CPU": 16}], 4, None, {"num_cpus": 4}),
@@ -191,7 +302,7 @@ def test_a_run_is_given_what_the_local_engine_would(nodes, runs, workers, share)
 @pytest.mark.skipif(not find_spec("ray"), reason="Ray is not installed: pip install ray")
 def test_ray_itself_makes_runs_and_listens_on_loopback_only(tmp_path, run):
     with ray_engine.on_ray(run.path.parent, tmp_path / "data", 1, 1) as each:
-        assert list(each(print, [run], [])) == [(run, None)]
+        assert list(each(whole(print), [run], [])) == [(run, None)]
         heard = {port.laddr.ip for process in psutil.Process().children(recursive=True)
                  for port in process.net_connections("inet") if port.status == psutil.CONN_LISTEN}
     assert str(tmp_path / "data") in (run.path / "log.txt").read_text()

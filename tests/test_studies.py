@@ -6,6 +6,7 @@ Every preset is in test_presets.py.
 import contextlib
 import io
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from lar_core.measure.results import load_results
 from lar_core.measure.study import STUDY, Study
 from lar_core.run.config import CONDITIONS
 from lar_core.run.errors import LarError
+from lar_core.run.files import append_jsonl, read_jsonl
+from lar_core.run.folder import Run
 
 MICRO = Path(__file__).resolve().parents[1] / "studies" / "micro.yaml"
 PRESETS = ("action_only", "gaze_diffusion", "autoregressive_head", "blind")  # test_end_to_end.py makes attention_mask
@@ -116,3 +119,31 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
 def test_a_study_needs_a_worker():
     with pytest.raises(LarError, match="--workers is 0"):
         studies.run_study(Study(name="mine", conditions=("action_only",)), workers=0)
+
+
+def test_rollouts_at_several_placements_may_be_apart_and_their_rows_come_into_the_order_of_one_process(tmp_path):
+    several = Study(name="mine", conditions=("action_only",), profile="micro", placement=("near", "official"))
+    run = Run.open(next(iter(several.configs().values())), tmp_path / "run")
+    assert list(studies.making(several).apart(run)) == ["near", "official"]
+    assert studies.making(several.model_copy(update={"placement": ("near",)})).apart(run) == {}
+    rows = [{"placement": placement, "episode": episode} for episode in (1, 0) for placement in ("official", "wide", "near")]
+    for row in rows:
+        append_jsonl(run.path / "rollouts.jsonl", row)
+    studies.making(several).gather(run)
+    assert [(row["placement"], row["episode"]) for row in read_jsonl(run.path / "rollouts.jsonl")] == [
+        ("wide", 1), ("wide", 0), ("near", 1), ("near", 0), ("official", 1), ("official", 0)]
+
+
+def test_the_jobs_of_a_run_in_parts_do_what_the_whole_does_and_return_the_sentence_of_a_failure(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(studies, "train_both", lambda run, data: done.append("train"))
+    monkeypatch.setattr(studies, "scores", lambda run, data: done.append("scores"))
+    monkeypatch.setattr(studies, "roll_out_policy", lambda run, kinds, placement: done.append((kinds, placement)))
+    study = Study(name="mine", conditions=("action_only",), profile="micro", placement=("near", "official"),
+                  instructions=("right",))
+    run = Run.open(next(iter(study.configs().values())), tmp_path / "run")
+    parts = pickle.loads(pickle.dumps((studies.making(study).first, *studies.making(study).apart(run).values())))
+    assert [job(run, tmp_path) for job in parts] == [None] * 3
+    assert done == ["train", "scores", (("right",), "near"), (("right",), "official")]
+    monkeypatch.setattr(studies, "train_both", lambda run, data: (_ for _ in ()).throw(LarError("No bowl.")))
+    assert parts[0](run, tmp_path) == "No bowl."

@@ -1,4 +1,8 @@
-"""Files on their way between machines: packed under their names below a common folder; unpacked, each is whole or absent."""
+"""Files on their way between machines: packed under their names below a common folder; unpacked, each is whole or absent.
+
+Of `rollouts.jsonl`, to which several machines may add at the same time, all rows are kept; any other file replaces its older
+version.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ import tempfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+
+ROLLOUTS = "rollouts.jsonl"
 
 
 def stamps(folder: Path) -> dict[Path, tuple[int, int]]:
@@ -27,7 +33,10 @@ def pack(files: Iterable[Path], base: Path) -> bytes:
 
 
 def unpack(packed: bytes, folder: Path) -> None:
-    """Bring packed files into `folder`; a folder that is new there, such as a checkpoint, appears as a whole."""
+    """Bring packed files into `folder`; a folder that is new there, such as a checkpoint, appears as a whole.
+
+    Whoever calls is the only one who writes there.
+    """
     with tempfile.TemporaryDirectory(prefix=".", dir=folder) as new:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             archive.extractall(new)
@@ -39,4 +48,12 @@ def _move(source: Path, target: Path) -> None:
         if entry.is_dir() and (target / entry.name).is_dir():
             _move(entry, target / entry.name)
         else:
+            if entry.name == ROLLOUTS and (target / entry.name).exists():
+                _join(target / entry.name, entry)
             os.replace(entry, target / entry.name)
+
+
+def _join(old: Path, new: Path) -> None:
+    """Make of `new` the lines of both, each once, those of `old` first; what a kill has left of a line is dropped."""
+    lines = [line for path in (old, new) for line in path.read_bytes().splitlines(keepends=True)]
+    new.write_bytes(b"".join(dict.fromkeys(line for line in lines if line.endswith(b"\n"))))
