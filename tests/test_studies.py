@@ -116,6 +116,19 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     assert made == ["blind", "action_only", "random_mask"]
 
 
+def test_the_blind_control_of_the_next_seed_is_made_beside_the_others(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(studies, "make_demos", lambda *_: [])
+    monkeypatch.setattr(studies, "reproduce", lambda run, data, instructions=None: made.append(run.path.name))
+    monkeypatch.setattr(studies, "compare_arms", lambda *_: {})
+    monkeypatch.setattr(studies, "write_study_page", lambda folder: folder)
+    monkeypatch.setattr(studies, "_finished", lambda study, run: run.path.name in made)
+    study = Study(name="mine", conditions=("action_only",), seeds=(0, 1, 2), profile="micro")
+    studies.run_study(study, tmp_path / "runs", tmp_path / "data", workers=1)
+    assert made == [f"{condition}-micro-s{seed}" for condition, seed in (
+        ("blind", 0), ("blind", 1), ("action_only", 0), ("blind", 2), ("action_only", 1), ("action_only", 2))]
+
+
 def test_a_study_needs_a_worker():
     with pytest.raises(LarError, match="--workers is 0"):
         studies.run_study(Study(name="mine", conditions=("action_only",)), workers=0)
