@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from .engine import Job, Making, Outcome, local, usual_workers
 from .measure.plan import UNDECIDED
-from .measure.results import CONTROLS, PLANNED, load_results
+from .measure.results import PLANNED, load_results
 from .measure.rollout import rolled_out
 from .measure.study import Study, compare_arms
 from .ray_engine import on_ray
 from .run.config import RunConfig
 from .run.errors import LarError
 from .run.files import read_jsonl, write_json, write_jsonl, write_text
-from .run.folder import DATA, RUNS, Run
+from .run.folder import DATA, RUNS, Run, blind_twin
 from .run.parcel import ROLLOUTS
 from .run.processes import processes
 from .scene.bench import settled
@@ -68,9 +68,10 @@ def run_study(study: Study, folder: Path | None = None, data: Path = DATA, worke
 
 def _order(study: Study) -> Iterator[tuple[int, set[str]]]:
     """Seeds, each with the conditions whose turn it is: what the deciding questions of a plan need comes first."""
-    deciding = {*CONTROLS, *(name for question in study.plan.questions for name in question)} if study.plan else set()
-    yield from ((seed, deciding) for seed in study.seeds if deciding)
-    yield from ((seed, {*study.arms} - deciding) for seed in study.seeds)
+    asked = {name for question in study.plan.questions for name in question} if study.plan else set()
+    blind = {blind_twin(config).condition.name for (condition, _), config in study.configs().items() if condition in asked}
+    yield from ((seed, asked | blind) for seed in study.seeds if asked)
+    yield from ((seed, {*study.arms} - asked - blind) for seed in study.seeds)
 
 
 def compare_so_far(study: Study, folder: Path | None = None, data: Path = DATA) -> tuple[dict, Path]:
