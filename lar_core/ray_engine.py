@@ -92,8 +92,9 @@ def _connect(address: str | None) -> Any:
     except Exception as error:  # Ray raises what it likes
         cure = ("start one with `ray start --head`, or leave --address out (docs/cluster.md)" if address else
                 "try again, or leave --engine out")
-        where = address or "this machine"
-        raise LarError(f"No Ray answers at {where} ({first_line(error).rstrip('.')}): {cure}.") from error
+        where, said = address or "this machine", first_line(error)
+        cause = str(error).strip().splitlines()[-1] if said.endswith(":") else said  # Ray Client's: a traceback's last line
+        raise LarError(f"No Ray answers at {where} ({cause.rstrip('.')}): {cure}.") from error
     return ray
 
 

@@ -5,7 +5,7 @@
 Everything happens in a network of its own, where there is nothing but loopback. The first node sees none of the study's
 folders, so the runs are sent to it and fetched; it is killed when the trained policy of the second run has come back. Then a
 second node joins, which does see them, rolls out both placements side by side, and finishes. study.json must hold the same
-numbers as that of the local engine.
+numbers as that of the local engine, also when it is asked for once more through Ray Client, as from outside the cluster.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 
 RAY = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-PORT, IFREQ = "6379", "16sh22x"  # the latter: how Linux describes a network interface
+PORT, CLIENTS, IFREQ = "6379", "10001", "16sh22x"  # the last: how Linux describes a network interface
 CONDITION = "random_mask"
 PLACEMENTS = ("official", "near")
 STUDY = {"name": "ray", "conditions": (CONDITION,), "profile": "micro", "placement": PLACEMENTS,
@@ -44,11 +44,14 @@ def main() -> int:
     began = time.monotonic()
     expected = run(folder, "local", workers=1)
     print(f"local: {time.monotonic() - began:.0f} s", flush=True)
-    nodes = [node(folder, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false"), start_far_node(folder)]
+    head = ("--head", f"--port={PORT}", f"--ray-client-server-port={CLIENTS}", "--num-cpus=0", "--include-dashboard=false")
+    nodes = [node(folder, *head), start_far_node(folder)]
     try:
         await_head(folder)
         threading.Thread(target=kill_once_trained, args=(folder, nodes), daemon=True).start()
         found = run(folder, "ray", engine="ray", address=f"127.0.0.1:{PORT}")
+        print(f"on Ray: {time.monotonic() - began:.0f} s so far", flush=True)
+        again = run(folder, "ray", engine="ray", address=f"ray://127.0.0.1:{CLIENTS}")
     finally:
         for one in nodes:
             kill(one)
@@ -57,7 +60,7 @@ def main() -> int:
     assert checkpoint.stat().st_mtime < nodes[2].started, "The policy was trained a second time."
     for arm in ("blind", CONDITION):
         assert all((folder / "ray" / f"{arm}-micro-s0" / f"log-{placement}.txt").exists() for placement in PLACEMENTS), arm
-    assert numbers(found) == numbers(expected), f"Other numbers: see {folder}/local/study.json and {folder}/ray/study.json."
+    assert numbers(found) == numbers(again) == numbers(expected), f"Other numbers: see {folder}/*/study.json."
     print(f"The same numbers, with one node killed: {time.monotonic() - began:.0f} s in all, {folder}")
     return 0
 
@@ -90,8 +93,13 @@ def node(folder: Path, *words: str, before: str = "true") -> subprocess.Popen:
 
 
 def start_far_node(folder: Path) -> subprocess.Popen:
-    """A node in whose eyes `folder` is empty, so that it shares nothing with the driver."""
-    return node(folder, f"--address=127.0.0.1:{PORT}", "--num-cpus=1", before=f"sleep 5 && mount -t tmpfs none '{folder}'")
+    """A node in whose eyes `folder` is empty, so that it shares nothing with the driver.
+
+    It comes when the driver is connected, which would else take it for the node of its own machine: their addresses are one.
+    """
+    connected = f"until ls '{folder}'/ray/.seen-*; do sleep 1; done"
+    return node(folder, f"--address=127.0.0.1:{PORT}", "--num-cpus=1",
+                before=f"{connected} && mount -t tmpfs none '{folder}'")
 
 
 def kill_once_trained(folder: Path, nodes: list[subprocess.Popen]) -> None:

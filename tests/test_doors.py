@@ -1,6 +1,7 @@
 """Doors to vla-eval, over real sockets of this machine: ours served and audited is as rolled out, and what can go wrong."""
 
 import http.server
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from lar_core.run.config import make_config  # noqa: E402
 from lar_core.run.errors import LarError  # noqa: E402
 from lar_core.run.folder import Run  # noqa: E402
 from lar_core.scene.env import SpatialEnv  # noqa: E402
+from lar_core.scene.setup import STANDIN  # noqa: E402
 from lar_core.vla import Asked, commanded, sent, serving  # noqa: E402
 
 SHORT = {"tasks": (8,), "episodes_per_task": 2, "max_steps": 12, "videos_per_task": 1}
@@ -124,6 +126,17 @@ def test_a_server_that_dies_leaves_its_episodes_and_the_same_command_goes_on(tmp
         results = audited(handle.url, tmp_path / "audit")
     assert len(server.seen) == 12 and results["rollouts"][0]["episodes"] == 2
     assert episodes_of(Run.load(tmp_path / "audit"))[0] == kept[0]
+
+
+def test_an_audit_in_liberos_own_look_takes_it_from_the_folder_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAR_LIBERO_ASSETS", str(shutil.copytree(STANDIN, tmp_path / "assets")))
+    with serve_background(Still()) as handle:
+        results = audited(handle.url, tmp_path / "audit", bench="libero", episodes_per_task=1, max_steps=1, videos_per_task=0)
+        assert results["provenance"]["assets"]["name"] == "official"
+        close_envs()
+        monkeypatch.setenv("LAR_LIBERO_ASSETS", str(tmp_path))
+        with pytest.raises(LarError, match=f"{tmp_path} is not a complete set of LIBERO's assets, .*: correct LAR_LIBERO"):
+            audited(handle.url, tmp_path / "another", bench="libero", episodes_per_task=1, max_steps=1, videos_per_task=0)
 
 
 @pytest.mark.parametrize("answer, sentence", [

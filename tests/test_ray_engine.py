@@ -3,6 +3,7 @@
 With Ray, on two nodes of which one is killed: scripts/ray_test.py.
 """
 
+import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -321,6 +322,17 @@ def test_where_no_ray_answers_a_sentence_says_so_at_once(tmp_path, monkeypatch, 
     with pytest.raises(LarError, match=f"No Ray answers at {address} .*refused.*ray start --head"):
         studies.run_study(Study(name="mine", conditions=("action_only",), profile="micro"), tmp_path, tmp_path, None, "ray",
                           address)
+
+
+def test_what_ray_client_says_last_is_the_cause(tmp_path, monkeypatch):
+    def init(*_, **__):
+        raise ConnectionAbortedError("Initialization failure from server:\nTraceback\nRuntimeError: Starting failed.\n\n")
+
+    ray = StandIn()
+    ray.init = init
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(LarError, match=r"\(RuntimeError: Starting failed\)"):
+        ray_engine._connect(f"ray://127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_an_address_without_ray_is_refused(tmp_path):
