@@ -31,9 +31,11 @@ from .run.folder import DATA, Run
 from .run.registry import REGULARISERS
 from .run.runtime import act_precision, device, device_name, float_dtype
 from .run.settings import Profile
+from .scene.bench import elsewhere
 from .scene.collect import demo_paths
 from .scene.demonstrations import converted_paths
 from .scene.episode import kinds
+from .scene.placements import episode_count, tasks_with
 
 STEPS = ("demonstrations", "training", "saliency", "rollouts", "latency")
 TEXT = 20  # tokens of an instruction, BOS and newline included
@@ -126,8 +128,7 @@ def plan(config: RunConfig, machine: Machine, frames: float | None = None) -> Pl
     made.seconds |= {"training": training, "training of the blind control": training,
                      "saliency": START + CAUSE * seen
                                  + (look + made.step_seconds / profile.batch_size) * profile.grounding_frames,
-                     "rollouts": profile.episodes_per_task * _trials(profile) * episode,
-                     "rollouts of the blind control": profile.episodes_per_task * len(profile.tasks) * episode,
+                     **{name: count * episode for name, count in _episodes(profile).items()},
                      "latency": 5.0 + TIMED * made.step_seconds, "report": REPORT}
     return made
 
@@ -343,9 +344,9 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
     demos = 1.0 if all(path.exists() for path in paths) else demo_seconds(profile, cores)
     lacking = {name for name in (*SCORES, "latency.json", "training_cost.json") if not (run.path / name).exists()}
     samples = 0 if run.trained else (config.steps - (log[-1]["step"] if log else 0)) * profile.batch_size
-    episodes = profile.episodes_per_task * (_trials(profile) + len(profile.tasks))  # and one kind a task of the control's
-    episodes -= sum(row["placement"] == profile.placement for folder in (run.path, run.control)
-                    for row in read_jsonl(folder / "rollouts.jsonl"))
+    places, planned = {profile.placement, *elsewhere(profile)}, _episodes(profile)
+    episodes = sum(planned.values()) - sum(row["placement"] in places for folder in (run.path, run.control)
+                                           for row in read_jsonl(folder / "rollouts.jsonl"))
     if profile.miniature:
         kind = "micro" if profile.text_width < 64 else "cached" if profile.cache else "tiny"
         sample, saliency = SAMPLE[kind], START + SCORED * profile.grounding_frames + CAUSE * LOOK
@@ -356,7 +357,7 @@ def _expected(run: Run, cores: int) -> dict[str, Cost]:
         made = plan(config, this_machine(config))
         sample, saliency = made.step_seconds / profile.batch_size, made.seconds["saliency"]
         cached = made.seconds.get("feature cache", 0.0) + made.seconds["download of the weights"] if samples else 0.0
-        episode, together = made.seconds["rollouts"] / (profile.episodes_per_task * _trials(profile)), 1
+        episode, together = made.seconds["rollouts"] / planned["rollouts"], 1
         gib = dict.fromkeys(STEPS, made.peak / 2**30) | {"demonstrations": LIBRARIES * cores}
     sample = log[-1]["seconds"] / log[-1]["step"] / profile.batch_size if log else sample
     seconds = {"demonstrations": demos,
@@ -382,6 +383,12 @@ def _tiny_memory(profile: Profile, cores: int) -> dict[str, float]:
             "rollouts": LIBRARIES * (1 + cores), "latency": 1.5 * LIBRARIES}
 
 
-def _trials(profile: Profile) -> int:
-    """Kinds of instruction, over all tasks."""
-    return sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
+def _episodes(profile: Profile) -> dict[str, int]:
+    """Of the policy at the run's own placements, with every kind of instruction; of its blind control there, with the right
+    one; and of both elsewhere, with the right one."""
+    told = sum(len(kinds(task, profile.tasks)) for task in profile.tasks)
+    there = sum(episode_count(profile, task, placement) for placement in elsewhere(profile)
+                for task in tasks_with(placement, profile.tasks))
+    return {"rollouts": profile.episodes_per_task * told,
+            "rollouts of the blind control": profile.episodes_per_task * len(profile.tasks),
+            **({"rollouts of both elsewhere": 2 * there} if there else {})}

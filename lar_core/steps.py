@@ -27,6 +27,7 @@ from .run.errors import LarError, unknown
 from .run.folder import DATA, Run, blind_twin, without
 from .run.processes import Stopped, end_with_parent, interrupt, on_stop, stop
 from .run.runtime import device, forget_launch, group, quiet, use_cores
+from .scene.bench import elsewhere
 from .scene.demonstrations import demonstrations, other_sentence
 from .scene.episode import kinds_of
 from .show.report import write_report
@@ -138,26 +139,32 @@ def roll_out_policy(run: Run, instructions: tuple[str, ...] | None = None, place
                     workers: int | None = None, cut: str = "") -> list[dict]:
     """Roll out the run's policy, and its blind control where that is trained, in `workers` scenes at the same time.
 
-    instructions: kinds of `scene/episode.py`; None: all that the run's tasks have. cut: the policy alone, without a path of
-    attention (one of PATHS), in a folder inside the run's.
+    instructions: kinds of `scene/episode.py`; None: all that the run's tasks have, and, without a placement, also the right
+    one at the placements to which a policy of LIBERO's own scene goes on (`bench.elsewhere`). cut: the policy alone, without
+    a path of attention (one of PATHS), in a folder inside the run's.
     """
     if cut:
         policy, stats = load_policy(run, device())
         return roll_out(without(run, cut), policy, stats, instructions=instructions or ("right",), placement=placement,
                         workers=workers, cut=cut)
-    instructions = instructions or kinds_of(run.config.profile.tasks)
-    rows = _episodes(run, instructions, placement, workers)
+    there = elsewhere(run.config.profile) if instructions is None and placement is None else []
+    asked = {placement: instructions or kinds_of(run.config.profile.tasks), **dict.fromkeys(there, ("right",))}
+    rows = _episodes(run, asked, workers)
     if (run.control / "config.yaml").exists() and (control := Run.load(run.control)).trained:
-        rows = rows + _episodes(control, ("right",), placement, workers)
+        rows = rows + _episodes(control, dict.fromkeys(asked, ("right",)), workers)
     return rows
 
 
-def _episodes(run: Run, instructions: tuple[str, ...], placement: str | None, workers: int | None) -> list[dict]:
-    """The policy is loaded only where episodes are missing, and let go at once: a small GPU has no room for two."""
-    if run.trained and rolled_out(run, instructions, placement):
-        return episodes_of(run)
-    policy, stats = load_policy(run, device())
-    return roll_out(run, policy, stats, instructions=instructions, placement=placement, workers=workers)
+def _episodes(run: Run, asked: dict[str | None, tuple[str, ...]], workers: int | None) -> list[dict]:
+    """Kinds of instruction by placement (None: the run's own).
+
+    The policy is loaded only where episodes are missing, and let go at once: a small GPU has no room for two.
+    """
+    if not run.trained or not all(rolled_out(run, kinds, placement) for placement, kinds in asked.items()):
+        policy, stats = load_policy(run, device())
+        for placement, kinds in asked.items():
+            roll_out(run, policy, stats, instructions=kinds, placement=placement, workers=workers)
+    return episodes_of(run)
 
 
 def time_policy(run: Run) -> dict:

@@ -111,8 +111,11 @@ def _finished(study: Study, run: Run) -> bool:
 
 def _lacking(study: Study, run: Run) -> list[str]:
     """The placements of which the run has not all episodes."""
-    kinds = study.instructions or kinds_of(run.config.profile.tasks)
-    return [placement for placement in study.placement if not rolled_out(run, kinds, placement)]
+    return [placement for placement in study.placement if not rolled_out(run, _told(study, run), placement)]
+
+
+def _told(study: Study, run: Run) -> tuple[str, ...]:
+    return study.instructions or kinds_of(run.config.profile.tasks)
 
 
 def _make_seed(study: Study, runs: Runs, seed: int, among: set[str], finish: Callable[[list[Run]], list[Outcome]],
@@ -171,9 +174,9 @@ def _foreseen(job: Callable) -> Callable:
 def make_arm(run: Run, data: Path, study: Study) -> None:
     """One run from nothing to its report."""
     _write_plan(run, study)
-    reproduce(run, data, instructions=study.instructions)
+    reproduce(run, data, instructions=_told(study, run))
     for placement in study.placement[1:]:
-        roll_out_policy(run, study.instructions, placement)
+        roll_out_policy(run, _told(study, run), placement)
         make_report(run)
 
 
@@ -187,7 +190,7 @@ def _learn(run: Run, data: Path, study: Study) -> None:
 
 @_foreseen
 def _roll_out(run: Run, data: Path, study: Study, placement: str) -> None:
-    roll_out_policy(run, study.instructions, placement)
+    roll_out_policy(run, _told(study, run), placement)
 
 
 def _rollouts(study: Study, run: Run) -> dict[str, Job]:

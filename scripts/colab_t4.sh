@@ -2,7 +2,8 @@
 # colab_t4.sh [--dry-run] [CONDITION]: the session of docs/t4.md on a real T4, from a terminal, through Google's own client.
 #
 # Takes a Colab runtime with a T4, brings this commit there, runs the full-size smoke test, the memory table under 15 GB with
-# latency per precision and head, PaliGemma's answers to detect and segment, and one condition at profile t4; fetches each
+# latency per precision and head, PaliGemma's answers to detect and segment, and one condition at profile t4 with 20 episodes
+# a task instead of 50, so that all of it has room in four hours (docs/t4.md); fetches each
 # result as soon as it is there (results/gpu.json, results/CONDITION-t4-s0.json, the rest in build/colab_t4), and gives the
 # runtime back whatever happens. --dry-run prints the commands. The last two need HF_TOKEN and the licence of PaliGemma's
 # weights, and are left out without a token.
@@ -81,7 +82,7 @@ fi
 run colab upload -s "$session" "$out/hf_token" /content/hf_token
 step abilities 1800 'python3 -c "from lar_core.data.hub import download; download(\"paligemma-3b-mix-224\")" &&
 python3 -m lar_core doctor --profile t4'
-step condition 14400 "python3 -m lar_core reproduce --profile t4 --condition $condition --run-dir /content/run &&
+step condition 14400 "python3 -m lar_core reproduce --profile t4 --condition $condition --set episodes_per_task=20 --run-dir /content/run &&
 cp /content/run/results.json /content/t4/ &&
 tar -C /content/run -czf /content/t4/run.tar.gz results.json report.html config.yaml metrics.jsonl rollouts.jsonl"
 fetch results.json "results/$condition-t4-s0.json"

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from lar_core import cli, notebook, options, studies
+from lar_core import cli, notebook, options, steps, studies
 from lar_core.data import hub as downloading
 from lar_core.data.hub import entry
 from lar_core.measure import study as comparing
@@ -14,11 +14,11 @@ from lar_core.measure.results import Result, bars, differences
 from lar_core.measure.study import Study
 from lar_core.run.config import make_config
 from lar_core.run.errors import LarError
-from lar_core.run.folder import Run
+from lar_core.run.folder import Run, blind_twin
 from lar_core.scene import bench, setup
 from lar_core.scene.bench import settled
 from lar_core.scene.demonstrations import demonstrations
-from lar_core.scene.episode import EpisodeEnv
+from lar_core.scene.episode import EpisodeEnv, kinds_of
 from lar_core.scene.setup import BOWL, STANDIN, needed_files, task_names
 
 
@@ -126,6 +126,26 @@ def test_its_rollouts_are_built_from_the_official_assets_that_are_here(nothing_h
     made = EpisodeEnv(5, "official", make_config(profile="micro", bench="libero").profile)
     assert made.record["assets"]["name"] == "official" and len(made.scenes) == 50
     made.close()
+
+
+def test_a_policy_of_liberos_own_scene_also_acts_where_it_must_see_and_where_it_must_listen(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(steps, "load_policy", lambda run, _: (run, None))
+    monkeypatch.setattr(steps, "roll_out", lambda run, policy, stats, *, instructions, placement, workers: asked.append(
+        (run.config.condition.name, placement, instructions)))
+    run = Run.open(make_config(profile="micro", bench="libero", demos="official", tasks=(0, 5)), tmp_path / "run")
+    control = Run.open(blind_twin(run.config), run.control)
+    control.final_checkpoint.mkdir(parents=True)
+    steps.roll_out_policy(run)
+    every = kinds_of((0, 5))
+    assert asked == [("attention_mask", None, every), ("attention_mask", "wide", ("right",)),
+                     ("attention_mask", "counterfactual", ("right",)), ("blind", None, ("right",)),
+                     ("blind", "wide", ("right",)), ("blind", "counterfactual", ("right",))]
+    asked.clear()
+    steps.roll_out_policy(run, every)  # what is named, and no more
+    assert [placement for _, placement, _ in asked] == [None, None]
+    assert bench.elsewhere(make_config(profile="micro", bench="libero", tasks=(0,)).profile) == ["wide"]
+    assert bench.elsewhere(make_config(profile="tiny").profile) == []
 
 
 # --- never in one row, never in one comparison ------------------------------------------------------------------------

@@ -85,7 +85,7 @@ def test_a_free_session_is_planned_with_every_step_and_lasts(capsys):
     seconds = plan(make_config(profile="t4"), T4).seconds
     assert list(seconds) == ["install", "download of the weights", "demonstrations", "feature cache", "training",
                              "training of the blind control", "saliency", "rollouts", "rollouts of the blind control",
-                             "latency", "report"]
+                             "rollouts of both elsewhere", "latency", "report"]
     assert all(seconds.values()) and 2 * 3600 < sum(seconds.values()) < estimate.SESSION
     show_plan(make_config(profile="t4"), T4)
     assert f"{sum(seconds.values()) / 60:.1f}  of 240 that a free session usually lasts: fits" in capsys.readouterr().out
@@ -96,6 +96,9 @@ def test_a_free_session_is_planned_with_every_step_and_lasts(capsys):
 def test_liberos_own_scene_costs_more_and_what_is_here_is_not_downloaded(monkeypatch):
     own, ours = (plan(make_config(profile="t4", bench=bench), T4).seconds for bench in ("auto", "embedded"))
     assert own["demonstrations"] > ours["demonstrations"] and own["rollouts"] > 1.5 * ours["rollouts"]
+    episode = own["rollouts of the blind control"] / 150
+    assert own["rollouts of both elsewhere"] == pytest.approx(2 * (150 + 3 * 40) * episode)  # wide, counterfactual
+    assert "rollouts of both elsewhere" not in ours
     monkeypatch.setattr(estimate, "here", lambda key: True)
     assert plan(make_config(profile="t4"), CPU).seconds["download of the weights"] == 0
 

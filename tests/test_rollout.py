@@ -51,6 +51,16 @@ def test_finished_episodes_are_not_repeated(run):
     assert missing_episodes(run, trial) == [0, 2]
 
 
+def test_elsewhere_there_are_at_most_as_many_episodes_as_scenes_and_at_home_what_was_asked_for(tmp_path):
+    run = Run.open(make_config("attention_mask", "micro", tasks=(5,), episodes_per_task=50), tmp_path / "run")
+    counts = {placement: len(missing_episodes(run, Trial("attention_mask", "right", placement, 5)))
+              for placement in ("official", "wide", "counterfactual")}
+    assert counts == {"official": 50, "wide": 50, "counterfactual": 40}
+    more = Run.open(make_config("attention_mask", "micro", tasks=(5,), episodes_per_task=51), tmp_path / "more")
+    with pytest.raises(LarError, match="episodes_per_task is 51, but task 5 has 50 evaluation scenes with official"):
+        roll_out(more, None, None)
+
+
 def test_old_episodes_under_another_sentence_are_kept_but_the_other_bowl_which_was_not_watched_is_rolled_out_again(run):
     for task, episode in ((8, 0), (8, 1)):
         append_jsonl(run.path / "rollouts.jsonl", {"policy": "attention_mask", "instruction": "swapped", "task": task,

@@ -28,7 +28,7 @@ from ..run.folder import Run
 from ..run.processes import processes
 from ..run.settings import Profile
 from ..scene.episode import check_kinds, episode_env, kinds, kinds_of, told
-from ..scene.placements import evaluation_scenes, tasks_with
+from ..scene.placements import episode_count, evaluation_scenes, tasks_with
 from ..scene.reference import MEANING
 from ..scene.setup import prepare
 from .film import Film
@@ -64,8 +64,8 @@ def roll_out_plan(run: Run, plan: Plan, *, instructions: tuple[str, ...], placem
                   workers: int | None = None) -> list[dict]:
     """Roll out whatever `plan` answers, as the policy of the run; finished episodes are not repeated.
 
-    Tasks without a counterfactual pair are left out there, beside tasks that have one.
-
+    Tasks without a counterfactual pair are left out there, beside tasks that have one; a placement that is not the run's own
+    has as many episodes as scenes where those are fewer than the run's.
     workers: environments that run at the same time, one process each; None: one a core.
     Returns all rows of `rollouts.jsonl`. Raises LarError while another process rolls out in the same folder, and for a
     kind of instruction that no task of the run has.
@@ -75,7 +75,7 @@ def roll_out_plan(run: Run, plan: Plan, *, instructions: tuple[str, ...], placem
     placement = placement or profile.placement
     for task in tasks_with(placement, profile.tasks):
         scenes = evaluation_scenes(task, placement)
-        if profile.episodes_per_task > len(scenes):
+        if episode_count(profile, task, placement) > len(scenes):
             raise LarError(f"episodes_per_task is {profile.episodes_per_task}, but task {task} has {len(scenes)} "
                            f"evaluation scenes with {placement} placements: ask for at most that many.")
         with run.alone():
@@ -98,7 +98,8 @@ def missing_episodes(run: Run, trial: Trial) -> list[int]:
     """Episode numbers of `trial` that the run does not have yet, or not with its success."""
     key = vars(trial)
     done = {row["episode"] for row in episodes_of(run) if key.items() <= row.items() and row["success"] is not None}
-    return [episode for episode in range(run.config.profile.episodes_per_task) if episode not in done]
+    asked = range(episode_count(run.config.profile, trial.task, trial.placement))
+    return [episode for episode in asked if episode not in done]
 
 
 def _todo(run: Run, instructions: tuple[str, ...], placement: str, task: int) -> list[tuple[Trial, list[int]]]:

@@ -11,8 +11,12 @@ from pathlib import Path
 from ..run.config import RunConfig
 from ..run.errors import LarError
 from ..run.folder import DATA, RUNS
+from ..run.settings import PAIRED, Profile
 from .demonstrations import check_offered
+from .placements import OTHER_SENTENCE
 from .setup import needed_files, resolve_assets
+
+ELSEWHERE = ("wide", "counterfactual")  # where a policy must see, and must listen: LIBERO's own placements ask for neither
 
 
 def settled(config: RunConfig, folder: Path | None = None, data: Path = DATA) -> RunConfig:
@@ -35,6 +39,12 @@ def settled(config: RunConfig, folder: Path | None = None, data: Path = DATA) ->
         print("bench=embedded, which a run keeps: the stand-in scene and the scripted expert, whose numbers compare with no "
               f"paper's, because LIBERO's own cannot be had. {error}")
         return config.replace(bench="embedded")
+
+
+def elsewhere(profile: Profile) -> list[str]:
+    """Placements at which a policy of LIBERO's own scene acts after its own (auto: as libero); embedded has none."""
+    paired = any(task in OTHER_SENTENCE for task in profile.tasks)
+    return [placement for placement in ELSEWHERE if profile.bench != "embedded" and (paired or placement not in PAIRED)]
 
 
 def _libero(config: RunConfig) -> RunConfig:

@@ -27,7 +27,7 @@ from itertools import combinations
 import numpy as np
 
 from ..run.errors import LarError, unknown
-from ..run.settings import PAIRED, PLACEMENTS
+from ..run.settings import PAIRED, PLACEMENTS, Profile
 from .env import SpatialEnv, instruction, official_init_states
 
 BOWLS = ("akita_black_bowl_1", "akita_black_bowl_2")
@@ -134,6 +134,14 @@ def tasks_with(placement: str, tasks: Sequence[int]) -> list[int]:
     if not having:
         _check(tasks[0], placement)
     return having
+
+
+def episode_count(profile: Profile, task: int, placement: str) -> int:
+    """Episodes of a task with each instruction: `episodes_per_task`, elsewhere than at the profile's own placements at most
+    as many as there are scenes."""
+    if placement == profile.placement:
+        return profile.episodes_per_task
+    return min(profile.episodes_per_task, len(evaluation_scenes(task, placement)))
 
 
 def sample_scene(env: SpatialEnv, placement: str, index: int) -> Scene:
