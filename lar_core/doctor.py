@@ -62,7 +62,7 @@ def examine() -> bool:
         except (Exception, SystemExit) as error:  # what broke is told all the same, and the other checks follow
             fine = False
             cause = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"  missing {name}: this could not be looked into ({cause}): mend that first, or run `make setup` again.",
+            print(f"  missing {name}: this could not be looked into ({cause}): mend that first, or install all again.",
                   flush=True)
     return fine
 

@@ -185,6 +185,13 @@ def test_a_scene_can_be_made_without_a_home_that_can_be_written(tmp_path):
     assert all(place.startswith(str(tmp_path)) for place in places.split())
 
 
+def test_after_installing_the_wheel_alone_it_is_said_what_else_to_install(monkeypatch):
+    """LIBERO and what it imports are no declared dependencies; without a checkout there is no `make setup`."""
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(LarError, match="not installed: type `pip install --no-deps libero==.* robosuite==.* bddl==.*`"):
+        setup.libero_root.__wrapped__()
+
+
 @pytest.mark.parametrize("package, words", [("", "cannot be imported .ModuleNotFoundError"),
                                             ("raise SystemExit(3)", "SystemExit: 3")])
 def test_a_libero_that_cannot_be_imported_is_a_sentence(repository, package, words):

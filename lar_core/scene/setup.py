@@ -76,8 +76,12 @@ def broken(what: str, error: BaseException) -> str:
         return cause + " ".join(wrong)
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"{cause}type `pip install {error.name.split('.')[0]}`."
-    pinned = " ".join(f"{name}=={version}" for name, version in pins().items())
-    return f"{cause}reinstall it with `pip install --no-deps --force-reinstall {pinned}`."
+    return f"{cause}reinstall it with `pip install --no-deps --force-reinstall {_pinned()}`."
+
+
+def _pinned() -> str:
+    """What a scene is built with, as pip is told."""
+    return " ".join(f"{name}=={version}" for name, version in pins().items())
 
 
 def _configure_libero() -> None:
@@ -94,7 +98,7 @@ def libero_root() -> Path:
     """Folder of LIBERO's benchmark files, found without importing the package."""
     spec = importlib.util.find_spec("libero")
     if spec is None:
-        raise LarError("The package libero is not installed: run `make setup`.")
+        raise LarError(f"The package libero is not installed: type `pip install --no-deps {_pinned()}`.")
     places = [Path(place) / "libero" for place in spec.submodule_search_locations or ()]  # several from a repository
     root = next((place for place in places if (place / "benchmark").is_dir()), None)
     if root is None:
