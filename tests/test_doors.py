@@ -131,7 +131,8 @@ def test_a_server_that_dies_leaves_its_episodes_and_the_same_command_goes_on(tmp
 def test_an_audit_in_liberos_own_look_takes_it_from_the_folder_that_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("LAR_LIBERO_ASSETS", str(shutil.copytree(STANDIN, tmp_path / "assets")))
     with serve_background(Still()) as handle:
-        results = audited(handle.url, tmp_path / "audit", bench="libero", episodes_per_task=1, max_steps=1, videos_per_task=0)
+        results = audited(handle.url, tmp_path / "audit", bench="libero", episodes_per_task=1, max_steps=1,
+                          videos_per_task=0)
         assert results["provenance"]["assets"]["name"] == "official"
         close_envs()
         monkeypatch.setenv("LAR_LIBERO_ASSETS", str(tmp_path))

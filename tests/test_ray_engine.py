@@ -331,7 +331,8 @@ def test_what_ray_client_says_last_is_the_cause(tmp_path, monkeypatch):
     ray = StandIn()
     ray.init = init
     monkeypatch.setitem(sys.modules, "ray", ray)
-    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(LarError, match=r"\(RuntimeError: Starting failed\)"):
+    failed = pytest.raises(LarError, match=r"\(RuntimeError: Starting failed\)")
+    with socket.create_server(("127.0.0.1", 0)) as server, failed:
         ray_engine._connect(f"ray://127.0.0.1:{server.getsockname()[1]}")
 
 
