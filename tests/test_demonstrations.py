@@ -28,7 +28,7 @@ from lar_core.run.files import files_below, write_text
 from lar_core.scene import demonstrations as module
 from lar_core.scene.demonstrations import KEYS, converted_paths, demonstrations, render_again
 from lar_core.scene.env import SpatialEnv, instruction
-from lar_core.scene.setup import bddl_file, task_names
+from lar_core.scene.setup import BOWL, STANDIN, bddl_file, task_names
 
 SIZES = {"size": 64, "wrist": 32}  # those of the micro profile
 
@@ -371,6 +371,27 @@ def test_rendered_again_the_pictures_are_those_that_the_simulator_drew(tmp_path,
     assert dataset.batch([0])["regions"].sum(dim=(2, 3)).min() > 0  # both bowls are seen
     assert made.objects[0] == made.target == "akita_black_bowl_1" and made.distractor == "akita_black_bowl_2"
     assert (made.provenance["images"], made.provenance["assets"]["name"]) == ("rendered", "standin")
+
+
+def test_pictures_that_have_the_size_already_stay_and_only_segmentation_is_drawn(tmp_path, recorded, monkeypatch):
+    shutil.copytree(STANDIN, tmp_path / "pack")  # to be taken for LIBERO's own
+    bowl = tmp_path / "pack" / BOWL
+    bowl.write_text(bowl.read_text() + "\n")
+    monkeypatch.setenv("LAR_LIBERO_ASSETS", str(tmp_path / "pack"))
+    arrays, model_file = recorded
+    seen = arrays["small"].copy()
+    seen[:, 0, 0] = 7  # as no simulator draws it
+    own = {name: arrays[name] for name in PER_STEP if name in arrays} | {
+        "agentview_rgb": seen, "eye_in_hand_rgb": arrays["hand"], "segmentation": None}
+    episode = replace(make_episode(), **own, objects=(), target="", distractor="", model_file=model_file)
+    write_official(tmp_path / "official" / file_name(5), [episode])
+    (path,) = make(tmp_path, demos="official", render_demos=True, demos_conventions="gripper=-1/1,actions=units")
+    (made,) = read_episodes(path)
+    np.testing.assert_array_equal(made.agentview_rgb, seen)
+    np.testing.assert_array_equal(made.eye_in_hand_rgb, arrays["hand"])
+    np.testing.assert_array_equal(made.segmentation, arrays["seen"])
+    assert (made.provenance["images"], made.provenance["assets"]["name"]) == ("recorded", "official")
+    assert made.target == "akita_black_bowl_1"
 
 
 def test_without_states_or_scene_description_nothing_is_rendered(recorded):

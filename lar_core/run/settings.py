@@ -128,7 +128,7 @@ class Profile(Checked):
     bench: Literal["auto", "libero", "embedded"] = "embedded"  # LIBERO's own scene and demos, or ours: scene/bench.py
     placement: Placement = "official"
     demos: Literal["expert", "official", "lerobot"] = "expert"  # the scripted expert's, LIBERO's files, LeRobot's copy
-    render_demos: bool = False  # official demonstrations of another size: render them again, instead of resizing them
+    render_demos: bool = False  # official demonstrations: segmentation, and pictures of another size, are drawn again
     demos_conventions: str = ""  # of official or lerobot files, where they do not show them: alignment=before,gripper=1/0
     demos_per_task: int = Field(50, ge=2)  # one to train on and one to hold out, at least
     heldout_fraction: Share = 0.1  # of episodes

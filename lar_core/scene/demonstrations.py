@@ -255,7 +255,9 @@ def _make_part(profile: Profile, task: int, origin: Hdf5Origin | LeRobotOrigin, 
     recorded = replace(recorded, instruction=instruction(task))
     if profile.render_demos:
         env = environment(task, profile.image_size, profile.wrist_size, assets_of(profile))
-        made, pictures = render_again(env, recorded), {"images": "rendered", "assets": env.assets}
+        fits = _sizes(recorded) == [profile.image_size, profile.wrist_size] and env.assets["name"] == "official"
+        made = render_again(env, recorded, pictures=not fits)  # their own pictures fit their own assets: labels are enough
+        pictures = {"images": "recorded" if fits else "rendered", "assets": env.assets}
     else:
         made = resize_episode(recorded, profile.image_size, profile.wrist_size)
         pictures = {"images": "recorded" if _sizes(made) == _sizes(recorded) else "resized"}

@@ -24,9 +24,10 @@ CHANGES = ("as_it_was", "named_gone", "other_gone", "swapped")  # what `changed`
 DEEP = 5.0  # metres under the floor: out of every picture
 
 
-def render_again(env: SpatialEnv, episode: Episode) -> Episode:
+def render_again(env: SpatialEnv, episode: Episode, pictures: bool = True) -> Episode:
     """The same episode with pictures and segmentation as `env` draws them, in its sizes and with its assets.
 
+    pictures: False keeps those that were recorded, which must be of that size and those assets.
     Raises LarError for an episode without simulator states or scene description, and for states of another scene.
     """
     if episode.states is None:
@@ -34,19 +35,22 @@ def render_again(env: SpatialEnv, episode: Episode) -> Episode:
                        "and their pictures are resized.")
     env.reset(seed=0, options={"wait_steps": 0})  # only a reset hides the marks between the robot's fingers
     place_fixtures(env, episode.model_file)
-    frames = [_draw(env, state) for state in episode.states]
-    pictures = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
-    return replace(episode, **{"eye_in_hand_rgb": None} | pictures, objects=env.objects, target=BOWLS[0],
+    frames = [_draw(env, state) if pictures else _labels(env, state) for state in episode.states]
+    drawn = {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+    return replace(episode, **({"eye_in_hand_rgb": None} if pictures else {}) | drawn, objects=env.objects, target=BOWLS[0],
                    distractor=BOWLS[1])
 
 
 def _draw(env: SpatialEnv, state: np.ndarray) -> dict[str, np.ndarray]:
-    env.set_state(state)
-    pictures = {"agentview_rgb": env.render_camera("agentview", env.image_size),
-                "segmentation": env.segment(env.image_size)}
+    drawn = _labels(env, state) | {"agentview_rgb": env.render_camera("agentview", env.image_size)}
     if env.wrist_size:
-        pictures["eye_in_hand_rgb"] = env.render_camera("robot0_eye_in_hand", env.wrist_size)
-    return pictures
+        drawn["eye_in_hand_rgb"] = env.render_camera("robot0_eye_in_hand", env.wrist_size)
+    return drawn
+
+
+def _labels(env: SpatialEnv, state: np.ndarray) -> dict[str, np.ndarray]:
+    env.set_state(state)
+    return {"segmentation": env.segment(env.image_size)}
 
 
 def place_fixtures(env: SpatialEnv, model_file: str) -> None:
