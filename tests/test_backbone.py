@@ -1,10 +1,15 @@
 """The prefix is what PaliGemma's own processor and forward pass make of it, and it never sees the actions."""
 
+import warnings
+
 import pytest
 import torch
+from torch import nn
 from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
 
+from lar_core.model.backbone import past_name
 from lar_core.model.paligemma import load_backbone
+from lar_core.model.places import spoken
 from lar_core.run.errors import LarError
 
 SENTENCES = ["pick up the black bowl on the ramekin and place it on the plate", "move the bowl"]
@@ -28,6 +33,21 @@ def test_prefix_equals_the_official_processor_and_forward_pass(backbone_folder, 
     expected = official.model(**inputs)
     encoding = backbone.encode(images / 127.5 - 1, SENTENCES)
     assert torch.allclose(encoding.patches, expected.last_hidden_state[:, : backbone.patches], atol=1e-4)
+
+
+def test_layers_are_called_by_the_names_that_this_version_of_transformers_has(backbone, images):
+    class Before(nn.Module):
+        def forward(self, states, past_key_values=None):
+            return states
+
+    class After(nn.Module):
+        def forward(self, states, cache=None):
+            return states
+
+    assert (past_name(Before), past_name(After)) == ("past_key_values", "cache")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        assert isinstance(spoken(backbone, images[:1] / 127.5 - 1, "detect the bowl"), str)
 
 
 def test_shapes(backbone, images):

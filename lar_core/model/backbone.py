@@ -9,9 +9,11 @@ alone, through weights that never change, so that those states can be computed o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -200,8 +202,8 @@ class Backbone(nn.Module):
         rotary = model.rotary_emb(states, position_ids=positions)
         for index in layers:
             states = model.layers[index](states, attention_mask=allowed, position_ids=positions,
-                                         position_embeddings=rotary, past_key_values=past, use_cache=past is not None,
-                                         saliency_tap=ACTIVE.get())
+                                         position_embeddings=rotary, use_cache=past is not None,
+                                         saliency_tap=ACTIVE.get(), **{past_name(type(model.layers[index])): past})
             if states_of is not None:
                 states_of.append(states)
         return states
@@ -236,6 +238,12 @@ class Backbone(nn.Module):
         if (length := len(tokenizer.tokenize(instruction))) > LONGEST:
             raise LarError(f"The instruction {instruction[:60]!r}... has {length} tokens, but at most {LONGEST} are taken: "
                            "say it in one sentence.")
+
+
+@cache
+def past_name(layer: type[nn.Module]) -> str:
+    """What a layer calls the keys and values that it is given: from transformers 5.24 on `cache`."""
+    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
 
 
 def prefix_lm_mask(valid: Tensor, prefix: int) -> Tensor:
