@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
 def main() -> int:
     """Run the command line; `lar doctor` runs even where that cannot be imported."""
+    if sys.argv[1:2] == ["look"]:  # numba would compile robosuite's functions, which takes longer than one scene without
+        os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
     try:
         from .cli import main as command_line
     except ImportError as error:

@@ -87,8 +87,9 @@ def test_installed_without_a_checkout_it_loads_a_policy(installed, tmp_path):
     assert float(total) == pytest.approx(sum(p.double().sum().item() for p in policy.parameters()))
 
 
-def test_installed_without_a_checkout_it_looks(installed, tmp_path):
+def test_installed_without_a_checkout_it_looks_and_compiles_nothing_first(installed, tmp_path, tmp_path_factory):
+    compiled = tmp_path_factory.mktemp("numba")
     done = subprocess.run([sys.executable, "-P", "-m", "lar_core", "look", "pick up the black bowl next to the plate"],
-                          cwd=tmp_path, env=installed, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+                          cwd=tmp_path, env=installed | {"NUMBA_CACHE_DIR": str(compiled)}, capture_output=True, text=True)
+    assert done.returncode == 0 and not list(compiled.iterdir()), done.stderr[-2000:]
     assert list(tmp_path.iterdir()) == [Path(done.stdout.splitlines()[-1])] == [tmp_path / "look.png"]
