@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from moving import GRIPPERS, ROBOMIMIC, TURNS, moving_episode, stored, write_hdf5
 from scipy.spatial.transform import Rotation
 
-from lar_core.data.conventions import Raw, decide
-from lar_core.data.demos import conventions_of, plain, raw_demos, read_episodes
+from lar_core.data.conventions import decide
+from lar_core.data.demos import conventions_of, plain, raw_demos, read_episodes, to_episode
+from lar_core.data.raw import Raw
 from lar_core.run.config import make_config
 from lar_core.run.conventions import CONVENTIONS, stated_conventions
 from lar_core.run.errors import LarError
@@ -97,12 +99,54 @@ def test_two_files_that_differ_are_named_instead_of_one_being_read_wrongly(name,
     assert found.value == "" and found.evidence.startswith("both")
 
 
-@pytest.mark.parametrize(("name", "one", "other"), [("alignment", "before", "after"), ("gripper", "1/0", "-1/1"),
-                                                    ("gripper", "0/1", "1/0")])
-def test_demonstrations_that_differ_inside_one_file_are_noticed(name, one, other):
-    raws = [raw(episode, **{name: value}) for episode, value in zip(EPISODES, (one, one, one, other))]
+@pytest.mark.parametrize("episodes", [EPISODES, BARE], ids=["simulator states", "motion alone"])
+@pytest.mark.parametrize(("name", "one", "other"), [
+    ("alignment", "before", "after"), ("gripper", "1/0", "-1/1"), ("gripper", "0/1", "1/0"), ("actions", "units", "metres"),
+    ("actions", "metres", "units"), ("pictures", "upright", "flipped")])
+def test_demonstrations_that_differ_inside_one_file_are_noticed(episodes, name, one, other):
+    raws = [replace(raw(episode, **{name: value}), where=f"demo_{number}")
+            for number, (episode, value) in enumerate(zip(episodes, (one, one, other, one)))]
     found = verdict(raws, name)
     assert found.value == "" and found.evidence.startswith("both")
+    assert f"{other} in 1 demonstrations (demo_2)" in found.evidence
+
+
+def test_pictures_of_every_file_are_looked_at_and_those_of_every_demonstration_when_it_is_read(tmp_path):
+    many = [moving_episode(seed=seed) for seed in range(20)]
+    files = [raw(episode, f"file_{number // 2}", pictures="rotated" if number > 17 else "upright")
+             for number, episode in enumerate(many)]
+    assert "rotated in 2 demonstrations" in verdict(files, "pictures").evidence
+    one = [replace(raw(episode, pictures="flipped" if number == 7 else "upright"), where=f"demo_{number}",
+                   instruction="lift it")
+           for number, episode in enumerate(many)]
+    found = decide(one)
+    assert found["pictures"] == "upright" and to_episode(one[6], found)
+    with pytest.raises(LarError, match="demo_7: its pictures are flipped .* those of the data set upright: leave this"):
+        to_episode(one[7], found)
+    assert to_episode(one[7], decide(one, {"pictures": "upright"}))  # what is stated goes before what they show
+
+
+def turned_as_told(episode, radians=0.0323):
+    """With commands of turning, and a hand that follows them as robosuite's controller does."""
+    wanted, turn = np.zeros((60, 3)), [Rotation.from_rotvec(episode.ee_ori[0])]
+    wanted[:] = np.repeat(np.random.default_rng(5).uniform(-0.4, 0.4, (12, 3)), 5, axis=0)
+    step = np.zeros(3)
+    for told in wanted[:-1]:
+        step = 0.7 * step + radians * told
+        turn.append(Rotation.from_rotvec(step) * turn[-1])
+    actions = np.hstack([episode.actions[:, :3], wanted, episode.actions[:, 6:]])
+    return replace(episode, actions=actions, ee_ori=np.stack([one.as_rotvec() for one in turn]))
+
+
+@pytest.mark.parametrize(("scale", "value"), [
+    ([1, 1, 1, 1, 1, 1, 1], "units"), ([0.05] * 3 + [0.5] * 3 + [1], "metres"),
+    ([1, 1, 1, 0.5, 0.5, 0.5, 1], ""),  # radians beside units
+    ([0.05] * 3 + [1] * 4, ""),  # units beside metres
+    ([1, 1, 1, -1, -1, -1, 1], "")])  # turned the other way
+def test_turns_must_have_the_scale_of_the_positions(scale, value):
+    raws = [replace(one, actions=one.actions * scale) for one in map(raw, map(turned_as_told, BARE))]
+    found = verdict(raws, "actions")
+    assert found.value == value and " rad achieved a step" in found.evidence
 
 
 def test_a_file_that_names_its_pictures_otherwise_than_they_lie_is_asked_about():
@@ -155,8 +199,38 @@ def test_hdf5_copies_of_every_layout_become_the_same_episodes(tmp_path, layout):
             np.testing.assert_allclose(getattr(episode, name), getattr(wanted, name), atol=1e-6, err_msg=name)
 
 
+def put(key, content):
+    def change(data):
+        demo = data["demo_1"]
+        array = content(demo[key][()])
+        del demo[key]
+        demo[key] = array
+    return change
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (put("obs/agentview_rgb", lambda frames: (frames / 255).astype("f4")), "demo_1: agentview_rgb holds float32 of shape"),
+    (put("obs/eye_in_hand_rgb", lambda frames: frames.transpose(0, 3, 1, 2)), r"uint8 of shape \(60, 3, 16, 16\), but"),
+    (put("obs/ee_pos", lambda rows: rows[:, :2]), "demo_1: ee_pos has 2 numbers a row, but 3 are expected"),
+    (put("obs/joint_states", lambda rows: rows[:, :6]), "demo_1: joint_states has 6 numbers a row, but 7 are expected"),
+    (lambda data: data.attrs.update(num_demos=[1, 2]), r"num_demos is \[1 2\], but there are 4 episodes"),
+    (lambda data: data.attrs.update(problem_info='{"language_instruction": null}'), "problem_info .* correct it, or"),
+])
+def test_what_is_malformed_is_named_instead_of_becoming_something_else(tmp_path, change, message):
+    path = write_hdf5(tmp_path / "a_b_demo.hdf5", EPISODES)
+    with h5py.File(path, "a") as file:
+        change(file["data"])
+    with pytest.raises(LarError, match=message):
+        list(read_episodes(path))
+
+
+def test_a_sentence_may_be_a_list_of_words(tmp_path):
+    told = {"problem_info": '{"language_instruction": ["lift", "it"]}'}
+    path = write_hdf5(tmp_path / "copy.hdf5", EPISODES, attributes=told)
+    assert raw_demos(path)[0].instruction == "lift it"
+
+
 def test_demonstrations_may_have_gaps_in_their_numbers(tmp_path):
-    import h5py
     path = write_hdf5(tmp_path / "a b_demo.hdf5", EPISODES, pictures="rotated")
     with h5py.File(path, "a") as file:
         del file["data/demo_1"]

@@ -215,6 +215,26 @@ def test_missing_damaged_and_short_files_are_named_with_their_episode(folder):
         raw_listed(folder, listed)
 
 
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda frame, _: frame.tolist(), None),
+    (lambda frame, _: (frame / 255).tolist(), r"episode 0: agentview_rgb holds float64 of shape \(60, 32, 32, 3\)"),
+    (lambda frame, _: frame.transpose(2, 0, 1).tolist(), r"uint8 of shape \(60, 3, 32, 32\)"),
+    (lambda frame, t: frame[: 30 + t % 2].tolist(), "observation.images.image holds pictures of different sizes"),
+    (lambda *_: {"bytes": None, "path": None}, "observation.images.image holds a row without a picture")])
+def test_pictures_may_be_numbers_but_not_of_another_kind(tmp_path, episodes, change, message):
+    write_lerobot(tmp_path / "x", episodes[:1], "v2.1")
+    listed = list_episodes(tmp_path / "x")[0]
+    table = pd.read_parquet(tmp_path / "x" / listed.file)
+    whole = _pictures(tmp_path / "x", listed, PICTURES)
+    table["observation.images.image"] = [change(frame, t) for t, frame in enumerate(whole["agentview_rgb"])]
+    table.to_parquet(tmp_path / "x" / listed.file)
+    if message is None:
+        assert (_pictures(tmp_path / "x", listed, PICTURES)["agentview_rgb"] == whole["agentview_rgb"]).all()
+        return
+    with pytest.raises(LarError, match=message):
+        _pictures(tmp_path / "x", listed, PICTURES)
+
+
 @pytest.mark.parametrize("refused", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error"),
                                      pyarrow.lib.ArrowNotImplementedError("Support for codec 'lz4' not built")])
 def test_a_table_that_could_not_be_read_is_not_called_damaged(folder, monkeypatch, refused):

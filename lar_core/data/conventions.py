@@ -13,8 +13,8 @@ were chosen on recordings of the scripted expert, with and without noise, writte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,44 +23,21 @@ from scipy.spatial.transform import Rotation
 
 from ..run.conventions import CONVENTIONS
 from ..run.errors import LarError
-
-METRES, RADIANS = 0.05, 0.5  # what one unit commands in a step: robosuite's default OSC_POSE
-Shown = tuple[str, str]  # what a rule finds, "" where it is not told or told both ways; and the evidence
+from .motion import METRES, RADIANS, Shown, action_scale, alignment, correlation, motion
+from .raw import Raw
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one convention is ("" = not known) and why."""
+    """What one convention is ("" = not known) and why; stated: by the user, whatever the numbers show."""
 
     name: str
     value: str
     evidence: str
+    stated: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} {self.value or 'unknown'} ({self.evidence})"
-
-
-@dataclass(frozen=True)
-class Raw:
-    """One demonstration of T rows as a copy stores it; None for what it lacks.
-
-    where: file and demonstration, for sentences; source: its file; told: conventions that the file itself names.
-    """
-
-    where: str
-    source: str
-    actions: np.ndarray  # (T, 7)
-    pictures: Callable[[Sequence[str]], dict[str, np.ndarray]]  # reads those there are of agentview_rgb, eye_in_hand_rgb
-    state: np.ndarray | None = None  # (T, N), in an order to be found out
-    ee_pos: np.ndarray | None = None  # (T, 3)
-    ee_ori: np.ndarray | None = None  # (T, 3) axis-angle or (T, 4) quaternion x, y, z, w
-    fingers: np.ndarray | None = None  # (T, 2)
-    joint_states: np.ndarray | None = None  # (T, 7)
-    states: np.ndarray | None = None  # (T, S)
-    instruction: str = ""
-    model_file: str = ""
-    init_state: np.ndarray | None = None
-    told: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -115,18 +92,29 @@ def _stated(name: str, shown: Shown, stated: dict[str, str]) -> Verdict:
     if name not in stated or value == "as named":
         return Verdict(name, value, evidence)
     against = f", against the evidence for {value}" if value not in ("", stated[name]) else ""
-    return Verdict(name, stated[name], f"stated{against}; {evidence}")
+    return Verdict(name, stated[name], f"stated{against}; {evidence}", stated=True)
 
 
 def _agreed(rule: Callable[[Sequence[Raw]], Shown], raws: Sequence[Raw]) -> Shown:
-    """A rule's verdict on all demonstrations, unless it would give two files different ones."""
+    """A rule's verdict on all demonstrations, unless it would give two of them, or two files, different ones."""
     files: dict[str, list[Raw]] = {}
     for raw in raws:
         files.setdefault(raw.source, []).append(raw)
-    values = {value: source for source, part in files.items() if (value := rule(part)[0])}
-    if len(values) > 1:
-        return "", "both: " + ", ".join(f"{value} in {source}" for value, source in sorted(values.items()))
+    for kind, parts in (("demonstrations", [(raw.where, [raw]) for raw in raws]), ("files", files.items())):
+        if both := _both([(where, rule(part)[0]) for where, part in parts], kind):
+            return "", both
     return rule(raws)
+
+
+def _both(values: Sequence[tuple[str, str]], kind: str) -> str:
+    """The evidence that parts of a data set (place, and value or "" where none is shown) differ; "" where they do not."""
+    places: dict[str, list[str]] = {}
+    for place, value in values:
+        if value:
+            places.setdefault(value, []).append(place)
+    told = [f"{value} in {len(where)} {kind} ({where[0]}{', ...' * (len(where) > 1)})" for value, where in
+            sorted(places.items())]
+    return f"both: {', '.join(told)}" if len(told) > 1 else ""
 
 
 def ordered(raw: Raw, order: str) -> Raw:
@@ -158,62 +146,7 @@ def commands(actions: np.ndarray, conventions: Conventions) -> np.ndarray:
     return actions
 
 
-# Alignment.
-
-def alignment(raws: Sequence[Raw]) -> Shown:
-    """From simulator states, which are those before the action; otherwise from the motion that commands cause: a step's
-    motion follows from the motion before and from the command that was in force, t's or t + 1's."""
-    votes = [vote for raw in raws if (vote := _state_vote(raw))]
-    before, after = votes.count("before"), votes.count("after")
-    if before and after:
-        return "", f"both: joints equal states[t] in {before} demonstrations, states[t + 1] in {after}"
-    if votes:
-        return votes[0], f"joints equal states[{'t' if before else 't + 1'}] in {len(votes)} of {len(raws)} demonstrations"
-    table = motion(raws)
-    if len(table) < 90:
-        return "", "no simulator states, and too few steps to tell from the motion"
-    neither, own, next_ = (_unexplained(table, columns) for columns in ([1], [1, 2], [1, 3]))
-    shown = f"no simulator states; of the motion, action t leaves {own:.3f} unexplained, action t + 1 {next_:.3f}"
-    if neither <= 1.2 * min(own, next_):
-        return "", f"{shown}, no action {neither:.3f}"
-    return "before" if own < 0.92 * next_ else "after" if own > 1.3 * next_ else "", shown
-
-
-def _state_vote(raw: Raw) -> str:
-    if raw.states is None or raw.joint_states is None or raw.states.shape[1] < 8 or len(raw.states) < 3:
-        return ""
-    arm = raw.states[:, 1:8]
-    same = np.median(np.abs(arm - raw.joint_states).max(axis=1))
-    next_ = np.median(np.abs(arm[1:] - raw.joint_states[:-1]).max(axis=1))
-    if max(same, next_) < 1e-5 or min(same, next_) > 0.25 * max(same, next_):  # it stands still, or neither fits
-        return ""
-    return "before" if same < next_ else "after"
-
-
-def motion(raws: Sequence[Raw]) -> np.ndarray:
-    """(N, 4), a row for each step and axis: metres moved, metres moved in the step before, command t, command t + 1."""
-    rows = [np.zeros((0, 4))]
-    for raw in raws:
-        if raw.ee_pos is not None and len(raw.ee_pos) > 4:
-            moved, wanted = np.diff(raw.ee_pos, axis=0), raw.actions[:, :3]
-            rows.append(np.stack([moved[1:-1], moved[:-2], wanted[1:-2], wanted[2:-1]], axis=-1).reshape(-1, 4))
-    return np.concatenate(rows)
-
-
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's r; 0 for too few numbers or none that vary."""
-    if len(one) < 8 or np.std(one) < 1e-9 or np.std(other) < 1e-9:
-        return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
-
-
-def _unexplained(table: np.ndarray, columns: list[int]) -> float:
-    given, found = table[:, columns], table[:, 0]
-    rest = found - given @ np.linalg.lstsq(given, found, rcond=None)[0]
-    return float((rest ** 2).sum() / max((found ** 2).sum(), 1e-12))
-
-
-# Gripper, and scale of the actions.
+# Gripper.
 
 GRIPPER_DELAY = 3  # steps after which fingers have clearly begun to follow
 
@@ -247,25 +180,9 @@ def _follows(raws: Sequence[Raw]) -> float:
     return correlation(*map(np.concatenate, zip(*known))) if known else 0.0
 
 
-def action_scale(raws: Sequence[Raw]) -> Shown:
-    """From the motion that a lasting command ends in, in metres a step."""
-    peak, table = max(float(np.abs(raw.actions[:, :6]).max()) for raw in raws), motion(raws)
-    if len(table) < 24:
-        return "", f"too few steps to tell from the motion, largest number {peak:.3g}"
-    columns = min(([1, 2], [1, 3]), key=lambda columns: _unexplained(table, columns))
-    kept, gain = np.linalg.lstsq(table[:, columns], table[:, 0], rcond=None)[0]
-    ratio = float(gain / max(1 - kept, 0.05))
-    shown = f"{ratio:.4f} m achieved a step per number commanded, largest number {peak:.3g}"
-    if peak > 1.001:
-        return "", f"{shown}, outside [-1, 1]"
-    if _unexplained(table, [1]) <= 1.2 * _unexplained(table, columns):
-        return "", f"{shown}, but the motion hardly depends on it"
-    return "units" if 0.004 <= ratio <= 0.03 else "metres" if 0.08 <= ratio <= 0.6 else "", shown
-
-
 # Pictures.
 
-_LOOKED_AT = 8  # demonstrations whose pictures are looked at, spread over all
+_LOOKED_AT = 8  # demonstrations whose pictures are looked at, spread over all, beside the first one of every file
 _GAP = 8  # rows between two pictures that are compared
 _OPENGL = {"opengl": "rotated", "opencv": "mirrored"}  # macros_image_convention of robosuite
 _CAMERA = np.array([0.6586131746834771, 0.0, 1.6103500240372423])  # agentview of LIBERO's tabletop scenes, metres
@@ -278,12 +195,20 @@ def pictures_of(raws: Sequence[Raw]) -> Shown:
     told = {_OPENGL.get(raw.told["pictures"], raw.told["pictures"]) for raw in raws if "pictures" in raw.told}
     if len(told) > 1:
         return "", f"both: files name {' and '.join(sorted(told))}"
-    chosen = sorted(set(np.linspace(0, len(raws) - 1, _LOOKED_AT).round().astype(int).tolist()))
-    seen, shown = _turn(np.concatenate([np.zeros((0, 4)), *(_track(raws[number]) for number in chosen)]))
+    chosen = {*np.linspace(0, len(raws) - 1, _LOOKED_AT).round().astype(int).tolist(), *_first_of_files(raws)}
+    tracks = [(raws[number].where, _track(raws[number].ee_pos, raws[number].pictures(("agentview_rgb",))))
+              for number in sorted(chosen)]
+    if both := _both([(where, _turn(track)[0]) for where, track in tracks], "demonstrations"):
+        return "", both
+    seen, shown = _turn(np.concatenate([np.zeros((0, 4)), *(track for _, track in tracks)]))
     named = next(iter(told), "")
     if named and seen not in ("", named):
         return "", f"both: the file names {named}, but {shown} says {seen}"
     return (named, f"named in the file; {shown}") if named else (seen, shown)
+
+
+def _first_of_files(raws: Sequence[Raw]) -> list[int]:
+    return list({raw.source: number for number, raw in reversed(list(enumerate(raws)))}.values())
 
 
 def projected(places: np.ndarray) -> np.ndarray:
@@ -293,10 +218,22 @@ def projected(places: np.ndarray) -> np.ndarray:
     return focal * seen[:, :2] * [1, -1] / -seen[:, 2:]
 
 
-def _track(raw: Raw) -> np.ndarray:
+def check_turn(raw: Raw, pictures: Mapping[str, np.ndarray], conventions: Conventions) -> None:
+    """Raise LarError for a demonstration whose pictures show that they lie otherwise than those of its data set.
+
+    Not all of them were looked at when that was decided. What was stated goes before what they show.
+    """
+    agreed = next(verdict for verdict in conventions.verdicts if verdict.name == "pictures")
+    seen, shown = _turn(_track(raw.ee_pos, pictures))
+    if seen not in ("", agreed.value) and not agreed.stated:
+        raise LarError(f"{raw.where}: its pictures are {seen} ({shown}), those of the data set {agreed.value}: leave this "
+                       f"demonstration out, or state what is right for all, --set demos_conventions=pictures={seen}.")
+
+
+def _track(hand: np.ndarray | None, pictures: Mapping[str, np.ndarray]) -> np.ndarray:
     """Where pictures change between rows t and t + _GAP, beside where a true picture shows the hand: (N, 4) of
     column, row, column, row, all from the middle and in widths of a picture; (0, 4) for no pictures."""
-    frames, hand, rows = raw.pictures(("agentview_rgb",)).get("agentview_rgb"), raw.ee_pos, []
+    frames, rows = pictures.get("agentview_rgb"), []
     if hand is not None and frames is not None and frames.ndim == 4 and len(frames) == len(hand):
         for t in range(0, len(frames) - _GAP, 2):
             changed = np.abs(frames[t + _GAP].astype(np.float32) - frames[t]).mean(axis=-1)

@@ -47,7 +47,7 @@ from tqdm.auto import tqdm
 
 from ..run.errors import LarError, reading
 from ..run.files import atomic_path
-from .conventions import Conventions, Raw, Verdict, commands, decide, ordered, turned
+from .conventions import Conventions, Verdict, check_turn, commands, decide, ordered, turned
 from .episode import (
     AGAIN,
     ARRAYS,
@@ -63,6 +63,7 @@ from .episode import (
     read_json,
     read_sentence,
 )
+from .raw import Raw
 
 _OURS = "before_action"  # value of the attribute observation_time; other people's files do not have it
 
@@ -249,6 +250,7 @@ NAMES = {  # what we call it: what copies call it, the more telling name first
     "state": ("observation.state", "state", "robot_states"),
 }
 PICTURES = ("agentview_rgb", "eye_in_hand_rgb")
+_WIDTHS = {"ee_pos": [3], "ee_ori": [3, 4], "ee_states": [6, 7], "fingers": [2], "joint_states": [7]}  # numbers a row
 _NUMBERS = tuple(name for name in NAMES if name not in PICTURES)
 _WORDS = (("akita ", ""), ("pick the ", "pick up the "), ("cookies box", "cookie box"), ("top layer", "top drawer"))
 
@@ -286,7 +288,9 @@ def raw_demos(path: Path | str) -> list[Raw]:
 def to_episode(raw: Raw, conventions: Conventions) -> Episode:
     """A copy's demonstration as an Episode. Raises LarError for what is missing, misshapen, or no command."""
     raw = ordered(raw, conventions["state"])
-    pictures = {name: turned(frames, conventions["pictures"]) for name, frames in raw.pictures(PICTURES).items()}
+    stored = raw.pictures(PICTURES)
+    check_turn(raw, stored, conventions)
+    pictures = {name: turned(frames, conventions["pictures"]) for name, frames in stored.items()}
     if "agentview_rgb" not in pictures:
         raise LarError(f"{raw.where}: no picture of the scene is there; it may be called "
                        f"{', '.join(NAMES['agentview_rgb'])}.")
@@ -330,12 +334,23 @@ def check_numbers(arrays: Mapping[str, np.ndarray | None], where: str) -> None:
         if array is not None and (array.ndim != 2 or len(array) != len(actions)):
             raise LarError(f"{where}: {name} has shape {array.shape}, but {len(actions)} rows are expected, as many as "
                            "there are actions.")
+        if array is not None and array.shape[1] not in _WIDTHS.get(name, [array.shape[1]]):
+            raise LarError(f"{where}: {name} has {array.shape[1]} numbers a row, but {' or '.join(map(str, _WIDTHS[name]))} "
+                           "are expected.")
         if array is not None and not np.isfinite(array).all():
             raise LarError(f"{where}: {name} is not a finite number (NaN or infinite) at step "
                            f"{int(np.argwhere(~np.isfinite(array))[0][0])}: leave this demonstration out.")
     if arrays.get("state") is None and any(arrays.get(name) is None for name in ("ee_pos", "ee_ori", "fingers")):
         raise LarError(f"{where}: the hand's position, orientation or fingers are missing; they may be called "
                        f"{', '.join(NAMES['ee_pos'] + NAMES['ee_ori'] + NAMES['fingers'] + NAMES['state'])}.")
+
+
+def check_pictures(pictures: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise LarError unless all are uint8 (T, H, W, 3): numbers of another kind would become black pictures."""
+    for name, frames in pictures.items():
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3:
+            raise LarError(f"{where}: {name} holds {frames.dtype} of shape {frames.shape}, but uint8 (T, height, width, 3), "
+                           "red first, is expected: convert this copy first.")
 
 
 def _raw(file: h5py.File, name: str, path: Path | str) -> Raw:
@@ -369,7 +384,9 @@ def _pictures(path: Path | str, name: str, wanted: Sequence[str]) -> dict[str, n
     with open_demos(path) as file:
         group = demo_group(file, name, path)
         found = {what: _found(group, what, f"{path}, {name}") for what in wanted}
-    return {what: frames for what, frames in found.items() if frames is not None}
+    pictures = {what: frames for what, frames in found.items() if frames is not None}
+    check_pictures(pictures, f"{path}, {name}")
+    return pictures
 
 
 def _paired(episode: Episode) -> Episode:

@@ -150,7 +150,7 @@ def demo_names(file: h5py.File, path: Path | str) -> list[str]:
                    key=lambda name: int(name[5:]))
     if not names:
         raise LarError(f"{path}: group data has no episode; demo_0, demo_1, ... are expected.")
-    if file["data"].attrs.get("num_demos", len(names)) != len(names):
+    if np.any(file["data"].attrs.get("num_demos", len(names)) != len(names)):
         raise LarError(f"{path}: num_demos is {file['data'].attrs['num_demos']}, but there are {len(names)} episodes.")
     return names
 
@@ -186,8 +186,9 @@ def read_sentence(file: h5py.File, path: Path | str) -> str:
     if "problem_info" not in file["data"].attrs and " " in name:
         return name
     try:
-        return str(json.loads(file["data"].attrs["problem_info"])["language_instruction"]).strip('" ')
+        told = json.loads(file["data"].attrs["problem_info"])["language_instruction"]
+        return (told if isinstance(told, str) else " ".join(told)).strip('" ')  # some have a list of words
     except (KeyError, TypeError, ValueError) as error:
         raise LarError(f"{path}: the attribute problem_info of group data is missing or not JSON with a "
-                       "language_instruction, which says what the robot was told, and the file's name is no sentence "
-                       "either.") from error
+                       "language_instruction, which says what the robot was told: correct it, or remove it from a file "
+                       "whose name is the sentence.") from error

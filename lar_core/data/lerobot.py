@@ -24,9 +24,10 @@ from tqdm.auto import tqdm
 
 from ..run.errors import LarError, reading, unknown, unreadable
 from ..run.files import read_jsonl
-from .conventions import Conventions, Raw, decide
-from .demos import NAMES, PICTURES, check_numbers, name_in, parts_of, plain, to_episode
+from .conventions import Conventions, decide
+from .demos import NAMES, PICTURES, check_numbers, check_pictures, name_in, parts_of, plain, to_episode
 from .episode import Episode
+from .raw import Raw
 
 META = "meta/*"  # what must be there, as a pattern for a download, before `list_episodes` can be asked
 AGAIN = "delete it, and download it again"
@@ -194,22 +195,35 @@ def _pictures(folder: Path, listed: Listed, wanted: Sequence[str]) -> dict[str, 
     keys = {what: name for what in wanted if (name := name_in(features, what))}
     videos = {key: (path, first) for key, path, first in listed.videos}
     in_table = [key for key in keys.values() if key not in videos]
-    rows = _rows(folder, listed, in_table) if in_table else []
-    return {what: _frames(folder / videos[key][0], videos[key][1], listed) if key in videos else
-            np.stack([_picture(folder, row[key], f"{folder / listed.file}, episode {listed.number}, {key}") for row in rows])
-            for what, key in keys.items()}
+    rows, where = _rows(folder, listed, in_table) if in_table else [], f"{folder / listed.file}, episode {listed.number}"
+    found = {what: _frames(folder / videos[key][0], videos[key][1], listed) if key in videos else
+             _stacked([_picture(folder, row[key], f"{where}, {key}") for row in rows], f"{where}, {key}")
+             for what, key in keys.items()}
+    check_pictures(found, where)
+    return found
 
 
 def _picture(folder: Path, value: dict | bytes | list, where: str) -> np.ndarray:
-    """One picture (H, W, 3) uint8: bytes, a path in the data set, or its numbers."""
+    """One picture (H, W, 3): bytes, a path in the data set, or its numbers."""
     from PIL import Image
 
     with reading(where, AGAIN, OSError, SyntaxError):
         if isinstance(value, dict):
-            value = value["bytes"] or (folder / value["path"]).read_bytes()
+            if not (value.get("bytes") or value.get("path")):
+                raise LarError(f"{where} holds a row without a picture: leave this episode out, or download the file again.")
+            value = value.get("bytes") or (folder / value["path"]).read_bytes()
         if isinstance(value, bytes):
             return np.asarray(Image.open(io.BytesIO(value)).convert("RGB"))
-    return np.asarray(value, dtype=np.uint8)
+    numbers = np.asarray(value)
+    whole = np.issubdtype(numbers.dtype, np.integer) and numbers.size and numbers.min() >= 0 and numbers.max() <= 255
+    return numbers.astype(np.uint8) if whole else numbers
+
+
+def _stacked(frames: list[np.ndarray], where: str) -> np.ndarray:
+    if len(sizes := {frame.shape for frame in frames}) > 1:
+        raise LarError(f"{where} holds pictures of different sizes ({', '.join(map(str, sorted(sizes)))}): leave this "
+                       "episode out.")
+    return np.stack(frames)
 
 
 def _frames(path: Path, first: int, listed: Listed) -> np.ndarray:

@@ -9,9 +9,10 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..data import lerobot
-from ..data.conventions import Conventions, Raw, Verdict, decide, turned
+from ..data.conventions import Conventions, Verdict, decide, turned
 from ..data.demos import made_here, plain, raw_demos
 from ..data.episode import hdf5_files
+from ..data.raw import Raw
 from ..run.conventions import CONVENTIONS
 from ..run.errors import LarError
 from ..run.files import atomic_path

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..data import lerobot
-from ..data.conventions import Conventions, Raw, Verdict
+from ..data.conventions import Conventions, Verdict
 from ..data.demos import (
     Episode,
     conventions_of,
@@ -32,6 +32,7 @@ from ..data.demos import (
 from ..data.episode import hdf5_files, resize_episode
 from ..data.hub import download, entry, offered
 from ..data.lerobot import META, Listed, list_episodes, read_listed
+from ..data.raw import Raw
 from ..run.config import RunConfig
 from ..run.conventions import stated_conventions
 from ..run.errors import LarError
