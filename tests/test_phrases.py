@@ -163,7 +163,9 @@ SQUARE = [2, 3, 6, 3, 6, 9, 2, 9]
     ([[2, 3, 6, 3, 6]], "mask is empty"), ([[50, 50, 60, 50, 60, 60]], "mask is empty"),
     ([[2, 3, float("nan"), 3, 6, 9]], "mask is damaged"), ({"counts": [121], "size": list(SIZE)}, "mask is damaged"),
     ({"counts": [192], "size": [16, 12]}, "another size than its picture"), ({"size": list(SIZE)}, "mask is damaged"),
-    ({"counts": None, "size": list(SIZE)}, "mask is damaged"), ([None], "mask is damaged")])
+    ({"counts": None, "size": list(SIZE)}, "mask is damaged"), ([None], "mask is damaged"),
+    ({"counts": "zzzzz", "size": list(SIZE)}, "mask is damaged"), ({"counts": b"\x00\xff", "size": list(SIZE)}, "damaged"),
+    ({"counts": "1", "size": list(SIZE)}, "mask is damaged"), ({"counts": "`", "size": list(SIZE)}, "mask is damaged")])
 def test_a_mask_that_is_none_is_unusable_and_its_box_does_not_stand_in(mask, reason):
     with pytest.raises(Unusable, match=reason):
         Place(((2, 3, 6, 9),), mask).pixels(*SIZE)
@@ -178,6 +180,26 @@ def test_an_outline_of_too_few_numbers_beside_a_whole_one_adds_nothing():
 def test_a_box_without_a_pixel_of_the_picture_is_unusable(box):
     with pytest.raises(Unusable, match="no pixel of the picture"):
         Place((box,)).pixels(*SIZE)
+
+
+def test_run_lengths_as_a_text_are_read_as_pycocotools_reads_healthy_ones():
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5, 0.9):
+        pixels = rng.random((40, 300)) < share
+        pixels[:, 60:200] = True  # runs of thousands
+        text = coco_masks.encode(np.asfortranarray(pixels.astype(np.uint8)))
+        np.testing.assert_array_equal(Place(mask=text).pixels(40, 300), pixels)
+        with pytest.raises(Unusable, match="mask is damaged"):
+            Place(mask=text | {"counts": text["counts"][:-3]}).pixels(40, 300)
+
+
+@pytest.mark.parametrize("box", [["1", "2", "3", "4"], [1, 2, 3], [1, 2, None, 4], None])
+def test_a_box_that_is_not_four_numbers_is_no_place(tmp_path, box):
+    folder = visual_genome(tmp_path)
+    (folder / "region_descriptions.json").write_text(json.dumps([{"id": 1, "regions": [
+        {"phrase": "a cup", **dict(zip(("x", "y", "width", "height"), [*(box or []), *[None] * 4]))}]}]))
+    with pytest.raises(Unusable, match="has no place"):
+        next(phrases("visual_genome", folder)).named.pixels(*SIZE)
 
 
 def test_of_two_boxes_the_one_outside_adds_nothing():

@@ -191,20 +191,36 @@ def _decode(mask: list | dict, height: int, width: int) -> np.ndarray:
             runs = coco_masks.merge(coco_masks.frPyObjects(outlines, height, width)) if outlines else None
         elif list(mask["size"]) != [height, width]:
             raise Unusable("its mask has another size than its picture")
-        elif isinstance(mask["counts"], list):
-            if sum(mask["counts"]) != height * width or min(mask["counts"]) < 0:
-                raise ValueError("the runs do not fill the picture")
-            runs = coco_masks.frPyObjects(mask, height, width)
         else:
-            runs = {"size": [height, width], "counts": mask["counts"]}
+            counts = mask["counts"] if isinstance(mask["counts"], list) else _run_lengths(mask["counts"])
+            if sum(counts) != height * width or min(counts) < 0:
+                raise ValueError("the runs do not fill the picture")
+            runs = coco_masks.frPyObjects({"size": [height, width], "counts": counts}, height, width)
         return np.zeros((height, width), dtype=bool) if runs is None else coco_masks.decode(runs).astype(bool)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise Unusable("its mask is damaged") from error
 
 
+def _run_lengths(text: str | bytes) -> list[int]:
+    """COCO's run lengths out of their text: five bits a sign, the lowest first, each from the third on as the difference to
+    the one two before. pycocotools decodes damaged ones to whatever lies in memory. Raises IndexError for a cut one."""
+    signs, counts = [sign - 48 for sign in (text.encode() if isinstance(text, str) else text)], []
+    while signs:
+        bits = number = 0
+        while True:
+            sign = signs.pop(0)
+            number |= (sign & 31) << bits
+            bits += 5
+            if not sign & 32:
+                break
+        number -= (1 << bits) if sign & 16 else 0
+        counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+    return counts
+
+
 def _corner(box: tuple | list | None) -> tuple[Box, ...]:
     """COCO's (left, top, width, height) as the one box of a place; none where the four are not there."""
-    if box is None or len(box) != 4 or None in box:
+    if box is None or len(box) != 4 or not all(isinstance(edge, int | float) for edge in box):
         return ()
     left, top, width, height = box
     return ((left, top, left + width, top + height),)
