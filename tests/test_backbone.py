@@ -4,8 +4,9 @@ import warnings
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoProcessor, PaliGemmaForConditionalGeneration
+from transformers import AutoProcessor, PaliGemmaForConditionalGeneration, PreTrainedTokenizerFast
 
 from lar_core.model.backbone import past_name
 from lar_core.model.paligemma import load_backbone
@@ -115,6 +116,18 @@ def test_a_line_break_ends_the_prompt_and_is_refused(backbone, sentence):
 def test_nothing_is_no_instruction(backbone, sentence):
     with pytest.raises(LarError, match="instruction is empty"):
         backbone.tokenise([sentence])
+
+
+def test_a_tokenizer_with_fewer_words_does_not_read_all_others_as_one(backbone, monkeypatch):
+    words = {word: number for number, word in enumerate(("<pad>", "<unk>", "<bos>", "pick", "up", "the", "bowl"))}
+    reader = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    reader.pre_tokenizer = pre_tokenizers.Whitespace()
+    fewer = PreTrainedTokenizerFast(tokenizer_object=reader, pad_token="<pad>", unk_token="<unk>", bos_token="<bos>")
+    monkeypatch.setattr(backbone.processor, "tokenizer", fewer)
+    monkeypatch.setattr(backbone, "_prefixes", {})
+    backbone.tokenise(["pick up the bowl"])
+    with pytest.raises(LarError, match="does not know 'ramekin'"):
+        backbone.tokenise(["pick up the ramekin"])
 
 
 def test_a_page_of_text_is_refused_and_a_long_sentence_is_not(backbone):

@@ -102,7 +102,7 @@ class Backbone(nn.Module):
         """Tokenise as PaliGemma's own processor does.
 
         Raises LarError for an instruction that is none: empty, of several lines, with one of the tokenizer's special
-        tokens in it, or longer than LONGEST.
+        tokens or a word unknown to it, or longer than LONGEST.
         """
         rows = [torch.tensor(self._token_ids(instruction)) for instruction in instructions]
         ids = pad_sequence(rows, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)  # (B, P + L)
@@ -238,6 +238,9 @@ class Backbone(nn.Module):
         if (length := len(tokenizer.tokenize(instruction))) > LONGEST:
             raise LarError(f"The instruction {instruction[:60]!r}... has {length} tokens, but at most {LONGEST} are taken: "
                            "say it in one sentence.")
+        if unread := [word for word in instruction.split() if tokenizer.unk_token in tokenizer.tokenize(word)]:
+            raise LarError(f"The backbone's tokenizer does not know {unread[0]!r}, and all words that it does not know are "
+                           "the same to it: say it in other words, or use the tokenizer of the whole vocabulary.")
 
 
 @cache
