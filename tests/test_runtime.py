@@ -117,13 +117,16 @@ def test_who_leaves_a_group_passes_none_of_it_on(leftovers):
     assert not (LEFT | ELASTIC).keys() & os.environ.keys()
 
 
-def test_no_more_threads_than_a_container_grants(monkeypatch):
+@pytest.mark.parametrize("asked", [None, "0", "", "-1", "all", "3", "3,1"])
+def test_no_more_threads_than_a_container_grants_unless_a_number_is_asked_for(monkeypatch, asked):
     before = torch.get_num_threads()
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.setattr(runtime, "cores", lambda: 1)
     torch.set_num_threads(3)
     try:
         runtime.use_cores()
-        assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == (3 if asked in ("3", "3,1") else 1)
     finally:
         torch.set_num_threads(before)

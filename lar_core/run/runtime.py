@@ -67,8 +67,12 @@ def mixed_precision(precision: str, on: torch.device) -> str:
 
 
 def use_cores() -> None:
-    """Let PyTorch compute on no more cores than this process may load: it does not see a container's quota."""
-    if "OMP_NUM_THREADS" not in os.environ:
+    """Let PyTorch compute on no more cores than this process may load: it does not see a container's quota.
+
+    OMP_NUM_THREADS is obeyed where it is a number of threads; OpenMP takes all cores where it is anything else.
+    """
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if not (asked.isdecimal() and int(asked)):
         torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
