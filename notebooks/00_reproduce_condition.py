@@ -16,7 +16,7 @@
 #
 # | | free Colab T4, `t4` | two CPU cores, `tiny` |
 # |---|---|---|
-# | time | 3½ of the 4 hours that a session usually lasts (computed, not yet measured) | 15 to 20 minutes |
+# | time | 3½ of the 4 hours that a session usually lasts (computed, not yet measured) | about 20 minutes after the installation |
 # | memory | 9 GiB of the GPU (computed) | 4 GiB |
 # | needed | a Hugging Face token for PaliGemma's weights | nothing |
 
