@@ -204,7 +204,8 @@ def _decode(mask: list | dict, height: int, width: int) -> np.ndarray:
 def _run_lengths(text: str | bytes) -> list[int]:
     """COCO's run lengths out of their text: five bits a sign, the lowest first, each from the third on as the difference to
     the one two before. pycocotools decodes damaged ones to whatever lies in memory. Raises IndexError for a cut one."""
-    signs, counts = [sign - 48 for sign in (text.encode() if isinstance(text, str) else text)], []
+    signs = [sign - 48 for sign in (text.encode() if isinstance(text, str) else text)]
+    counts: list[int] = []
     while signs:
         bits = number = 0
         while True:

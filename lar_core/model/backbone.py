@@ -10,10 +10,9 @@ alone, through weights that never change, so that those states can be computed o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -199,11 +198,11 @@ class Backbone(nn.Module):
         model, new = self.vlm.model.language_model, states.shape[1]
         allowed = prefix_lm_mask(mask.bool(), prefix)[:, :, -new:]
         positions = mask.cumsum(dim=1)[:, -new:]  # PaliGemma counts from 1; padding before the suffix is skipped
-        rotary = model.rotary_emb(states, position_ids=positions)
+        rotary, given = model.rotary_emb(states, position_ids=positions), {past_name(model.layers[-1].forward): past}
         for index in layers:
             states = model.layers[index](states, attention_mask=allowed, position_ids=positions,
                                          position_embeddings=rotary, use_cache=past is not None,
-                                         saliency_tap=ACTIVE.get(), **{past_name(type(model.layers[index])): past})
+                                         saliency_tap=ACTIVE.get(), **given)
             if states_of is not None:
                 states_of.append(states)
         return states
@@ -243,10 +242,9 @@ class Backbone(nn.Module):
                            "the same to it: say it in other words, or use the tokenizer of the whole vocabulary.")
 
 
-@cache
-def past_name(layer: type[nn.Module]) -> str:
-    """What a layer calls the keys and values that it is given: from transformers 5.24 on `cache`."""
-    return "cache" if "cache" in inspect.signature(layer.forward).parameters else "past_key_values"
+def past_name(forward: Callable) -> str:
+    """What a layer's `forward` calls the keys and values that it is given: from transformers 5.24 on `cache`."""
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def prefix_lm_mask(valid: Tensor, prefix: int) -> Tensor:
