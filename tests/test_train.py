@@ -18,7 +18,7 @@ from test_demos import make_episode
 
 from lar_core.data.dataset import Stats, load_split, make_dataset
 from lar_core.data.demos import merge_episodes, write_episode
-from lar_core.model.policy import load_policy
+from lar_core.model.policy import Policy, load_policy
 from lar_core.model.tiny import build_tiny, prepare_backbone
 from lar_core.model.train import Trainer, rate, train
 from lar_core.run.config import PROFILES, make_config
@@ -164,6 +164,23 @@ def test_a_signal_to_stop_saves_the_step_that_is_under_way(new_run, demos, monke
     with pytest.raises(Stopped) as stopped:
         train(run, [demos])
     assert [path.name for path in run.checkpoints()] == ["step_000003"] and stopped.value.status == 128 + signals[0]
+
+
+@pytest.mark.parametrize(("at", "steps"), [(2, [2, 3]), (4, [2, 4])], ids=["in the middle", "the last one"])
+def test_a_signal_while_a_checkpoint_is_written_leaves_it_whole_and_is_heard(new_run, demos, monkeypatch, at, steps):
+    run, save = new_run("run", samples=4, batch_size=1, checkpoint_every=2), Policy.save
+
+    def told_to_stop(policy, path):
+        if path.parent.name.startswith(f".step_{at:06d}"):
+            signal.raise_signal(signal.SIGTERM)
+        save(policy, path)
+    monkeypatch.setattr(Policy, "save", told_to_stop)
+    with pytest.raises(Stopped):
+        train(run, [demos])
+    assert [path.name for path in run.checkpoints()] == [f"step_{step:06d}" for step in steps]
+    assert all((path / "trainer.pt").exists() for path in run.checkpoints())
+    train(run, [demos])
+    assert run.trained
 
 
 def test_training_runs_in_another_thread_than_the_main_one(new_run, demos):

@@ -198,6 +198,8 @@ class Trainer:
                 if stopping:
                     raise Stopped(*interrupted[:1])
                 bar.update()
+        if interrupted:  # while the last checkpoint was written
+            raise Stopped(*interrupted[:1])
 
     def one_step(self) -> dict[str, float]:
         """One optimiser step; returns the row for metrics.jsonl.
