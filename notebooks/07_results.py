@@ -24,6 +24,9 @@
 PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
 CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 STUDY = "first"  # @param ["first", "small"] {allow-input: true}
+KEPT = "modality"  # @param ["modality"] {allow-input: true}
+ARMS = "action_only, deaf, blind, blind_deaf"  # @param {type: "string"}
+PLACEMENT = "official"  # @param ["official", "wide", "counterfactual"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 REPOSITORY = "https://github.com/OWNER/la-reconvla"  # @param {type: "string"}
 
@@ -139,6 +142,26 @@ show(figures.differences(study["comparisons"], study["study"]["reference"]))
 # %%
 notebook.tell(row["sentence"] for row in study["comparisons"])
 notebook.tell(findings.caveats(study))
+
+# %% [markdown]
+# ## A study that is kept
+#
+# `modality` asks what LIBERO-Spatial needs: the same recipe with eyes and ears, deaf, blind, and blind and deaf, on all ten tasks.
+# The planned study of masking (`docs/plan.md`) will be `answer/answer`, when it has been run. Choose arms and a placement in the form
+# above.
+
+# %%
+from lar_core.measure.study import STUDY
+from lar_core.show.answer import answer_figure, chosen
+
+some = chosen(STUDY.load(kept / f"{KEPT}.json"), ARMS.split(", "), PLACEMENT)
+show(success_bars(report.study_bars(some)))
+show(answer_figure(some) if some["answers"] else
+     figures.differences(some["comparisons"], some["study"]["reference"]))
+
+# %%
+notebook.tell(row["sentence"] for row in some["answers"] or some["comparisons"])
+notebook.tell(findings.caveats(some))
 
 # %% [markdown]
 # ## What to take along

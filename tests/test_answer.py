@@ -12,6 +12,7 @@ from lar_core.measure.plan import PlanSection, answers
 from lar_core.measure.study import STUDY, compare_arms
 from lar_core.run.errors import LarError
 from lar_core.show.answer import answer_figure, chosen, findings_page, kept_studies
+from lar_core.show.rates import modality_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +36,13 @@ def test_every_number_on_the_page_is_the_studys(made, tmp_path):  # noqa: F811
     changed = copy.deepcopy(document)
     changed["answers"][0]["verdict"] = "undecided"
     assert findings_page([changed]) != page
+
+
+def test_the_table_of_image_and_sentence_is_what_the_kept_study_says():
+    study, page = STUDY.load(ROOT / "results" / "modality.json"), (ROOT / "results" / "README.md").read_text()
+    rows = modality_table(study["arms"], "action_only", study["study"]["placements"])
+    assert len(rows) == 6 and all(f"| {' | '.join(row)} |" in page for row in rows)
+    assert study["provenance"]["commit"] in page
 
 
 def test_a_reader_chooses_arms_and_a_placement(made):  # noqa: F811
