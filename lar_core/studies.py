@@ -33,7 +33,7 @@ from .show.report import write_study_page
 from .steps import make_demos, make_report, reproduce, roll_out_policy, scores, train_both
 
 Runs = dict[tuple[str, int], Run]  # of a condition and a seed
-KEPT = ("config.yaml", PLANNED, "results.json", "rollouts.jsonl")  # files of a finished run that a study needs
+KEPT = ("config.yaml", PLANNED, "results.json", ROLLOUTS)  # files of a finished run that a study needs
 
 
 def run_study(study: Study, folder: Path | None = None, data: Path = DATA, workers: int | None = None,

@@ -32,6 +32,7 @@ def test_every_number_on_the_page_is_the_studys(made, tmp_path):  # noqa: F811
                   "| `attention_mask` | 2 | 34/40 (71 to 93 %) |", document["answers"][0]["sentence"],
                   "Each seed: +15, +20, +18 points", study.plan.sha256[:12]):
         assert words in page, words
+    assert page.count("|\n|---|") == 2 and "|\n\n|" not in page  # a table's head stands on its rule
     assert answer_figure(document).axes[0].get_yticklabels()[0].get_text() == "attention_mask − action_only, 3 seeds"
     changed = copy.deepcopy(document)
     changed["answers"][0]["verdict"] = "undecided"
