@@ -11,14 +11,16 @@ from test_study import made  # noqa: F401  (a fixture)
 from lar_core.measure.plan import PlanSection, answers
 from lar_core.measure.study import STUDY, compare_arms
 from lar_core.run.errors import LarError
-from lar_core.show.answer import answer_figure, chosen, findings_page, kept_studies
+from lar_core.show.answer import BEGIN, END, answer_figure, chosen, findings_page, kept_studies, with_answer
 from lar_core.show.rates import modality_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_the_page_is_what_the_kept_studies_say():
-    assert (ROOT / "docs" / "findings.md").read_text() == findings_page(kept_studies(ROOT / "results" / "answer"))
+    studies, readme = kept_studies(ROOT / "results" / "answer"), (ROOT / "README.md").read_text()
+    assert (ROOT / "docs" / "findings.md").read_text() == findings_page(studies)
+    assert readme == with_answer(readme, studies)
 
 
 def test_every_number_on_the_page_is_the_studys(made, tmp_path):  # noqa: F811
@@ -27,11 +29,14 @@ def test_every_number_on_the_page_is_the_studys(made, tmp_path):  # noqa: F811
     document["answers"] = answers(study.plan, {("attention_mask", "action_only"): outcomes((15, 20, 18, 22, 16))}, 5, "wide")
     document["plan"] = PlanSection(document="plan.md", sha256=study.plan.sha256, margin=0.1, planned=5).model_dump()
     STUDY.save(tmp_path / "kept" / "answer.json", document)
-    page = findings_page(kept_studies(tmp_path / "kept"))
+    page, readme = findings_page(kept_studies(tmp_path / "kept")), with_answer(f"a{BEGIN}old{END}z", [document])
     for words in ("attention_mask beside action_only: helps** (mine, 3 of 5 planned seeds, +18 points",
                   "| `attention_mask` | 2 | 34/40 (71 to 93 %) |", document["answers"][0]["sentence"],
                   "Each seed: +15, +20, +18 points", study.plan.sha256[:12]):
         assert words in page, words
+    assert "attention_mask beside action_only: helps** (mine, 3 of 5" in readme and "| 2 | 34/40 (71 to 93 %) |" in readme
+    assert readme.startswith(f"a{BEGIN}\n- ") and readme.endswith(f"{END}z") and "old" not in readme
+    assert "|\n|---|" in readme and "|\n\n|" not in readme
     assert page.count("|\n|---|") == 2 and "|\n\n|" not in page  # a table's head stands on its rule
     assert answer_figure(document).axes[0].get_yticklabels()[0].get_text() == "attention_mask − action_only, 3 seeds"
     changed = copy.deepcopy(document)

@@ -1,4 +1,4 @@
-"""docs/findings.md and its figure, from the studies that are kept in results/answer/: no number is written by hand."""
+"""docs/findings.md, its figure and README's part, from the studies kept in results/answer/: no number is written by hand."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from .report import fill_template
 SHOWN = {"energy": "saliency on the named bowl", "target_minus_distractor": "named minus other bowl",
          "agreement": "agreement with what mattered", "position": "named bowl read from the patches (cm)",
          "pull": "gradient of reconstruction / actions", "action_l1": "held-out action error"}  # those that do not saturate
+
+BEGIN, END = "<!-- written by scripts/write_findings.py -->", "<!-- end of what it writes -->"  # in README.md
 
 
 def kept_studies(folder: Path) -> list[dict]:
@@ -47,6 +49,13 @@ def chosen(study: dict, conditions: Sequence[str], placement: str) -> dict:
 def findings_page(studies: Sequence[dict]) -> str:
     """The text of docs/findings.md."""
     return fill_template("findings.md", studies=studies, shown=SHOWN, solved=_solved, points=_points, backbone=_backbone)
+
+
+def with_answer(readme: str, studies: Sequence[dict]) -> str:
+    """The text of README.md with what the studies say between its two marks."""
+    before, rest = readme.split(BEGIN)
+    part = fill_template("answer.md", studies=studies, solved=_solved, points=_points)
+    return f"{before}{BEGIN}\n{part}{END}{rest.split(END)[1]}"
 
 
 def answer_figure(study: dict) -> Figure:
