@@ -46,7 +46,7 @@ from .scene.bench import settled
 from .show.cells import clip, film, live_curves, say, show, table, tell  # noqa: F401  (for the notebooks)
 from .steps import scores, times  # noqa: F401
 
-GPU_PROFILE, CPU_PROFILE = "t4", "tiny"
+GPU_PROFILE = "t4"
 DRIVE = Path(os.environ.get("LAR_CONTENT", "/content")) / "drive"  # the variable is for tests of what Colab does
 # The smallest training whose heatmaps and rollouts can be talked about, for a notebook opened on its own.
 QUICK = {"demos_per_task": 12, "samples": 6_000, "episodes_per_task": 4}
@@ -73,8 +73,8 @@ def on_colab() -> bool:
 def choose_profile(wanted: str = "auto") -> str:
     """Say what this machine is and how big to work on it; returns the profile's name.
 
-    "auto": what LAR_PROFILE says; else PaliGemma on a GPU, else the tiny model. PaliGemma only where its weights are here
-    or the hub gives them to this user: a notebook goes on with the tiny model otherwise, and says so.
+    "auto": what LAR_PROFILE says; else PaliGemma on a GPU, else a small model. PaliGemma only where its weights are here
+    or the hub gives them to this user: a notebook goes on with the small model otherwise, and says so.
     Raises LarError for a profile that does not exist.
     """
     quiet()
@@ -93,16 +93,21 @@ def _choose(wanted: str) -> tuple[str, str]:
     if not torch.cuda.is_available():
         if on_colab():
             print("No GPU here. Runtime > Change runtime type > T4 GPU gives one, free; then run all again.")
-        return CPU_PROFILE, "a small model that a CPU trains in minutes, with nothing to download."
+        return _small(), "a small model that a CPU trains in minutes, with nothing to download."
     return _allowed(GPU_PROFILE, "PaliGemma-3B, which fits this GPU in 8 bit.")
 
 
 def _allowed(profile: str, why: str) -> tuple[str, str]:
-    """The profile, or the tiny one where its weights are PaliGemma's and may not be had."""
+    """The profile, or a small one where its weights are PaliGemma's and may not be had."""
     if make_config(profile=profile).profile.miniature or sign_in():
         return profile, why
-    return CPU_PROFILE, (f"{profile} needs PaliGemma-3B, whose weights may not be had (see above), so the small model is "
-                         "used.")
+    return _small(), (f"{profile} needs PaliGemma-3B, whose weights may not be had (see above), so the small model is "
+                      "used.")
+
+
+def _small() -> str:
+    """Colab's two cores are one of other machines, and a first look shall end within a quarter of an hour there."""
+    return "colab" if on_colab() else "tiny"
 
 
 def _machine() -> str:

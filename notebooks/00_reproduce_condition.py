@@ -14,15 +14,15 @@
 # **You will see** a demonstration, losses falling while the policy learns, where it looks, videos of it acting, and a
 # table in which every number stands beside the one that keeps it honest.
 #
-# | | free Colab T4, `t4` | two CPU cores, `tiny` |
+# | | free Colab T4, `t4` | two CPU cores: `colab` on Colab, elsewhere `tiny` |
 # |---|---|---|
-# | time | 3½ of the 4 hours that a session usually lasts (computed, not yet measured) | about 20 minutes after the installation |
+# | time | 3½ of the 4 hours that a session usually lasts (computed, not yet measured) | `colab`: about a quarter of an hour; `tiny`, more demonstrations and samples: about 20 minutes after the installation |
 # | memory | 9 GiB of the GPU (computed) | 4 GiB |
 # | needed | a Hugging Face token for PaliGemma's weights | nothing |
 
 # %% cellView="form"
 # @title Settings
-PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
+PROFILE = "auto"  # @param ["auto", "micro", "colab", "tiny", "small", "t4"]
 CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 REPOSITORY = "https://github.com/OWNER/la-reconvla"  # @param {type: "string"}

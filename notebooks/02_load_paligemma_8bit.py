@@ -21,7 +21,7 @@
 
 # %% cellView="form"
 # @title Settings
-PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
+PROFILE = "auto"  # @param ["auto", "micro", "colab", "tiny", "small", "t4"]
 DRIVE = True  # @param {type: "boolean"}
 REPOSITORY = "https://github.com/OWNER/la-reconvla"  # @param {type: "string"}
 

@@ -21,7 +21,7 @@
 
 # %% cellView="form"
 # @title Settings
-PROFILE = "auto"  # @param ["auto", "micro", "tiny", "small", "t4"]
+PROFILE = "auto"  # @param ["auto", "micro", "colab", "tiny", "small", "t4"]
 CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 STUDY = "first"  # @param ["first", "small"] {allow-input: true}
 KEPT = "modality"  # @param ["modality"] {allow-input: true}

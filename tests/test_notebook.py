@@ -49,7 +49,7 @@ def test_without_a_gpu_the_tiny_profile_and_the_reason(capsys, monkeypatch):
 
 def test_on_colab_without_a_gpu_it_says_how_to_get_one(capsys, monkeypatch, colab):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert notebook.choose_profile("auto") == "tiny"
+    assert notebook.choose_profile("auto") == "colab"
     assert "Change runtime type" in capsys.readouterr().out
 
 

@@ -49,6 +49,17 @@ def test_every_condition_runs_with_every_seed_and_one_blind_control_each(tmp_pat
     assert (profile.samples, profile.execute, profile.tasks) == (80, 4, (2,)) and configs["gaze_mask", 4].seed == 4
 
 
+@pytest.mark.parametrize("conditions", ["[action_only, attention_mask_closed]", "[attention_mask_closed, action_only]"])
+def test_an_arm_that_cannot_use_a_cache_shares_the_blind_control_of_those_that_do(tmp_path, conditions):
+    configs = load(tmp_path, f"conditions: {conditions}\nprofile: small").configs()
+    assert not configs["attention_mask_closed", 0].profile.cache and configs["blind", 0].profile.cache
+    blind = Run.open(configs["blind", 0], tmp_path / configs["blind", 0].name)
+    for arm in ("action_only", "attention_mask_closed"):
+        assert Run.open(configs[arm, 0], tmp_path / arm).control == blind.path
+    other = Run.open(configs["action_only", 0].replace(samples=64), tmp_path / "other")
+    assert other.control == other.path / "control"
+
+
 def test_a_deaf_condition_brings_its_own_blind_control(tmp_path):
     study = load(tmp_path, "conditions: [action_only, deaf, blind]")
     assert study.arms == ("action_only", "deaf", "blind", "blind_deaf")

@@ -120,7 +120,8 @@ class Study(Checked):
         changes = {"placement": self.placement[0], **self.changes}
         own = {(condition, seed): make_config(condition, self.profile, seed, **changes)
                for condition in self.conditions for seed in self.seeds}
-        blind = {(twin.condition.name, twin.seed): twin for twin in map(blind_twin, own.values())}
+        twins = sorted(map(blind_twin, own.values()), key=lambda twin: twin.profile.cache)  # of two, the one with a cache
+        blind = {(twin.condition.name, twin.seed): twin for twin in twins}
         return blind | {arm: config for arm, config in own.items() if arm not in blind}
 
 

@@ -55,6 +55,11 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     """
     if run.trained:
         return
+    Trainer(run, _dataset(run, demos), data).finish(line)
+
+
+def _dataset(run: Run, demos: list[Path]) -> DemoDataset:
+    """What is trained on. A function of its own, so that the episodes, which are as large, are let go before training."""
     episodes, _ = load_split(demos, run.config.profile.heldout_fraction, run.config.seed)
     _say_other_look(run.config.profile, episodes)
     stats = Stats.of(episodes)
@@ -65,7 +70,7 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
         asking = next(name for name in run.config.condition.regularisers if REGULARISERS.about(name).needs == "others")
         raise LarError(f"No sentence names the other bowl of these demonstrations' scenes, which {asking} compares with: "
                        f"choose tasks from 1 to 9 and demonstrations that say their task, or set {asking}=0.")
-    Trainer(run, dataset, data).finish(line)
+    return dataset
 
 
 def _say_other_look(profile: Profile, episodes: list[Episode]) -> None:

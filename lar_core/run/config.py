@@ -145,6 +145,7 @@ PROFILES: dict[str, Profile] = {profile.name: profile for profile in (
         demos_per_task=2, heldout_fraction=0.5, samples=128, batch_size=8, checkpoint_every=8, episodes_per_task=2,
         max_steps=24, videos_per_task=1, grounding_frames=16, scene_frames=0),
     _TINY,
+    _TINY.replace(name="colab", demos_per_task=80, samples=30_000, episodes_per_task=10),
     _BASE.replace(name="pretrain", samples=153_600, learning_rate=1.5e-3, optimiser="muon", checkpoint_every=200),
     _TINY.replace(name="small", tasks=(2, 5, 8), samples=96_000, batch_size=32, checkpoint_every=200,
                   grounding_frames=600),

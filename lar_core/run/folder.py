@@ -80,12 +80,16 @@ class Run:
 
     @property
     def control(self) -> Path:
-        """The run folder of this run's blind control: its own, or one of the same settings that lies beside it."""
+        """The run folder of this run's blind control: its own, or one of the same settings that lies beside it.
+
+        Cached or not, grey pictures give the same: so an arm that cannot use a cache shares the control of those that do.
+        """
         own, twin = self.path / "control", blind_twin(self.config)
         shared = self.path.parent / twin.name / "config.yaml"
-        if own.exists() or self.config.condition.blind or not shared.exists() or RunConfig.load(shared) != twin:
+        if own.exists() or self.config.condition.blind or not shared.exists():
             return own
-        return shared.parent
+        beside = RunConfig.load(shared).replace(cache=False)
+        return shared.parent if beside == twin.replace(cache=False) else own
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
