@@ -1,6 +1,7 @@
 """Number types that suit the device, whatever torch says it supports; launchers that are at work, and those that are not."""
 
 import os
+import platform
 import socketserver
 import subprocess
 import sys
@@ -130,3 +131,14 @@ def test_no_more_threads_than_a_container_grants_unless_a_number_is_asked_for(mo
         assert torch.get_num_threads() == (3 if asked in ("3", "3,1") else 1)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps other accounts")
+def test_freed_memory_goes_back_to_the_system():
+    """In a process of its own: what others have left decides whether there is anything to give back."""
+    lines = ["import numpy, psutil", "from lar_core.run.runtime import give_back_memory",
+             "resident = lambda: psutil.Process().memory_info().rss // 2**20", "freed = numpy.ones(2**21); del freed",
+             "arrays = [numpy.ones(2**18) for _ in range(200)]; last = arrays[-1]; del arrays",
+             "before = resident(); give_back_memory(); print(before - resident())"]
+    run = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) > 200  # MB, of 400

@@ -29,7 +29,7 @@ from ..run.files import append_jsonl, atomic_path, read_jsonl, write_json, write
 from ..run.folder import DATA, Run
 from ..run.processes import Stopped, on_stop
 from ..run.registry import REGULARISERS
-from ..run.runtime import Draws, device, float_dtype, group, mixed_precision
+from ..run.runtime import Draws, device, float_dtype, give_back_memory, group, mixed_precision
 from ..run.settings import Profile
 from ..scene.demonstrations import other_sentence
 from .losses import gradient_norm
@@ -55,7 +55,9 @@ def train(run: Run, demos: list[Path], data: Path = DATA, line: int = 0) -> None
     """
     if run.trained:
         return
-    Trainer(run, _dataset(run, demos), data).finish(line)
+    dataset = _dataset(run, demos)
+    give_back_memory()
+    Trainer(run, dataset, data).finish(line)
 
 
 def _dataset(run: Run, demos: list[Path]) -> DemoDataset:
