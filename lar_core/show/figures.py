@@ -330,19 +330,25 @@ def cost_bars(rows: Sequence[tuple[str, float]], label: str) -> Figure:
 
 
 @styled
-def differences(rows: Sequence[dict], reference: str) -> Figure:
-    """Difference from the reference with its interval, one line a comparison; full colour where it was detected."""
+def differences(rows: Sequence[dict], reference: str, interval: str = "95 % interval") -> Figure:
+    """Difference from the reference with its interval, one line a comparison; full colour where it was detected.
+
+    A row may have `per_seed`, the difference of each: small rings.
+    """
     figure, axis = lines([f"{row['condition']}, {row['placement']}" for row in rows], 0.8,
-                                 f"success minus that of {reference}, points; line: 95 % interval")
+                                 f"success minus that of {reference}, points; line: {interval}")
     for place, row in enumerate(rows):
         difference = row["difference"]
         colour = GREY if row["verdict"] == NOT_DETECTED else MODEL
         if difference["low"] is not None:
             axis.plot([100 * difference["low"], 100 * difference["high"]], [place, place], color=colour, linewidth=1.8)
         axis.plot(100 * difference["mean"], place, marker="o", color=colour)
+        each = [100 * seed for seed in row.get("per_seed", ())]
+        axis.plot(each, [place] * len(each), linestyle="", marker="o", markersize=9, fillstyle="none", color=colour, alpha=0.7)
     axis.axvline(0, color=GREY, linewidth=0.8)
     low, high = axis.get_xlim()
-    axis.set_xlim(min(low, -10), max(high, 10))  # where nothing differs, that should not look large
+    # Where nothing differs, that should not look large; and no two rates are further apart than 100 points.
+    axis.set_xlim(max(min(low, -10), -105), min(max(high, 10), 105))
     axis.grid(axis="x", alpha=0.6)
     return figure
 
