@@ -61,7 +61,8 @@ def with_answer(readme: str, studies: Sequence[dict]) -> str:
 def answer_figure(study: dict) -> Figure:
     """The planned differences of one study, in the plan's order; of each seed, and their mean with its interval."""
     rows = [{"condition": f"{row['condition']} − {row['beside']}", "placement": f"{row['seeds']} seeds",
-             "difference": row["difference"], "per_seed": row["per_seed"], "verdict": NOT_DETECTED if row["verdict"] == UNDECIDED else row["verdict"]}
+             "difference": row["difference"], "per_seed": row["per_seed"],
+             "verdict": NOT_DETECTED if row["verdict"] == UNDECIDED else row["verdict"]}
             for row in study["answers"]]
     levels = sorted({f"{100 * (1 - row['level']):.0f} %" for row in study["answers"]})
     return figures.differences(rows, "the other arm", f"{' or '.join(levels)} interval over seeds; rings: seeds")

@@ -344,7 +344,8 @@ def differences(rows: Sequence[dict], reference: str, interval: str = "95 % inte
             axis.plot([100 * difference["low"], 100 * difference["high"]], [place, place], color=colour, linewidth=1.8)
         axis.plot(100 * difference["mean"], place, marker="o", color=colour)
         each = [100 * seed for seed in row.get("per_seed", ())]
-        axis.plot(each, [place] * len(each), linestyle="", marker="o", markersize=9, fillstyle="none", color=colour, alpha=0.7)
+        axis.plot(each, [place] * len(each), linestyle="", marker="o", markersize=9, fillstyle="none", color=colour,
+                  alpha=0.7)
     axis.axvline(0, color=GREY, linewidth=0.8)
     low, high = axis.get_xlim()
     # Where nothing differs, that should not look large; and no two rates are further apart than 100 points.
