@@ -24,9 +24,9 @@
 PROFILE = "auto"  # @param ["auto", "micro", "colab", "tiny", "small", "t4"]
 CONDITION = "attention_mask"  # @param ["attention_mask", "random_mask", "inverse_mask", "gaze_mask", "gaze_diffusion", "attention_diffusion", "blue_noise_mask", "language_mask", "joint_mask", "bridge_head", "focus_head", "action_only"] {allow-input: true}
 STUDY = "first"  # @param ["first", "small"] {allow-input: true}
-KEPT = "modality"  # @param ["modality"] {allow-input: true}
+KEPT = "modality"  # @param ["modality", "answer/answer"] {allow-input: true}
 ARMS = "action_only, deaf, blind, blind_deaf"  # @param {type: "string"}
-PLACEMENT = "official"  # @param ["official", "wide", "counterfactual"] {allow-input: true}
+PLACEMENT = "official"  # @param ["official", "wide", "counterfactual", "near_counterfactual", "near"] {allow-input: true}
 DRIVE = True  # @param {type: "boolean"}
 REPOSITORY = "https://github.com/OWNER/la-reconvla"  # @param {type: "string"}
 
@@ -147,8 +147,8 @@ notebook.tell(findings.caveats(study))
 # ## A study that is kept
 #
 # `modality` asks what LIBERO-Spatial needs: the same recipe with eyes and ears, deaf, blind, and blind and deaf, on all ten tasks.
-# The planned study of masking (`docs/plan.md`) will be `answer/answer`, when it has been run. Choose arms and a placement in the form
-# above.
+# `answer/answer` is the planned study of masking (`docs/plan.md`), as far as it has been run: for it choose, say,
+# `action_only, random_mask, attention_mask, blind` and `near_counterfactual` in the form above.
 
 # %%
 from lar_core.measure.study import STUDY
