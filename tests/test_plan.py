@@ -41,6 +41,7 @@ def test_the_interval_over_seeds_is_students():
     found, scipys = over_seeds(values), stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((scipys.low, scipys.high))
     assert over_seeds([0.3]).low is None
+    assert (over_seeds([0.3, -0.2], 0.01).low, over_seeds([0.3, -0.2], 0.01).high) == (-1, 1)  # rates differ by no more
 
 
 @pytest.mark.parametrize("gains, verdict", [

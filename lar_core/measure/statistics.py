@@ -82,9 +82,9 @@ def _percentiles(values: np.ndarray, means: Sequence[float] | np.ndarray) -> Int
 
 
 def over_seeds(values: Sequence[float] | np.ndarray, level: float = ALPHA) -> Interval:
-    """Mean of one value a seed with Student's interval, which few seeds need; it has none for a single seed.
+    """Mean of one difference of two rates a seed with Student's interval, which few seeds need; a single one has none.
 
-    Raises ValueError for no values.
+    Of two seeds it can be wider than what two rates can differ by: it ends there. Raises ValueError for no values.
     """
     values = np.asarray(values, dtype=float)
     if not len(values):
@@ -92,7 +92,8 @@ def over_seeds(values: Sequence[float] | np.ndarray, level: float = ALPHA) -> In
     if len(values) == 1:
         return Interval(float(values[0]), None, None, 1)
     reach = _student(level, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return Interval(float(values.mean()), float(values.mean() - reach), float(values.mean() + reach), len(values))
+    low, high = np.clip([values.mean() - reach, values.mean() + reach], -1, 1).tolist()
+    return Interval(float(values.mean()), low, high, len(values))
 
 
 def student_test(values: Sequence[float] | np.ndarray) -> float:
