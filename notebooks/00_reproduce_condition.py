@@ -16,7 +16,7 @@
 #
 # | | free Colab T4, `t4` | two CPU cores: `colab` on Colab, elsewhere `tiny` |
 # |---|---|---|
-# | time | 3½ of the 4 hours that a session usually lasts (computed, not yet measured) | `colab`: about a quarter of an hour; `tiny`, more demonstrations and samples: about 20 minutes after the installation |
+# | time | 3½ of the 4 hours that a session usually lasts (computed, not yet measured) | `colab`: 11 minutes after the installation, which takes 2 to 3 (measured on another machine with two cores); `tiny`, more demonstrations and samples: about 20 minutes after the installation |
 # | memory | 9 GiB of the GPU (computed) | 4 GiB |
 # | needed | a Hugging Face token for PaliGemma's weights | nothing |
 
